@@ -1,0 +1,87 @@
+//! What the controller manager is told when it starts.
+
+use std::time::Duration;
+
+/// Upstream's flag names, where they exist; files are read by the caller and come as PEM text.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// `--controllers`: `*` is every controller, `name` enables one, `-name` disables one.
+    pub controllers: Vec<String>,
+    /// `--cluster-cidr`: pod networks are cut out of these (at most one an address family). Empty: no allocation.
+    pub cluster_cidr: Vec<String>,
+    /// `--service-cluster-ip-range`: never handed out as pod network.
+    pub service_cluster_ip_range: Vec<String>,
+    /// `--node-cidr-mask-size-ipv4`.
+    pub node_cidr_mask_size_ipv4: u8,
+    /// `--node-cidr-mask-size-ipv6`.
+    pub node_cidr_mask_size_ipv6: u8,
+    /// `--node-monitor-period`.
+    pub node_monitor_period: Duration,
+    /// `--node-monitor-grace-period`: silence after which a node's conditions become Unknown.
+    pub node_monitor_grace_period: Duration,
+    /// `--cluster-signing-cert-file`, `--cluster-signing-key-file`; without it no request is signed.
+    pub cluster_signing: Option<Signer>,
+    /// `--cluster-signing-duration`.
+    pub cluster_signing_duration: Duration,
+    /// `--root-ca-file`: content of `kube-root-ca.crt`; without it the ConfigMap isn't published.
+    pub root_ca_pem: Option<String>,
+    /// `--terminated-pod-gc-threshold`.
+    pub terminated_pod_gc_threshold: usize,
+    /// `--leader-elect`. `false` in a process that is alone by construction (`control-plane all` on the embedded
+    /// store): it costs a round trip at start.
+    pub leader_elect: bool,
+    /// This instance's name in the Lease; must differ between masters.
+    pub identity: String,
+}
+
+/// A certificate authority as PEM text.
+#[derive(Clone)]
+pub struct Signer {
+    /// The CA certificate.
+    pub cert_pem: String,
+    /// Its key.
+    pub key_pem: String,
+}
+
+impl std::fmt::Debug for Signer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Signer").finish_non_exhaustive()
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            controllers: vec!["*".into()],
+            cluster_cidr: Vec::new(),
+            service_cluster_ip_range: Vec::new(),
+            node_cidr_mask_size_ipv4: 24,
+            node_cidr_mask_size_ipv6: 64,
+            node_monitor_period: Duration::from_secs(5),
+            node_monitor_grace_period: Duration::from_secs(50),
+            cluster_signing: None,
+            cluster_signing_duration: Duration::from_secs(365 * 24 * 3600),
+            root_ca_pem: None,
+            terminated_pod_gc_threshold: 12_500,
+            leader_elect: true,
+            identity: "controller-manager".into(),
+        }
+    }
+}
+
+/// Why [`crate::run`] ended before it was told to, or did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Another instance holds the Lease now; decisions of this one could collide with it.
+    #[error("leader election lost: lease kube-system/kube-controller-manager is held by {holder:?}")]
+    LeadershipLost { holder: String },
+    /// A name in `--controllers` is not one of ours.
+    #[error("--controllers: {name:?} is not a controller; known: {known}")]
+    UnknownController { name: String, known: String },
+    /// A network in `--cluster-cidr` or `--service-cluster-ip-range` cannot be read.
+    #[error("{flag}: {value:?} is not a CIDR: {reason}")]
+    InvalidCidr { flag: &'static str, value: String, reason: String },
+    /// The signing certificate authority cannot be used.
+    #[error("--cluster-signing-cert-file, --cluster-signing-key-file: {reason}")]
+    InvalidSigner { reason: String },
+}
