@@ -1,0 +1,81 @@
+//! What an API server needs to know before it starts, and the handle one gets back.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use store::Store;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// A certificate chain and its key, PEM.
+#[derive(Clone)]
+pub struct KeyPair {
+    pub certificate: String,
+    pub key: String,
+}
+
+/// How service-account tokens are made and checked.
+#[derive(Clone)]
+pub struct ServiceAccountKeys {
+    /// PEM private key (ES256) that signs new tokens.
+    pub signing_key: String,
+    /// PEM public keys that are accepted.
+    pub public_keys: Vec<String>,
+    /// `iss`, also the default audience.
+    pub issuer: String,
+}
+
+/// Everything [`crate::run`] needs.
+#[derive(Clone)]
+pub struct Config {
+    pub store: Arc<dyn Store>,
+    /// Port 0 takes any free port; [`Handle::address`] tells which.
+    pub bind_address: SocketAddr,
+    /// The address other nodes reach this API server at (endpoint of the `kubernetes` Service).
+    pub advertise_address: IpAddr,
+    pub serving: KeyPair,
+    /// PEM bundle that client certificates are verified against.
+    pub client_ca: String,
+    /// Identity towards kubelets (exec, logs, …) and the CA their serving certificates come from.
+    pub kubelet_client: KeyPair,
+    pub kubelet_ca: String,
+    pub service_account: ServiceAccountKeys,
+    /// For example `10.96.0.0/12`; the first is the primary family.
+    pub service_cidrs: Vec<String>,
+    /// Inclusive; upstream's default is 30000–32767.
+    pub node_port_range: (u16, u16),
+    pub cluster_domain: String,
+    /// The compressed prose of OpenAPI; documents carry no descriptions without it.
+    pub openapi_descriptions: Option<PathBuf>,
+    pub event_ttl_seconds: i64,
+}
+
+/// A running API server.
+pub struct Handle {
+    /// The bound address.
+    pub address: SocketAddr,
+    pub(crate) ready: watch::Receiver<bool>,
+    pub(crate) shutdown: CancellationToken,
+    pub(crate) task: JoinHandle<()>,
+}
+
+impl Handle {
+    /// Returns once `/readyz` answers ok.
+    pub async fn ready(&self) {
+        let mut ready = self.ready.clone();
+        // The sender lives as long as the server; when it is gone nothing will become ready.
+        if ready.wait_for(|ready| *ready).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Ends watches, finishes requests in flight, returns when all is done.
+    pub async fn shutdown(self) {
+        self.shutdown.cancel();
+        if let Err(error) = self.task.await {
+            tracing::error!(%error, "API server task failed");
+        }
+    }
+}
