@@ -1,1 +1,27 @@
+//! What the API server knows about kinds: one catalog of facts, and pure functions over it.
+//!
+//! | module | question it answers |
+//! |---|---|
+//! | [`catalog`] | which resources and kinds exist, and how they are served |
+//! | [`types`] | which fields a type has, and how each is encoded, merged, defaulted |
+//! | [`codec`] | bytes (JSON, YAML, protobuf) ⇄ `serde_json::Value` |
+//! | [`fields`] | strict field checking, pruning, canonical form |
+//! | [`defaults`] | what upstream fills in |
+//! | [`validate`] | what upstream refuses, with its texts |
+//! | [`patch`] | JSON, merge and strategic merge patches |
+//! | [`table`] | server-side tables |
+//! | [`discovery`], [`openapi`] | the documents clients learn the API from |
 
+pub mod catalog;
+pub mod codec;
+pub mod defaults;
+pub mod discovery;
+pub mod fields;
+pub mod openapi;
+pub mod patch;
+pub mod table;
+pub mod types;
+pub mod validate;
+
+pub use catalog::{Catalog, GroupVersionKind, Kind, Resource, Scope, Subresource};
+pub use codec::MediaType;
