@@ -1,0 +1,5 @@
+//! The kernel's side of the pod network: netlink requests and network namespaces.
+
+pub mod links;
+pub mod namespace;
+pub mod routes;
