@@ -16,6 +16,7 @@ pub mod catalog;
 pub mod codec;
 pub mod defaults;
 pub mod discovery;
+mod facts;
 pub mod fields;
 pub mod openapi;
 pub mod patch;

@@ -5,6 +5,8 @@ use std::sync::{Arc, OnceLock};
 
 use serde_json::Value;
 
+use crate::facts;
+
 /// Index of an object type within its [`Types`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TypeId(pub(crate) u32);
@@ -29,14 +31,16 @@ pub enum FieldType {
     RawExtension,
     /// `metav1.FieldsV1`: any JSON object, raw bytes on the wire.
     FieldsV1,
-    /// Any JSON (`apiextensions.v1.JSON` and its relatives), with its protobuf shape.
+    /// The free-form JSON types of apiextensions.
     Json(JsonShape),
     Object(TypeId),
     List(Box<FieldType>),
+    /// A list in JSON, a message with one repeated field on the wire (`ExtraValue`, `Verbs`).
+    WrappedList(Box<FieldType>),
     Map(Box<FieldType>),
 }
 
-/// The union-like JSON types of apiextensions, which share JSON freedom but differ on the wire.
+/// The union-like JSON types of apiextensions, which differ on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum JsonShape {
     Raw,
@@ -45,9 +49,8 @@ pub enum JsonShape {
     SchemaOrStringArray,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ListType {
-    #[default]
     Atomic,
     Set,
     Map,
@@ -56,46 +59,155 @@ pub enum ListType {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Field {
     pub name: String,
+    /// Protobuf field number; 0 for `kind` and `apiVersion`, which travel in the envelope.
     pub number: u32,
     pub ty: FieldType,
     /// A Go pointer: absent and zero differ.
     pub pointer: bool,
     /// `omitempty`: a zero value is not written to JSON.
     pub omit_empty: bool,
+    /// `omitzero`: nor is an empty struct.
+    pub omit_zero: bool,
     pub required: bool,
     pub default: Option<Value>,
     pub enumeration: Vec<String>,
+    pub item_enumeration: Vec<String>,
     pub list_type: Option<ListType>,
     pub list_map_keys: Vec<String>,
     /// `x-kubernetes-map-type: atomic` on this field.
     pub map_atomic: bool,
-    pub patch_merge: bool,
-    pub patch_retain_keys: bool,
+    /// Upstream's text: `merge`, `retainKeys`, `merge,retainKeys`, `replace`.
+    pub patch_strategy: String,
     pub patch_merge_key: Option<String>,
+}
+
+impl Field {
+    pub fn patch_merges(&self) -> bool {
+        self.patch_strategy.split(',').any(|strategy| strategy == "merge")
+    }
+
+    pub fn patch_retains_keys(&self) -> bool {
+        self.patch_strategy.split(',').any(|strategy| strategy == "retainKeys")
+    }
+
+    /// A struct by value: always written, even when empty.
+    pub fn always_present(&self) -> bool {
+        !self.pointer && !self.omit_zero && matches!(self.ty, FieldType::Object(_))
+    }
+}
+
+/// A struct embedded in JSON but nested on the wire (`Volume.volumeSource`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Inline {
+    pub number: u32,
+    pub ty: TypeId,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ObjectType {
     /// Upstream's OpenAPI name, e.g. `io.k8s.api.core.v1.Container`.
     pub name: String,
-    /// Sorted by name.
+    /// Sorted by name; the fields of inlined structs are in their own types.
     pub fields: Vec<Field>,
+    pub inlines: Vec<Inline>,
+    /// Fields are replaced as a whole by server-side apply.
     pub map_atomic: bool,
+    /// `group/version/Kind`, `*` for kinds every group version accepts, empty for none.
+    pub gvk: String,
+    /// The `x-kubernetes-unions` value.
+    pub unions: Option<Value>,
 }
 
-/// A set of object types that refer to each other by [`TypeId`].
+impl ObjectType {
+    /// `Container`
+    pub fn short_name(&self) -> &str {
+        self.name.rsplit('.').next().unwrap_or_default()
+    }
+}
+
+/// A set of object types that refer to each other by [`TypeId`]. Built-in types are read from the table on first use.
 #[derive(Debug, Default)]
 pub struct Types {
     names: HashMap<String, TypeId>,
-    slots: Vec<OnceLock<Arc<ObjectType>>>,
+    slots: Vec<Slot>,
+}
+
+#[derive(Debug)]
+struct Slot {
+    source: &'static str,
+    parsed: OnceLock<ObjectType>,
 }
 
 impl Types {
+    /// The types of the table of facts; one set for the process.
+    pub fn builtin() -> Arc<Self> {
+        static BUILTIN: OnceLock<Arc<Types>> = OnceLock::new();
+        BUILTIN
+            .get_or_init(|| {
+                let mut types = Self::default();
+                for (name, source) in facts::type_sources() {
+                    types.names.insert(facts::full_name(name), TypeId(types.slots.len() as u32));
+                    types.slots.push(Slot { source, parsed: OnceLock::new() });
+                }
+                Arc::new(types)
+            })
+            .clone()
+    }
+
+    /// A set of its own for a custom resource: `object` fills in the types once their identities are known.
+    pub fn from_objects(objects: Vec<ObjectType>) -> Self {
+        let names = objects.iter().enumerate().map(|(index, object)| (object.name.clone(), TypeId(index as u32))).collect();
+        let slots = objects.into_iter().map(|object| Slot { source: "", parsed: OnceLock::from(object) }).collect();
+        Self { names, slots }
+    }
+
     pub fn get(&self, id: TypeId) -> &ObjectType {
-        self.slots[id.0 as usize].get_or_init(Arc::default)
+        let slot = &self.slots[id.0 as usize];
+        slot.parsed.get_or_init(|| facts::parse_type(slot.source, &|name| self.names.get(name).copied()))
     }
 
     pub fn by_name(&self, name: &str) -> Option<TypeId> {
         self.names.get(name).copied()
+    }
+
+    pub fn ids(&self) -> impl Iterator<Item = TypeId> + use<> {
+        (0..self.slots.len() as u32).map(TypeId)
+    }
+
+    /// The field as JSON sees it, inlined structs included.
+    pub fn field(&self, id: TypeId, name: &str) -> Option<&Field> {
+        let object = self.get(id);
+        match object.fields.binary_search_by(|field| field.name.as_str().cmp(name)) {
+            Ok(index) => Some(&object.fields[index]),
+            Err(_) => object.inlines.iter().find_map(|inline| self.field(inline.ty, name)),
+        }
+    }
+
+    /// All fields as JSON sees them.
+    pub fn fields(&self, id: TypeId) -> Vec<&Field> {
+        let object = self.get(id);
+        let inlined = object.inlines.iter().flat_map(|inline| self.fields(inline.ty));
+        object.fields.iter().chain(inlined).collect()
+    }
+
+    /// The object type behind a dotted path such as `spec.template.spec`; lists and maps are stepped through.
+    pub fn descend(&self, root: TypeId, path: &str) -> Option<&FieldType> {
+        let mut segments = path.split('.');
+        let mut current = &self.field(root, segments.next()?)?.ty;
+        for segment in segments {
+            let FieldType::Object(id) = current.element() else { return None };
+            current = &self.field(*id, segment)?.ty;
+        }
+        Some(current)
+    }
+}
+
+impl FieldType {
+    /// What lists and maps hold, at any depth.
+    pub fn element(&self) -> &FieldType {
+        match self {
+            Self::List(item) | Self::WrappedList(item) | Self::Map(item) => item.element(),
+            other => other,
+        }
     }
 }
