@@ -1,0 +1,86 @@
+//! The container images that travel inside the image, so that a machine without internet runs something.
+
+use crate::{
+    contents::IMAGES,
+    manifest::Versions,
+    oci::{self, ImageSpec},
+    packages::{PackageError, Packages},
+    run::{RunError, stdout},
+    tree::{Tree, TreeError},
+};
+use std::{fs, io, path::PathBuf, process::Command};
+
+const PACKAGE: &str = "busybox-static";
+const BINARY: &str = "usr/bin/busybox";
+/// Name of the part in the manifest.
+const PART: &str = "image:busybox";
+
+#[derive(Debug, thiserror::Error)]
+pub enum AddonError {
+    #[error("read {path}: {error}")]
+    Read { path: PathBuf, error: io::Error },
+    #[error("write the archive of {PART}: {0}")]
+    Archive(io::Error),
+    #[error(transparent)]
+    Package(#[from] PackageError),
+    #[error(transparent)]
+    Run(#[from] RunError),
+    #[error(transparent)]
+    Tree(#[from] TreeError),
+}
+
+/// Adds `docker.io/library/busybox`, made of Debian's static busybox, to the images of the root file system.
+pub fn add_busybox(tree: &mut Tree, packages: &Packages, versions: &mut Versions) -> Result<(), AddonError> {
+    let package = packages.find(PACKAGE)?;
+    let path = packages.extract(&package)?.join(BINARY);
+    let binary = fs::read(&path).map_err(|error| AddonError::Read { path: path.clone(), error })?;
+    // The binary itself knows its applets; it runs on any x86-64 host since it is static.
+    let applets = stdout(Command::new(&path).arg("--list"))?;
+    let version = upstream_version(&package.version);
+    let names = ["latest", version].map(|tag| format!("docker.io/library/busybox:{tag}"));
+    let spec = ImageSpec { names: &names, command: &["sh"], environment: &["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"] };
+    let archive = oci::archive(&spec, &files(binary, applets.lines())?).map_err(AddonError::Archive)?;
+    versions.set(PART, &package.version);
+    tree.file(&format!("{IMAGES}/busybox.tar"), 0o644, archive, PART)?;
+    Ok(())
+}
+
+/// `1:1.37.0-6+b9` → `1.37.0`.
+fn upstream_version(debian: &str) -> &str {
+    let version = debian.split_once(':').map_or(debian, |(_, rest)| rest);
+    version.split('-').next().unwrap_or(version)
+}
+
+fn files<'a>(binary: Vec<u8>, applets: impl Iterator<Item = &'a str>) -> Result<Tree, TreeError> {
+    let mut tree = Tree::default();
+    tree.file("bin/busybox", 0o755, binary, PART)?;
+    for applet in applets.filter(|applet| !applet.is_empty() && *applet != "busybox") {
+        tree.link(&format!("bin/{applet}"), "busybox", PART)?;
+    }
+    tree.link("usr/bin/env", "/bin/busybox", PART)?;
+    for (directory, mode) in [("dev", 0o755), ("etc", 0o755), ("home", 0o755), ("proc", 0o555), ("root", 0o700), ("sys", 0o555), ("tmp", 0o1777), ("var/www", 0o755)] {
+        tree.directory(directory, mode, PART)?;
+    }
+    tree.file("etc/passwd", 0o644, "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/home:/bin/false\n", PART)?;
+    tree.file("etc/group", 0o644, "root:x:0:\nnogroup:x:65534:\n", PART)?;
+    Ok(tree)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tag_is_upstreams_version() {
+        for (debian, want) in [("1:1.37.0-6+b9", "1.37.0"), ("1.35.0-4", "1.35.0"), ("2.0", "2.0")] {
+            assert_eq!(upstream_version(debian), want);
+        }
+    }
+
+    #[test]
+    fn applets_are_links_to_the_one_binary() {
+        let tree = files(b"x".to_vec(), ["busybox", "sh", "["].into_iter()).unwrap();
+        let links: Vec<_> = tree.iter().filter(|(path, _)| path.starts_with("bin/")).map(|(path, _)| path).collect();
+        assert_eq!(links, ["bin/[", "bin/busybox", "bin/sh"]);
+    }
+}
