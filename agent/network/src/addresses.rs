@@ -19,7 +19,9 @@ pub enum AddressError {
 
 /// Parses `cidr` and clears its host bits.
 pub fn parse(cidr: &str) -> Result<IpNet, AddressError> {
-    let net: IpNet = cidr.parse().map_err(|_| AddressError::Malformed(cidr.to_owned()))?;
+    let net: IpNet = cidr
+        .parse()
+        .map_err(|_| AddressError::Malformed(cidr.to_owned()))?;
     let net = net.trunc();
     let smallest = net.max_prefix_len() - 2;
     if net.prefix_len() > smallest {
@@ -95,20 +97,32 @@ mod tests {
     #[test]
     fn a_released_address_is_reused_last() {
         let net = parse("10.244.1.0/24").unwrap();
-        assert_eq!(next_free(net, &BTreeSet::new(), Some(ip("10.244.1.9"))).unwrap(), ip("10.244.1.10"));
-        assert_eq!(next_free(net, &BTreeSet::new(), Some(ip("10.244.1.254"))).unwrap(), ip("10.244.1.2"));
+        assert_eq!(
+            next_free(net, &BTreeSet::new(), Some(ip("10.244.1.9"))).unwrap(),
+            ip("10.244.1.10")
+        );
+        assert_eq!(
+            next_free(net, &BTreeSet::new(), Some(ip("10.244.1.254"))).unwrap(),
+            ip("10.244.1.2")
+        );
     }
 
     #[test]
     fn ipv6_networks_work_alike() {
         let net = parse("fd00:10:244:1::/64").unwrap();
         assert_eq!(gateway(net), ip("fd00:10:244:1::1"));
-        assert_eq!(next_free(net, &BTreeSet::new(), None).unwrap(), ip("fd00:10:244:1::2"));
+        assert_eq!(
+            next_free(net, &BTreeSet::new(), None).unwrap(),
+            ip("fd00:10:244:1::2")
+        );
     }
 
     #[test]
     fn bad_networks_are_refused() {
-        assert_eq!(parse("10.244.1.0"), Err(AddressError::Malformed("10.244.1.0".into())));
+        assert_eq!(
+            parse("10.244.1.0"),
+            Err(AddressError::Malformed("10.244.1.0".into()))
+        );
         assert!(matches!(parse("10.244.1.0/31"), Err(AddressError::TooSmall(_))));
     }
 }

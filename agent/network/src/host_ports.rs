@@ -42,9 +42,15 @@ pub struct PortMapping {
 pub fn render<'a>(family: Family, attachments: impl Iterator<Item = &'a Attachment>) -> String {
     let mut out = format!("*nat\n:{CHAIN} - [0:0]\n");
     for attachment in attachments {
-        let Some(pod) = attachment.addresses.iter().find(|a| Family::of(**a) == family) else { continue };
+        let Some(pod) = attachment.addresses.iter().find(|a| Family::of(**a) == family) else {
+            continue;
+        };
         for port in &attachment.port_mappings {
-            if port.host_port == 0 || port.host_ip.is_some_and(|ip| !ip.is_unspecified() && Family::of(ip) != family) {
+            if port.host_port == 0
+                || port
+                    .host_ip
+                    .is_some_and(|ip| !ip.is_unspecified() && Family::of(ip) != family)
+            {
                 continue;
             }
             let to = match port.host_ip {
@@ -52,7 +58,9 @@ pub fn render<'a>(family: Family, attachments: impl Iterator<Item = &'a Attachme
                 _ => String::new(),
             };
             let target = std::net::SocketAddr::new(*pod, port.container_port);
-            let PortMapping { protocol, host_port, .. } = port;
+            let PortMapping {
+                protocol, host_port, ..
+            } = port;
             // A pod that reaches itself through its own host port needs a source it can answer to.
             let _ = writeln!(
                 out,
@@ -88,15 +96,26 @@ mod tests {
 
     #[test]
     fn the_chain_holds_every_mapping_of_its_family() {
-        let web = PortMapping { protocol: Protocol::Tcp, container_port: 80, host_port: 8080, host_ip: None };
+        let web = PortMapping {
+            protocol: Protocol::Tcp,
+            container_port: 80,
+            host_port: 8080,
+            host_ip: None,
+        };
         let dns = PortMapping {
             protocol: Protocol::Udp,
             container_port: 53,
             host_port: 53,
             host_ip: Some("192.168.76.11".parse().unwrap()),
         };
-        let unused = PortMapping { host_port: 0, ..web.clone() };
-        let attachments = [attachment("10.244.1.2", vec![web.clone(), dns, unused]), attachment("fd00::2", vec![web])];
+        let unused = PortMapping {
+            host_port: 0,
+            ..web.clone()
+        };
+        let attachments = [
+            attachment("10.244.1.2", vec![web.clone(), dns, unused]),
+            attachment("fd00::2", vec![web]),
+        ];
         assert_eq!(
             render(Family::V4, attachments.iter()),
             "*nat\n\

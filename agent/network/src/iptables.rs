@@ -73,7 +73,12 @@ pub async fn ensure_jump(family: Family, chain: &str, rule: &[&str]) -> Result<(
     refused(family.iptables(), &nat(family, "-A", chain, rule).await?)
 }
 
-async fn nat(family: Family, action: &str, chain: &str, rule: &[&str]) -> Result<std::process::Output, IptablesError> {
+async fn nat(
+    family: Family,
+    action: &str,
+    chain: &str,
+    rule: &[&str],
+) -> Result<std::process::Output, IptablesError> {
     let program = family.iptables();
     Command::new(program)
         .args(["-w", "5", "-t", "nat", action, chain])

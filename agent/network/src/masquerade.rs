@@ -12,14 +12,21 @@ pub const CHAIN: &str = "IRONLET-POSTROUTING";
 /// masqueraded, what stays within keeps its source.
 pub fn render(family: Family, pod_cidrs: &[IpNet], cluster_cidrs: &[IpNet]) -> String {
     let of_family = |nets: &[IpNet]| -> Vec<IpNet> {
-        nets.iter().copied().filter(|n| Family::of(n.addr()) == family).collect()
+        nets.iter()
+            .copied()
+            .filter(|n| Family::of(n.addr()) == family)
+            .collect()
     };
     let mut out = format!("*nat\n:{CHAIN} - [0:0]\n");
     let pods = of_family(pod_cidrs);
     for cluster in of_family(cluster_cidrs) {
         let _ = writeln!(out, "-A {CHAIN} -d {cluster} -j RETURN");
     }
-    let multicast = if family == Family::V4 { "224.0.0.0/4" } else { "ff00::/8" };
+    let multicast = if family == Family::V4 {
+        "224.0.0.0/4"
+    } else {
+        "ff00::/8"
+    };
     let _ = writeln!(out, "-A {CHAIN} -d {multicast} -j RETURN");
     for pod in pods {
         let _ = writeln!(out, "-A {CHAIN} -s {pod} -j MASQUERADE --random-fully");
@@ -28,7 +35,11 @@ pub fn render(family: Family, pod_cidrs: &[IpNet], cluster_cidrs: &[IpNet]) -> S
     out
 }
 
-pub async fn apply(family: Family, pod_cidrs: &[IpNet], cluster_cidrs: &[IpNet]) -> Result<(), IptablesError> {
+pub async fn apply(
+    family: Family,
+    pod_cidrs: &[IpNet],
+    cluster_cidrs: &[IpNet],
+) -> Result<(), IptablesError> {
     iptables::restore(family, &render(family, pod_cidrs, cluster_cidrs)).await?;
     iptables::ensure_jump(family, "POSTROUTING", &["-j", CHAIN]).await
 }

@@ -70,19 +70,27 @@ impl PodNetwork {
     /// Reads what an earlier process recorded under `directory`.
     pub fn new(directory: &Path) -> Result<Self, NetworkError> {
         let attachments_dir = directory.join("attachments");
-        fs::create_dir_all(&attachments_dir)
-            .map_err(|source| NetworkError::Record { path: attachments_dir.clone(), source })?;
+        fs::create_dir_all(&attachments_dir).map_err(|source| NetworkError::Record {
+            path: attachments_dir.clone(),
+            source,
+        })?;
         let state = State {
             pod_cidrs: read(&directory.join("pod-cidrs.json"))?.unwrap_or_default(),
             attachments: read_attachments(&attachments_dir)?,
             ..State::default()
         };
-        Ok(Self { directory: directory.to_owned(), state: Mutex::new(state) })
+        Ok(Self {
+            directory: directory.to_owned(),
+            state: Mutex::new(state),
+        })
     }
 
     /// Takes the node's pod CIDRs (CRI UpdateRuntimeConfig) and brings the bridge up.
     pub async fn configure(&self, pod_cidrs: &[String]) -> Result<(), NetworkError> {
-        let nets = pod_cidrs.iter().map(|c| addresses::parse(c)).collect::<Result<Vec<_>, _>>()?;
+        let nets = pod_cidrs
+            .iter()
+            .map(|c| addresses::parse(c))
+            .collect::<Result<Vec<_>, _>>()?;
         if nets.is_empty() {
             return Err(NetworkError::NotConfigured);
         }
@@ -122,18 +130,33 @@ impl PodNetwork {
             None => {
                 let addresses = choose_addresses(&mut state)?;
                 let pod = pod.to_owned();
-                Attachment { sandbox_id: sandbox_id.to_owned(), pod, addresses, port_mappings }
+                Attachment {
+                    sandbox_id: sandbox_id.to_owned(),
+                    pod,
+                    addresses,
+                    port_mappings,
+                }
             }
         };
         // The record comes first: a crash from here on is cleaned up by the sandbox's detach.
         self.write(&record_name(sandbox_id), &attachment)?;
-        state.attachments.insert(sandbox_id.to_owned(), attachment.clone());
+        state
+            .attachments
+            .insert(sandbox_id.to_owned(), attachment.clone());
 
         let mtu = links::uplink_mtu().await.map_err(link("read the uplink's MTU"))?;
         let addresses = with_gateways(&state.pod_cidrs, &attachment.addresses);
         let host_side = host_side_name(sandbox_id);
-        let pair = Pair { host_side: &host_side, bridge: BRIDGE, netns, mtu, addresses };
-        links::create_pair(pair).await.map_err(link("connect the pod to the bridge"))?;
+        let pair = Pair {
+            host_side: &host_side,
+            bridge: BRIDGE,
+            netns,
+            mtu,
+            addresses,
+        };
+        links::create_pair(pair)
+            .await
+            .map_err(link("connect the pod to the bridge"))?;
         if !attachment.port_mappings.is_empty() {
             apply_host_ports(&state).await?;
         }
@@ -143,8 +166,12 @@ impl PodNetwork {
     /// Takes all of it back; nothing to do is success.
     pub async fn detach(&self, sandbox_id: &str) -> Result<(), NetworkError> {
         let mut state = self.state.lock().await;
-        links::delete(&host_side_name(sandbox_id)).await.map_err(link("delete the pod's link"))?;
-        let Some(gone) = state.attachments.remove(sandbox_id) else { return Ok(()) };
+        links::delete(&host_side_name(sandbox_id))
+            .await
+            .map_err(link("delete the pod's link"))?;
+        let Some(gone) = state.attachments.remove(sandbox_id) else {
+            return Ok(());
+        };
         if !gone.port_mappings.is_empty()
             && let Err(error) = apply_host_ports(&state).await
         {
@@ -152,7 +179,9 @@ impl PodNetwork {
         }
         let path = self.directory.join(record_name(sandbox_id));
         match fs::remove_file(&path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(NetworkError::Record { path, source }),
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(NetworkError::Record { path, source })
+            }
             _ => Ok(()),
         }
     }
@@ -167,15 +196,25 @@ async fn ensure_bridge(state: &mut State) -> Result<(), NetworkError> {
     if state.bridge_ready {
         return Ok(());
     }
-    let gateways: Vec<IpNet> = state.pod_cidrs.iter().map(|net| with_prefix_of(*net, addresses::gateway(*net))).collect();
+    let gateways: Vec<IpNet> = state
+        .pod_cidrs
+        .iter()
+        .map(|net| with_prefix_of(*net, addresses::gateway(*net)))
+        .collect();
     let mtu = links::uplink_mtu().await.map_err(link("read the uplink's MTU"))?;
-    links::ensure_bridge(BRIDGE, &gateways, mtu).await.map_err(link("bring up the pod bridge"))?;
+    links::ensure_bridge(BRIDGE, &gateways, mtu)
+        .await
+        .map_err(link("bring up the pod bridge"))?;
     state.bridge_ready = true;
     Ok(())
 }
 
 fn choose_addresses(state: &mut State) -> Result<Vec<IpAddr>, AddressError> {
-    let taken: BTreeSet<IpAddr> = state.attachments.values().flat_map(|a| a.addresses.iter().copied()).collect();
+    let taken: BTreeSet<IpAddr> = state
+        .attachments
+        .values()
+        .flat_map(|a| a.addresses.iter().copied())
+        .collect();
     let mut chosen = Vec::with_capacity(state.pod_cidrs.len());
     for net in &state.pod_cidrs {
         let address = addresses::next_free(*net, &taken, state.last.get(net).copied())?;
@@ -196,7 +235,9 @@ async fn apply_host_ports(state: &State) -> Result<(), NetworkError> {
 
 fn with_gateways(pod_cidrs: &[IpNet], pod: &[IpAddr]) -> Vec<(IpNet, IpAddr)> {
     let net_of = |a: &IpAddr| pod_cidrs.iter().find(|n| n.contains(a)).copied();
-    pod.iter().filter_map(|a| net_of(a).map(|net| (with_prefix_of(net, *a), addresses::gateway(net)))).collect()
+    pod.iter()
+        .filter_map(|a| net_of(a).map(|net| (with_prefix_of(net, *a), addresses::gateway(net))))
+        .collect()
 }
 
 fn with_prefix_of(net: IpNet, address: IpAddr) -> IpNet {
@@ -205,7 +246,11 @@ fn with_prefix_of(net: IpNet, address: IpAddr) -> IpNet {
 
 /// Interface names hold 15 bytes (IFNAMSIZ); sandbox IDs are hexadecimal and random.
 fn host_side_name(sandbox_id: &str) -> String {
-    let short: String = sandbox_id.chars().filter(char::is_ascii_alphanumeric).take(11).collect();
+    let short: String = sandbox_id
+        .chars()
+        .filter(char::is_ascii_alphanumeric)
+        .take(11)
+        .collect();
     format!("veth{short}")
 }
 
@@ -218,7 +263,10 @@ fn link(operation: &'static str) -> impl FnOnce(io::Error) -> NetworkError {
 }
 
 fn read_attachments(directory: &Path) -> Result<BTreeMap<String, Attachment>, NetworkError> {
-    let failed = |source| NetworkError::Record { path: directory.to_owned(), source };
+    let failed = |source| NetworkError::Record {
+        path: directory.to_owned(),
+        source,
+    };
     let mut found = BTreeMap::new();
     for entry in fs::read_dir(directory).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
@@ -232,9 +280,14 @@ fn read_attachments(directory: &Path) -> Result<BTreeMap<String, Attachment>, Ne
 }
 
 fn read<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>, NetworkError> {
-    let failed = |source| NetworkError::Record { path: path.to_owned(), source };
+    let failed = |source| NetworkError::Record {
+        path: path.to_owned(),
+        source,
+    };
     match fs::read(path) {
-        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|e| failed(e.into())),
+        Ok(bytes) => serde_json::from_slice(&bytes)
+            .map(Some)
+            .map_err(|e| failed(e.into())),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(failed(e)),
     }
@@ -275,13 +328,18 @@ mod tests {
             port_mappings: vec![],
         };
         network.write(&record_name("a1"), &attachment).unwrap();
-        network.write("pod-cidrs.json", &["10.244.1.0/24".parse::<IpNet>().unwrap()]).unwrap();
+        network
+            .write("pod-cidrs.json", &["10.244.1.0/24".parse::<IpNet>().unwrap()])
+            .unwrap();
 
         let again = PodNetwork::new(&dir).unwrap();
         assert!(again.readiness().is_ok());
         let mut state = again.state.into_inner();
         assert_eq!(state.attachments["a1"], attachment);
-        assert_eq!(choose_addresses(&mut state).unwrap(), ["10.244.1.3".parse::<IpAddr>().unwrap()]);
+        assert_eq!(
+            choose_addresses(&mut state).unwrap(),
+            ["10.244.1.3".parse::<IpAddr>().unwrap()]
+        );
         fs::remove_dir_all(dir).unwrap();
     }
 }

@@ -52,7 +52,10 @@ enum Action {
     Replace(Route),
     Delete(Route),
     /// The peer shares no link with this node.
-    Unreachable { node: String, pod_cidr: IpNet },
+    Unreachable {
+        node: String,
+        pod_cidr: IpNet,
+    },
 }
 
 /// What leads from the routes there are to the routes there should be.
@@ -63,35 +66,55 @@ fn plan(peers: &[Peer], links: &[LinkAddress], existing: &[Route]) -> Vec<Action
         for pod_cidr in &peer.pod_cidrs {
             match direct(peer, *pod_cidr, links) {
                 Some(route) => wanted.push(route),
-                None => actions.push(Action::Unreachable { node: peer.node.clone(), pod_cidr: *pod_cidr }),
+                None => actions.push(Action::Unreachable {
+                    node: peer.node.clone(),
+                    pod_cidr: *pod_cidr,
+                }),
             }
         }
     }
     let stale = |r: &&Route| !wanted.iter().any(|w| w.destination == r.destination);
     actions.extend(existing.iter().filter(stale).cloned().map(Action::Delete));
-    actions.extend(wanted.iter().filter(|w| !existing.contains(w)).cloned().map(Action::Replace));
+    actions.extend(
+        wanted
+            .iter()
+            .filter(|w| !existing.contains(w))
+            .cloned()
+            .map(Action::Replace),
+    );
     actions
 }
 
 fn direct(peer: &Peer, pod_cidr: IpNet, links: &[LinkAddress]) -> Option<Route> {
     let same_family = |a: &&IpAddr| a.is_ipv4() == pod_cidr.addr().is_ipv4();
     peer.addresses.iter().filter(same_family).find_map(|gateway| {
-        let link = links.iter().find(|l| l.network.contains(gateway) && l.network.addr() != *gateway)?;
-        Some(Route { destination: pod_cidr, gateway: *gateway, link: link.link })
+        let link = links
+            .iter()
+            .find(|l| l.network.contains(gateway) && l.network.addr() != *gateway)?;
+        Some(Route {
+            destination: pod_cidr,
+            gateway: *gateway,
+            link: link.link,
+        })
     })
 }
 
 /// Keeps routes and masquerading as the Nodes of the cluster say, until `shutdown`.
 pub async fn run_routes(client: Client, config: RoutesConfig, shutdown: CancellationToken) {
     let (reader, writer) = reflector::store::<Node>();
-    let stream = watcher(Api::<Node>::all(client), watcher::Config::default().any_semantic())
-        .modify(|node| {
-            node.managed_fields_mut().clear();
-            node.status.as_mut().map(|s| (s.images.take(), s.conditions.take()));
-        })
-        .default_backoff()
-        .reflect(writer)
-        .touched_objects();
+    let stream = watcher(
+        Api::<Node>::all(client),
+        watcher::Config::default().any_semantic(),
+    )
+    .modify(|node| {
+        node.managed_fields_mut().clear();
+        node.status
+            .as_mut()
+            .map(|s| (s.images.take(), s.conditions.take()));
+    })
+    .default_backoff()
+    .reflect(writer)
+    .touched_objects();
     let mut stream = std::pin::pin!(stream);
     let mut resync = tokio::time::interval(RESYNC);
     let mut state = Synced::default();
@@ -109,7 +132,9 @@ pub async fn run_routes(client: Client, config: RoutesConfig, shutdown: Cancella
             continue;
         }
         let nodes: Vec<_> = reader.state();
-        state.sync(&config, &nodes.iter().map(AsRef::as_ref).collect::<Vec<_>>()).await;
+        state
+            .sync(&config, &nodes.iter().map(AsRef::as_ref).collect::<Vec<_>>())
+            .await;
     }
 }
 
@@ -126,8 +151,11 @@ impl Synced {
     async fn sync(&mut self, config: &RoutesConfig, nodes: &[&Node]) {
         let own = nodes.iter().find(|n| n.name_any() == config.node_name);
         let pod_cidrs = own.map(|n| pod_cidrs(n)).unwrap_or_default();
-        let mut peers: Vec<Peer> =
-            nodes.iter().filter(|n| n.name_any() != config.node_name).map(|n| peer(n)).collect();
+        let mut peers: Vec<Peer> = nodes
+            .iter()
+            .filter(|n| n.name_any() != config.node_name)
+            .map(|n| peer(n))
+            .collect();
         peers.sort_by(|a, b| a.node.cmp(&b.node));
         let links = match sys::routes::link_addresses().await {
             Ok(links) => links,
@@ -182,9 +210,20 @@ fn pod_cidrs(node: &Node) -> Vec<IpNet> {
 }
 
 fn peer(node: &Node) -> Peer {
-    let addresses = node.status.as_ref().and_then(|s| s.addresses.as_deref()).unwrap_or_default();
-    let internal = addresses.iter().filter(|a| a.type_ == "InternalIP").filter_map(|a| a.address.parse().ok());
-    Peer { node: node.name_any(), addresses: internal.collect(), pod_cidrs: pod_cidrs(node) }
+    let addresses = node
+        .status
+        .as_ref()
+        .and_then(|s| s.addresses.as_deref())
+        .unwrap_or_default();
+    let internal = addresses
+        .iter()
+        .filter(|a| a.type_ == "InternalIP")
+        .filter_map(|a| a.address.parse().ok());
+    Peer {
+        node: node.name_any(),
+        addresses: internal.collect(),
+        pod_cidrs: pod_cidrs(node),
+    }
 }
 
 #[cfg(test)]
@@ -200,22 +239,35 @@ mod tests {
     }
 
     fn route(destination: &str, gateway: &str, link: u32) -> Route {
-        Route { destination: destination.parse().unwrap(), gateway: gateway.parse().unwrap(), link }
+        Route {
+            destination: destination.parse().unwrap(),
+            gateway: gateway.parse().unwrap(),
+            link,
+        }
     }
 
     fn links() -> Vec<LinkAddress> {
-        let link = |link, network: &str| LinkAddress { link, network: network.parse().unwrap() };
+        let link = |link, network: &str| LinkAddress {
+            link,
+            network: network.parse().unwrap(),
+        };
         vec![link(2, "10.0.2.15/24"), link(3, "192.168.76.11/24")]
     }
 
     #[test]
     fn peers_on_a_common_link_get_a_route_and_stale_routes_go() {
-        let peers = [peer("w1", "192.168.76.21", "10.244.1.0/24"), peer("far", "172.16.0.9", "10.244.2.0/24")];
+        let peers = [
+            peer("w1", "192.168.76.21", "10.244.1.0/24"),
+            peer("far", "172.16.0.9", "10.244.2.0/24"),
+        ];
         let old = route("10.244.9.0/24", "192.168.76.99", 3);
         assert_eq!(
             plan(&peers, &links(), std::slice::from_ref(&old)),
             [
-                Action::Unreachable { node: "far".into(), pod_cidr: "10.244.2.0/24".parse().unwrap() },
+                Action::Unreachable {
+                    node: "far".into(),
+                    pod_cidr: "10.244.2.0/24".parse().unwrap()
+                },
                 Action::Delete(old),
                 Action::Replace(route("10.244.1.0/24", "192.168.76.21", 3)),
             ]
@@ -225,7 +277,10 @@ mod tests {
     #[test]
     fn a_converged_node_needs_nothing() {
         let peers = [peer("w1", "192.168.76.21", "10.244.1.0/24")];
-        assert_eq!(plan(&peers, &links(), &[route("10.244.1.0/24", "192.168.76.21", 3)]), []);
+        assert_eq!(
+            plan(&peers, &links(), &[route("10.244.1.0/24", "192.168.76.21", 3)]),
+            []
+        );
     }
 
     #[test]
@@ -240,6 +295,9 @@ mod tests {
     #[test]
     fn an_address_of_our_own_is_no_way_to_a_peer() {
         let peers = [peer("clone", "192.168.76.11", "10.244.3.0/24")];
-        assert!(matches!(plan(&peers, &links(), &[])[..], [Action::Unreachable { .. }]));
+        assert!(matches!(
+            plan(&peers, &links(), &[])[..],
+            [Action::Unreachable { .. }]
+        ));
     }
 }

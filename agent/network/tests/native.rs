@@ -25,9 +25,16 @@ fn in_own_namespaces(test: &str) -> bool {
 }
 
 fn run(program: &str, args: &[&str]) -> String {
-    let output = Command::new(program).args(args).output().unwrap_or_else(|e| panic!("{program}: {e}"));
+    let output = Command::new(program)
+        .args(args)
+        .output()
+        .unwrap_or_else(|e| panic!("{program}: {e}"));
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{program} {args:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     text
 }
 
@@ -46,24 +53,46 @@ async fn pods_reach_each_other_and_leave_nothing_behind() {
     let (a, b) = (pod_namespace("a"), pod_namespace("b"));
     let dir = Path::new("/run/network");
     let network = PodNetwork::new(dir).unwrap();
-    assert!(network.attach("aaaaaaaaaaaa1", "default/a", &a, vec![]).await.is_err(), "no pod CIDR yet");
+    assert!(
+        network
+            .attach("aaaaaaaaaaaa1", "default/a", &a, vec![])
+            .await
+            .is_err(),
+        "no pod CIDR yet"
+    );
     network.configure(&["10.244.7.0/24".into()]).await.unwrap();
 
-    let web = PortMapping { protocol: Protocol::Tcp, container_port: 80, host_port: 8080, host_ip: None };
-    let first = network.attach("aaaaaaaaaaaa1", "default/a", &a, vec![web]).await.unwrap();
-    let second = network.attach("bbbbbbbbbbbb2", "default/b", &b, vec![]).await.unwrap();
+    let web = PortMapping {
+        protocol: Protocol::Tcp,
+        container_port: 80,
+        host_port: 8080,
+        host_ip: None,
+    };
+    let first = network
+        .attach("aaaaaaaaaaaa1", "default/a", &a, vec![web])
+        .await
+        .unwrap();
+    let second = network
+        .attach("bbbbbbbbbbbb2", "default/b", &b, vec![])
+        .await
+        .unwrap();
     assert_eq!(first, ["10.244.7.2".parse::<std::net::IpAddr>().unwrap()]);
     assert_eq!(second, ["10.244.7.3".parse::<std::net::IpAddr>().unwrap()]);
     run("ip", &["netns", "exec", "a", "ping", "-c1", "-W5", "10.244.7.3"]);
     run("ip", &["netns", "exec", "b", "ping", "-c1", "-W5", "10.244.7.1"]);
-    assert!(run("iptables-save", &["-t", "nat"]).contains("--dport 8080 -j DNAT --to-destination 10.244.7.2:80"));
+    assert!(
+        run("iptables-save", &["-t", "nat"]).contains("--dport 8080 -j DNAT --to-destination 10.244.7.2:80")
+    );
 
     let restarted = PodNetwork::new(dir).unwrap();
     restarted.detach("aaaaaaaaaaaa1").await.unwrap();
     restarted.detach("aaaaaaaaaaaa1").await.unwrap();
     assert!(!run("iptables-save", &["-t", "nat"]).contains("8080"));
     let links = run("ip", &["-o", "link"]);
-    assert!(!links.contains("vethaaaa") && links.contains("vethbbbb"), "{links}");
+    assert!(
+        !links.contains("vethaaaa") && links.contains("vethbbbb"),
+        "{links}"
+    );
     run("ip", &["netns", "del", "a"]);
     run("ip", &["netns", "del", "b"]);
 }

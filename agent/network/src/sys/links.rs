@@ -9,7 +9,9 @@ use std::path::Path;
 use futures::TryStreamExt;
 use ipnet::IpNet;
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
-use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkUnspec, LinkVeth, RouteMessageBuilder, new_connection};
+use rtnetlink::{
+    Handle, LinkBridge, LinkBridgePort, LinkUnspec, LinkVeth, RouteMessageBuilder, new_connection,
+};
 
 use super::namespace;
 
@@ -21,16 +23,28 @@ pub fn handle() -> io::Result<Handle> {
 }
 
 pub async fn find(handle: &Handle, name: &str) -> io::Result<Option<LinkMessage>> {
-    match handle.link().get().match_name(name.to_owned()).execute().try_next().await {
+    match handle
+        .link()
+        .get()
+        .match_name(name.to_owned())
+        .execute()
+        .try_next()
+        .await
+    {
         Ok(link) => Ok(link),
-        Err(rtnetlink::Error::NetlinkError(e)) if e.raw_code() == -rustix::io::Errno::NODEV.raw_os_error() => Ok(None),
+        Err(rtnetlink::Error::NetlinkError(e))
+            if e.raw_code() == -rustix::io::Errno::NODEV.raw_os_error() =>
+        {
+            Ok(None)
+        }
         Err(e) => Err(io_error(e)),
     }
 }
 
 pub async fn index(handle: &Handle, name: &str) -> io::Result<u32> {
     let link = find(handle, name).await?;
-    link.map(|l| l.header.index).ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("no link {name}")))
+    link.map(|l| l.header.index)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("no link {name}")))
 }
 
 pub fn mtu(link: &LinkMessage) -> Option<u32> {
@@ -44,7 +58,12 @@ pub fn mtu(link: &LinkMessage) -> Option<u32> {
 pub async fn ensure_bridge(name: &str, addresses: &[IpNet], mtu: u32) -> io::Result<()> {
     let handle = handle()?;
     if find(&handle, name).await?.is_none() {
-        handle.link().add(LinkBridge::new(name).build()).execute().await.map_err(io_error)?;
+        handle
+            .link()
+            .add(LinkBridge::new(name).build())
+            .execute()
+            .await
+            .map_err(io_error)?;
     }
     let index = index(&handle, name).await?;
     let up = LinkUnspec::new_with_index(index).mtu(mtu).up().build();
@@ -60,8 +79,17 @@ pub async fn ensure_bridge(name: &str, addresses: &[IpNet], mtu: u32) -> io::Res
 pub async fn uplink_mtu() -> io::Result<u32> {
     const ETHERNET: u32 = 1500;
     let handle = handle()?;
-    let Some(oif) = super::routes::default_link(&handle).await? else { return Ok(ETHERNET) };
-    let link = handle.link().get().match_index(oif).execute().try_next().await.map_err(io_error)?;
+    let Some(oif) = super::routes::default_link(&handle).await? else {
+        return Ok(ETHERNET);
+    };
+    let link = handle
+        .link()
+        .get()
+        .match_index(oif)
+        .execute()
+        .try_next()
+        .await
+        .map_err(io_error)?;
     Ok(link.as_ref().and_then(mtu).unwrap_or(ETHERNET))
 }
 
@@ -85,38 +113,77 @@ pub async fn create_pair(pair: Pair<'_>) -> io::Result<()> {
 
     let netns = File::open(pair.netns)?;
     let pod_index = index(&handle, &pod_side).await?;
-    let moved = LinkUnspec::new_with_index(pod_index).setns_by_fd(netns.as_raw_fd()).build();
+    let moved = LinkUnspec::new_with_index(pod_index)
+        .setns_by_fd(netns.as_raw_fd())
+        .build();
     handle.link().set(moved).execute().await.map_err(io_error)?;
 
     let host_index = index(&handle, pair.host_side).await?;
-    let attached = LinkUnspec::new_with_index(host_index).controller(bridge).mtu(pair.mtu).up().build();
+    let attached = LinkUnspec::new_with_index(host_index)
+        .controller(bridge)
+        .mtu(pair.mtu)
+        .up()
+        .build();
     handle.link().set(attached).execute().await.map_err(io_error)?;
     // A pod that reaches itself through its own Service leaves and enters by the same port.
-    handle.link().set_port(LinkBridgePort::new(host_index).hairpin(true).build()).execute().await.map_err(io_error)?;
+    handle
+        .link()
+        .set_port(LinkBridgePort::new(host_index).hairpin(true).build())
+        .execute()
+        .await
+        .map_err(io_error)?;
 
     let Pair { mtu, addresses, .. } = pair;
-    namespace::within(pair.netns, move || async move { configure_pod_side(&pod_side, mtu, &addresses).await }).await
+    namespace::within(pair.netns, move || async move {
+        configure_pod_side(&pod_side, mtu, &addresses).await
+    })
+    .await
 }
 
 async fn configure_pod_side(name: &str, mtu: u32, addresses: &[(IpNet, IpAddr)]) -> io::Result<()> {
     let handle = handle()?;
     let lo = index(&handle, "lo").await?;
-    handle.link().set(LinkUnspec::new_with_index(lo).up().build()).execute().await.map_err(io_error)?;
+    handle
+        .link()
+        .set(LinkUnspec::new_with_index(lo).up().build())
+        .execute()
+        .await
+        .map_err(io_error)?;
     let eth0 = index(&handle, name).await?;
-    let named = LinkUnspec::new_with_index(eth0).name("eth0".to_owned()).mtu(mtu).build();
+    let named = LinkUnspec::new_with_index(eth0)
+        .name("eth0".to_owned())
+        .mtu(mtu)
+        .build();
     handle.link().set(named).execute().await.map_err(io_error)?;
     for (address, _) in addresses {
-        handle.address().add(eth0, address.addr(), address.prefix_len()).execute().await.map_err(io_error)?;
+        handle
+            .address()
+            .add(eth0, address.addr(), address.prefix_len())
+            .execute()
+            .await
+            .map_err(io_error)?;
     }
-    handle.link().set(LinkUnspec::new_with_index(eth0).up().build()).execute().await.map_err(io_error)?;
+    handle
+        .link()
+        .set(LinkUnspec::new_with_index(eth0).up().build())
+        .execute()
+        .await
+        .map_err(io_error)?;
     for (_, gateway) in addresses {
         let builder = RouteMessageBuilder::<IpAddr>::new().output_interface(eth0);
         let default = match gateway {
             IpAddr::V4(_) => builder.destination_prefix(IpAddr::from([0u8; 4]), 0),
             IpAddr::V6(_) => builder.destination_prefix(IpAddr::from([0u8; 16]), 0),
         };
-        let default = default.and_then(|b| b.gateway(*gateway)).map_err(io::Error::other)?;
-        handle.route().add(default.build()).execute().await.map_err(io_error)?;
+        let default = default
+            .and_then(|b| b.gateway(*gateway))
+            .map_err(io::Error::other)?;
+        handle
+            .route()
+            .add(default.build())
+            .execute()
+            .await
+            .map_err(io_error)?;
     }
     Ok(())
 }
@@ -125,7 +192,12 @@ async fn configure_pod_side(name: &str, mtu: u32, addresses: &[(IpNet, IpAddr)])
 pub async fn delete(name: &str) -> io::Result<()> {
     let handle = handle()?;
     match find(&handle, name).await? {
-        Some(link) => handle.link().del(link.header.index).execute().await.map_err(io_error),
+        Some(link) => handle
+            .link()
+            .del(link.header.index)
+            .execute()
+            .await
+            .map_err(io_error),
         None => Ok(()),
     }
 }

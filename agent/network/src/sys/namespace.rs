@@ -18,12 +18,16 @@ where
     let (result_tx, result_rx) = tokio::sync::oneshot::channel();
     std::thread::Builder::new().name("netns".into()).spawn(move || {
         let result = enter(&file).and_then(|()| {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
             runtime.block_on(work())
         });
         let _ = result_tx.send(result);
     })?;
-    result_rx.await.map_err(|_| io::Error::other("the thread inside the network namespace died"))?
+    result_rx
+        .await
+        .map_err(|_| io::Error::other("the thread inside the network namespace died"))?
 }
 
 fn enter(netns: &File) -> io::Result<()> {

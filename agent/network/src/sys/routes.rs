@@ -19,14 +19,23 @@ const PROTOCOL: RouteProtocol = RouteProtocol::Other(73);
 /// The addresses of the node's links.
 pub async fn link_addresses() -> io::Result<Vec<LinkAddress>> {
     let handle = handle()?;
-    let messages: Vec<_> = handle.address().get().execute().try_collect().await.map_err(io_error)?;
+    let messages: Vec<_> = handle
+        .address()
+        .get()
+        .execute()
+        .try_collect()
+        .await
+        .map_err(io_error)?;
     let of = |m: &netlink_packet_route::address::AddressMessage| {
         let address = m.attributes.iter().find_map(|a| match a {
             AddressAttribute::Address(ip) => Some(*ip),
             _ => None,
         })?;
         let network = IpNet::new(address, m.header.prefix_len).ok()?;
-        Some(LinkAddress { link: m.header.index, network })
+        Some(LinkAddress {
+            link: m.header.index,
+            network,
+        })
     };
     Ok(messages.iter().filter_map(of).collect())
 }
@@ -34,21 +43,40 @@ pub async fn link_addresses() -> io::Result<Vec<LinkAddress>> {
 /// The routes that carry our protocol number.
 pub async fn ours() -> io::Result<Vec<Route>> {
     let handle = handle()?;
-    Ok(all(&handle).await?.iter().filter(|m| m.header.protocol == PROTOCOL).filter_map(route).collect())
+    Ok(all(&handle)
+        .await?
+        .iter()
+        .filter(|m| m.header.protocol == PROTOCOL)
+        .filter_map(route)
+        .collect())
 }
 
 /// The link of the IPv4 default route.
 pub async fn default_link(handle: &Handle) -> io::Result<Option<u32>> {
     let routes = dump(handle, RouteMessageBuilder::<std::net::Ipv4Addr>::new().build()).await?;
-    Ok(routes.iter().find(|m| m.header.destination_prefix_length == 0).and_then(output_link))
+    Ok(routes
+        .iter()
+        .find(|m| m.header.destination_prefix_length == 0)
+        .and_then(output_link))
 }
 
 pub async fn replace(route: &Route) -> io::Result<()> {
-    handle()?.route().add(message(route)?).replace().execute().await.map_err(io_error)
+    handle()?
+        .route()
+        .add(message(route)?)
+        .replace()
+        .execute()
+        .await
+        .map_err(io_error)
 }
 
 pub async fn delete(route: &Route) -> io::Result<()> {
-    handle()?.route().del(message(route)?).execute().await.map_err(io_error)
+    handle()?
+        .route()
+        .del(message(route)?)
+        .execute()
+        .await
+        .map_err(io_error)
 }
 
 fn message(route: &Route) -> io::Result<RouteMessage> {
@@ -68,7 +96,13 @@ async fn all(handle: &Handle) -> io::Result<Vec<RouteMessage>> {
 }
 
 async fn dump(handle: &Handle, of: RouteMessage) -> io::Result<Vec<RouteMessage>> {
-    handle.route().get(of).execute().try_collect().await.map_err(io_error)
+    handle
+        .route()
+        .get(of)
+        .execute()
+        .try_collect()
+        .await
+        .map_err(io_error)
 }
 
 fn route(message: &RouteMessage) -> Option<Route> {
@@ -85,9 +119,16 @@ fn route(message: &RouteMessage) -> Option<Route> {
         AddressFamily::Inet6 => IpAddr::from([0u8; 16]),
         _ => IpAddr::from([0u8; 4]),
     };
-    let destination =
-        IpNet::new(destination.unwrap_or(unspecified), message.header.destination_prefix_length).ok()?;
-    Some(Route { destination, gateway: gateway?, link: output_link(message)? })
+    let destination = IpNet::new(
+        destination.unwrap_or(unspecified),
+        message.header.destination_prefix_length,
+    )
+    .ok()?;
+    Some(Route {
+        destination,
+        gateway: gateway?,
+        link: output_link(message)?,
+    })
 }
 
 fn output_link(message: &RouteMessage) -> Option<u32> {
