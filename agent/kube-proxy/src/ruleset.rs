@@ -255,7 +255,7 @@ impl Renderer<'_> {
             self.portal("external IP", ip, &external, ready);
         }
         for ip in self.port.load_balancer_ips.clone() {
-            let target = if self.port.load_balancer_source_ranges.is_empty() {
+            let target = if !ready || self.port.load_balancer_source_ranges.is_empty() {
                 external.clone()
             } else {
                 self.firewall(ip, &external)
