@@ -9,6 +9,10 @@ pub mod etcd;
 use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::mpsc;
+use tokio_util::sync::DropGuard;
+
+pub use embedded::EmbeddedStore;
+pub use etcd::{EtcdConfig, EtcdStore};
 
 /// A point in the store's history. Every successful writing transaction makes a new one.
 pub type Revision = i64;
@@ -164,7 +168,7 @@ pub enum WatchMessage {
 pub struct Watch {
     pub receiver: mpsc::Receiver<WatchMessage>,
     /// Held by engines that must tell a server the watch is gone.
-    pub(crate) _guard: Option<tokio_util::sync::DropGuard>,
+    pub(crate) _guard: Option<DropGuard>,
 }
 
 impl Watch {
@@ -176,13 +180,10 @@ impl Watch {
 /// Why the store could not do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    #[error("the requested revision has been compacted (compact revision {compact_revision})")]
-    Compacted { compact_revision: Revision },
-    #[error("the requested revision {requested} is in the future (current revision {current})")]
-    FutureRevision {
-        requested: Revision,
-        current: Revision,
-    },
+    #[error("the requested revision has been compacted")]
+    Compacted,
+    #[error("the requested revision {0} is a future revision")]
+    FutureRevision(Revision),
     #[error("lease {0} not found")]
     LeaseNotFound(LeaseId),
     #[error("key given more than once in one transaction")]
