@@ -1,0 +1,86 @@
+//! The invariants of the code map: which crate may depend on which, and what leaves may not touch.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::Command;
+
+use serde_json::Value;
+
+/// Crate → the workspace crates it may use. A crate that is not here fails the test.
+const EDGES: [(&str, &[&str]); 20] = [
+    ("agent", &["cri", "kube-proxy", "kubelet", "network", "node-config", "pki"]),
+    ("api", &[]),
+    ("apiserver", &["auth", "pki", "schema", "store"]),
+    ("auth", &["pki"]),
+    ("control-plane", &["apiserver", "auth", "controller-manager", "pki", "scheduler", "schema", "store"]),
+    ("controller-manager", &["api", "pki"]),
+    ("cri", &["cri-api"]),
+    ("cri-api", &[]),
+    ("image", &["node-config", "schema"]),
+    ("init", &["node-config"]),
+    ("kube-proxy", &["api"]),
+    ("kubelet", &["api", "cri-api", "pki"]),
+    ("network", &[]),
+    ("node-config", &[]),
+    ("pki", &[]),
+    ("qemu", &["node-config"]),
+    ("scheduler", &["api"]),
+    ("schema", &[]),
+    ("store", &[]),
+    ("tests", &[]),
+];
+
+/// Crates of the API server's side that must stay free of the typed API and of any client.
+const UNTYPED: [&str; 5] = ["apiserver", "auth", "pki", "schema", "store"];
+
+/// Leaves decide and never act, so they need no runtime.
+const PURE: [&str; 5] = ["api", "auth", "node-config", "pki", "schema"];
+
+fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version", "1", "--no-deps", "--offline"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .expect("cargo metadata");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let metadata: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let packages = metadata["packages"].as_array().expect("packages");
+    let names = |package: &Value| {
+        let runtime = |d: &&Value| d["kind"].is_null();
+        let dependencies = package["dependencies"].as_array().expect("dependencies");
+        dependencies.iter().filter(runtime).map(|d| d["name"].as_str().expect("a name").to_owned()).collect()
+    };
+    packages.iter().map(|p| (p["name"].as_str().expect("a name").to_owned(), names(p))).collect()
+}
+
+#[test]
+fn crates_use_only_whom_they_may() {
+    let dependencies = dependencies();
+    let members: BTreeSet<&String> = dependencies.keys().collect();
+    let allowed: BTreeMap<&str, &[&str]> = EDGES.into_iter().collect();
+    for (name, uses) in &dependencies {
+        let allowed = allowed.get(name.as_str()).unwrap_or_else(|| panic!("{name} is not in the table of edges"));
+        let siblings = uses.iter().filter(|u| members.contains(u));
+        let beyond: Vec<_> = siblings.filter(|u| !allowed.contains(&u.as_str())).collect();
+        assert!(beyond.is_empty(), "{name} must not use {beyond:?}");
+    }
+}
+
+#[test]
+fn the_api_server_s_side_knows_no_typed_api() {
+    let dependencies = dependencies();
+    for name in UNTYPED {
+        for banned in ["k8s-openapi", "kube"] {
+            assert!(!dependencies[name].contains(banned), "{name} must not use {banned}");
+        }
+    }
+}
+
+#[test]
+fn leaves_do_no_input_or_output() {
+    let dependencies = dependencies();
+    for name in PURE {
+        for banned in ["tokio", "hyper", "axum", "rustix", "nix", "kube"] {
+            assert!(!dependencies[name].contains(banned), "{name} must not use {banned}");
+        }
+    }
+}
