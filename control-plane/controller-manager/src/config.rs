@@ -80,7 +80,11 @@ pub enum Error {
     UnknownController { name: String, known: String },
     /// A network in `--cluster-cidr` or `--service-cluster-ip-range` cannot be read.
     #[error("{flag}: {value:?} is not a CIDR: {reason}")]
-    InvalidCidr { flag: &'static str, value: String, reason: String },
+    InvalidCidr {
+        flag: &'static str,
+        value: String,
+        reason: String,
+    },
     /// The signing certificate authority cannot be used.
     #[error("--cluster-signing-cert-file, --cluster-signing-key-file: {reason}")]
     InvalidSigner { reason: String },

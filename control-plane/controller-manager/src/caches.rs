@@ -1,0 +1,96 @@
+//! All the caches of the process: one watch a kind, whoever needs it.
+
+use crate::cache::{Cache, Object, Observers};
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Endpoints, Namespace, Node, Pod, Secret, Service, ServiceAccount,
+};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::runtime::watcher::Config;
+use kube::{Api, Client};
+use std::any::TypeId;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use tokio::task::JoinSet;
+
+type Start = Box<dyn FnOnce(Client) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send>;
+type Synced = Box<dyn Fn() -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
+
+macro_rules! caches {
+    ($($(#[$doc:meta])* $field:ident: $type:ty = $config:expr, $trim:expr;)*) => {
+        /// One field a kind.
+        pub struct Caches {
+            $($(#[$doc])* pub $field: Arc<Cache<$type>>,)*
+        }
+
+        impl Caches {
+            /// The caches, and their watches, not yet running: handlers come first.
+            pub fn new() -> (Self, Watches) {
+                let mut watches = Watches::default();
+                let caches = Self { $($field: watches.add($config, $trim),)* };
+                (caches, watches)
+            }
+        }
+    };
+}
+
+caches! {
+    pods: Pod = Config::default(), |_| {};
+    nodes: Node = Config::default(), |node| if let Some(status) = &mut node.status { status.images = None; };
+    namespaces: Namespace = Config::default(), |_| {};
+    /// Node leases only.
+    leases: Lease = Config::default().fields("metadata.namespace=kube-node-lease"), |_| {};
+    service_accounts: ServiceAccount = Config::default(), |_| {};
+    /// `kube-root-ca.crt` of every namespace, and `cluster-info`.
+    root_ca_maps: ConfigMap = Config::default().fields("metadata.name=kube-root-ca.crt"), |_| {};
+    cluster_info: ConfigMap = Config::default().fields("metadata.name=cluster-info,metadata.namespace=kube-public"), |_| {};
+    /// Bootstrap tokens.
+    token_secrets: Secret = Config::default().fields("type=bootstrap.kubernetes.io/token,metadata.namespace=kube-system"), |_| {};
+    services: Service = Config::default(), |_| {};
+    endpoint_slices: EndpointSlice = Config::default(), |_| {};
+    endpoints: Endpoints = Config::default(), |_| {};
+    deployments: Deployment = Config::default(), |_| {};
+    replica_sets: ReplicaSet = Config::default(), |_| {};
+    signing_requests: CertificateSigningRequest = Config::default(), |_| {};
+}
+
+/// Watches waiting for their client.
+#[derive(Default)]
+pub struct Watches {
+    pub observers: Observers,
+    starts: Vec<Start>,
+    synced: Vec<Synced>,
+}
+
+impl Watches {
+    fn add<K: Object>(&mut self, config: Config, trim: fn(&mut K)) -> Arc<Cache<K>> {
+        let cache = Arc::new(Cache::new(trim));
+        self.observers
+            .entry(TypeId::of::<K>())
+            .or_default()
+            .push(cache.clone());
+        let running = cache.clone();
+        self.starts.push(Box::new(move |client| {
+            Box::pin(async move { running.run(Api::all(client), config).await })
+        }));
+        let waiting = cache.clone();
+        self.synced.push(Box::new(move || {
+            let cache = waiting.clone();
+            Box::pin(async move { cache.wait_synced().await })
+        }));
+        cache
+    }
+
+    /// Starts every watch on `tasks` and returns when each has its first list.
+    pub async fn start(&mut self, client: &Client, tasks: &mut JoinSet<()>) {
+        for start in self.starts.drain(..) {
+            tasks.spawn(start(client.clone()));
+        }
+        for synced in &self.synced {
+            synced().await;
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! The list of controllers, and what each is given.
+
+mod deployment;
+mod replicaset;
+
+use crate::caches::Caches;
+use crate::config::{Config, Error};
+use crate::executor::Executor;
+use crate::key::Key;
+use crate::queue::Queue;
+use crate::runner::{self, Controller};
+use std::pin::Pin;
+use std::sync::Arc;
+
+/// What a controller may use.
+pub struct Context {
+    pub client: kube::Client,
+    pub caches: Arc<Caches>,
+    pub config: Arc<Config>,
+    pub executor: Arc<Executor>,
+}
+
+/// A controller, ready to run once the caches are filled.
+pub type Running = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+type Start = fn(&Context) -> Result<Running, Error>;
+
+/// Upstream's names, for `--controllers`.
+const CONTROLLERS: &[(&str, Start)] = &[
+    ("deployment-controller", deployment::start),
+    ("replicaset-controller", replicaset::start),
+];
+
+/// Every enabled controller, its handlers attached to the caches.
+pub fn all(context: &Context) -> Result<Vec<Running>, Error> {
+    CONTROLLERS
+        .iter()
+        .filter(|(name, _)| is_enabled(&context.config.controllers, name))
+        .map(|(_, start)| start(context))
+        .collect()
+}
+
+/// Refuses names in `--controllers` that mean nothing.
+pub fn check_names(wanted: &[String]) -> Result<(), Error> {
+    for name in wanted {
+        let plain = name.strip_prefix('-').unwrap_or(name);
+        if plain != "*" && !CONTROLLERS.iter().any(|(known, _)| *known == plain) {
+            let known = CONTROLLERS
+                .iter()
+                .map(|(name, _)| *name)
+                .collect::<Vec<_>>()
+                .join(", ");
+            return Err(Error::UnknownController {
+                name: plain.into(),
+                known,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Upstream's rule: named beats `*`, and `-name` beats that.
+fn is_enabled(wanted: &[String], name: &str) -> bool {
+    let disabled = wanted.iter().any(|w| w.strip_prefix('-') == Some(name));
+    !disabled && wanted.iter().any(|w| w == "*" || w == name)
+}
+
+/// Runs a controller that needs nothing but its queue.
+fn spawn<C: Controller>(context: &Context, controller: C, queue: Arc<Queue>) -> Running {
+    Box::pin(runner::run(Arc::new(controller), queue, context.executor.clone()))
+}
+
+/// Adds to `queue` the controllers of kind `kind` that an object has, or has had.
+fn enqueue_owner(
+    queue: &Queue,
+    meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
+    kind: &str,
+) {
+    if let Some(owner) = api::owner::controller_of(meta).filter(|owner| owner.kind == kind) {
+        queue.add(Key::new(
+            meta.namespace.as_deref().unwrap_or_default(),
+            &owner.name,
+        ));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn selecting_controllers() {
+        let list = |names: &[&str]| names.iter().map(|n| n.to_string()).collect::<Vec<_>>();
+        assert!(is_enabled(&list(&["*"]), "replicaset-controller"));
+        assert!(!is_enabled(
+            &list(&["*", "-replicaset-controller"]),
+            "replicaset-controller"
+        ));
+        assert!(!is_enabled(
+            &list(&["deployment-controller"]),
+            "replicaset-controller"
+        ));
+        assert!(check_names(&list(&["*", "-nonsense"])).is_err());
+        assert!(check_names(&list(&["*", "-deployment-controller"])).is_ok());
+    }
+}
