@@ -9,6 +9,6 @@ mod programs;
 
 pub use control_plane::{ControlPlane, Etcd};
 pub use kubectl::Kubectl;
-pub use machines::Machines;
+pub use machines::{BOOT, Machines};
 pub use namespaces::in_own_namespaces;
 pub use programs::{Program, TempDir, binary, command, eventually, output};
