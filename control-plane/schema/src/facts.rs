@@ -5,6 +5,7 @@ use serde_json::Value;
 use crate::types::{Field, FieldType, Inline, JsonShape, ListType, ObjectType, TypeId};
 
 pub(crate) const TYPES: &str = include_str!("../facts/types.facts");
+pub(crate) const DEFAULTS: &str = include_str!("../facts/defaults.facts");
 pub(crate) const RESOURCES: &str = include_str!("../facts/resources.facts");
 
 /// `core.v1.Pod` and its block of lines, for every type.

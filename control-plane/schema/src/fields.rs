@@ -82,7 +82,8 @@ impl Walk<'_> {
             | (FieldType::IntOrString, Value::String(_))
             | (FieldType::Double, Value::Number(_))
             | (FieldType::RawExtension | FieldType::Json(_), _)
-            | (FieldType::FieldsV1, Value::Object(_)) => Ok(()),
+            | (FieldType::FieldsV1, Value::Object(_))
+            | (_, Value::Null) => Ok(()),
             (FieldType::Int64, Value::Number(number)) if number.is_i64() => Ok(()),
             (FieldType::Int32 | FieldType::IntOrString, Value::Number(number)) if number.as_i64().is_some_and(|number| i32::try_from(number).is_ok()) => Ok(()),
             (FieldType::Bytes, Value::String(text)) => match STANDARD.decode(text.as_bytes()) {
