@@ -190,7 +190,7 @@ pub fn attach(layout: &Layout, node: Option<&str>) -> anyhow::Result<()> {
 
 /// Ends the cluster and removes all that it left; nothing to do is fine.
 pub fn down(layout: &Layout) -> anyhow::Result<()> {
-    if !layout.directory.exists() {
+    if !layout.record().exists() {
         println!("no cluster at {}", layout.directory.display());
         return Ok(());
     }

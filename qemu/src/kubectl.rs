@@ -1,5 +1,6 @@
 //! The real kubectl, as a user would call it.
 
+use crate::layout::Layout;
 use anyhow::{Context, bail};
 use serde_json::Value;
 use std::{
@@ -13,17 +14,18 @@ use std::{
 pub struct Kubectl {
     program: PathBuf,
     kubeconfig: PathBuf,
+    cache: PathBuf,
 }
 
 impl Kubectl {
     /// `$KUBECTL`, the one in the PATH, or the one qemu/up keeps in the cache.
-    pub fn find(kubeconfig: &Path) -> anyhow::Result<Self> {
+    pub fn find(layout: &Layout) -> anyhow::Result<Self> {
         let named = env::var_os("KUBECTL").filter(|value| !value.is_empty()).map(PathBuf::from);
         let in_path = || env::split_paths(&env::var_os("PATH")?).map(|directory| directory.join("kubectl")).find(|path| path.is_file());
         let cached = || cache_directory().map(|cache| cache.join("bin/kubectl")).filter(|path| path.is_file());
         let program = named.or_else(in_path).or_else(cached);
         let program = program.context("no kubectl in the PATH; qemu/up fetches one, or say KUBECTL=FILE")?;
-        Ok(Self { program, kubeconfig: kubeconfig.to_owned() })
+        Ok(Self { program, kubeconfig: layout.kubeconfig(), cache: layout.kubectl_cache() })
     }
 
     pub fn program(&self) -> &Path {
@@ -35,6 +37,8 @@ impl Kubectl {
         let mut child = Command::new(&self.program)
             .arg("--kubeconfig")
             .arg(&self.kubeconfig)
+            .arg("--cache-dir")
+            .arg(&self.cache)
             .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

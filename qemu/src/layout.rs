@@ -36,6 +36,11 @@ impl Layout {
         self.directory.join("kubeconfig")
     }
 
+    /// kubectl's discovery cache, which goes by address: another cluster may have had our port.
+    pub fn kubectl_cache(&self) -> PathBuf {
+        self.directory.join("kubectl-cache")
+    }
+
     pub fn lock(&self) -> PathBuf {
         self.directory.join("lock")
     }
@@ -52,7 +57,7 @@ impl Layout {
         NodeFiles::new(&self.directory, name)
     }
 
-    /// Every file that may exist, for `down`; the lock comes last.
+    /// Every file that may exist besides kubectl's cache, for `down`; the lock comes last.
     pub fn all<'a>(&self, nodes: impl IntoIterator<Item = &'a str>) -> Vec<PathBuf> {
         let mut files = vec![self.kubeconfig(), self.hub(), self.hub_log()];
         for name in nodes {

@@ -15,6 +15,7 @@ use std::{
     env,
     ffi::OsStr,
     fs::{self, OpenOptions},
+    io,
     net::{Ipv4Addr, TcpListener},
     os::unix::{fs::OpenOptionsExt, net::UnixStream},
     path::Path,
@@ -127,13 +128,13 @@ pub fn remove(record: &Record, layout: &Layout) -> anyhow::Result<()> {
     if let Some(hub) = &record.hub {
         hub.kill(KILL_LIMIT).context("kill the lab network")?;
     }
+    let gone = |path: &Path, result: io::Result<()>| match result {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).with_context(|| format!("remove {}", path.display())),
+        _ => Ok(()),
+    };
+    gone(&layout.kubectl_cache(), fs::remove_dir_all(layout.kubectl_cache()))?;
     for path in layout.all(record.names()) {
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("remove {}", path.display()));
-            }
-            _ => {}
-        }
+        gone(&path, fs::remove_file(&path))?;
     }
     // A directory that holds something of the user's stays.
     let _ = fs::remove_dir(&layout.directory);

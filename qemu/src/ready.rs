@@ -19,7 +19,7 @@ const CONSOLE_LINES: usize = 25;
 pub fn wait(record: &Record, layout: &Layout, stages: &mut Stages, deadline: Instant) -> anyhow::Result<Kubectl> {
     wait_for_kubeconfig(record, layout, deadline)?;
     stages.done("API server ready, kubeconfig received");
-    let kubectl = Kubectl::find(&layout.kubeconfig())?;
+    let kubectl = Kubectl::find(layout)?;
     let mut waiting: BTreeSet<&str> = record.names().collect();
     while !waiting.is_empty() {
         let ready = kubectl.json(&["get", "nodes"]).map(|list| ready_nodes(&list)).unwrap_or_default();
