@@ -1,0 +1,135 @@
+//! Every console hears the machine: lines go to a queue, and one thread writes them to all consoles in use.
+//!
+//! PID 1 must never wait for a terminal, so speaking only queues; when consoles are slower than speakers the
+//! oldest lines are dropped and counted.
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    fs::{Mode, OFlags},
+};
+use std::{
+    collections::VecDeque,
+    fmt::Display,
+    fs,
+    io::Write,
+    os::fd::OwnedFd,
+    sync::{Condvar, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+/// Lines kept while no console takes them.
+const QUEUE_LINES: usize = 4096;
+
+/// How long one line may block on one console before that console is left behind.
+const STUCK: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+
+#[derive(Default)]
+struct Queue {
+    lines: VecDeque<String>,
+    dropped: usize,
+    writing: bool,
+}
+
+static QUEUE: Mutex<Queue> = Mutex::new(Queue { lines: VecDeque::new(), dropped: 0, writing: false });
+static CHANGED: Condvar = Condvar::new();
+
+/// Says a line of init's own on every console and to the kernel's log.
+pub fn say(message: impl Display) {
+    let line = format!("ironlet: {message}");
+    if let Ok(mut kmsg) = fs::OpenOptions::new().write(true).open("/dev/kmsg") {
+        // Level 7 keeps the kernel from printing it on the consoles a second time; a full log is no reason to fail.
+        let _ = kmsg.write_all(format!("<15>{line}\n").as_bytes());
+    }
+    push(line);
+}
+
+/// Passes a line of a service on to every console.
+pub fn relay(service: &str, line: &str) {
+    push(format!("{service}: {line}"));
+}
+
+fn push(line: String) {
+    let mut queue = lock();
+    if queue.lines.len() >= QUEUE_LINES {
+        queue.lines.pop_front();
+        queue.dropped += 1;
+    }
+    queue.lines.push_back(line);
+    CHANGED.notify_all();
+}
+
+fn lock() -> MutexGuard<'static, Queue> {
+    QUEUE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Waits until everything said so far is written, or the time is over.
+pub fn flush(limit: Duration) {
+    let idle = |queue: &mut Queue| !queue.lines.is_empty() || queue.writing;
+    drop(CHANGED.wait_timeout_while(lock(), limit, idle));
+}
+
+/// Writes the queue to the consoles, for ever. Runs in a thread of its own once /dev and /sys are there.
+pub fn write_forever() {
+    let consoles = open_all();
+    loop {
+        let mut queue = CHANGED.wait_while(lock(), |queue| queue.lines.is_empty()).unwrap_or_else(PoisonError::into_inner);
+        let mut text = String::new();
+        if queue.dropped > 0 {
+            text = format!("ironlet: {} lines were dropped: the consoles are too slow\r\n", std::mem::take(&mut queue.dropped));
+        }
+        if let Some(line) = queue.lines.pop_front() {
+            text.push_str(&printable(&line));
+            text.push_str("\r\n");
+        }
+        queue.writing = true;
+        drop(queue);
+        for console in &consoles {
+            write_bounded(console, text.as_bytes());
+        }
+        lock().writing = false;
+        CHANGED.notify_all();
+    }
+}
+
+/// Services may print anything; a console must not be steered by it.
+fn printable(line: &str) -> String {
+    line.chars().map(|c| if c.is_control() && c != '\t' { '?' } else { c }).collect()
+}
+
+/// The consoles the kernel uses (every `console=` that exists), or whatever /dev/console is.
+fn open_all() -> Vec<OwnedFd> {
+    let active = fs::read_to_string("/sys/class/tty/console/active").unwrap_or_default();
+    let open = |path: String| {
+        let flags = OFlags::WRONLY | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        rustix::fs::open(path, flags, Mode::empty()).ok()
+    };
+    let consoles: Vec<OwnedFd> =
+        active.split_whitespace().filter_map(|name| open(format!("/dev/{name}"))).collect();
+    if consoles.is_empty() { open("/dev/console".to_owned()).into_iter().collect() } else { consoles }
+}
+
+fn write_bounded(console: &OwnedFd, mut text: &[u8]) {
+    while !text.is_empty() {
+        match rustix::io::write(console, text) {
+            Ok(written) => text = &text[written..],
+            Err(rustix::io::Errno::INTR) => {}
+            Err(rustix::io::Errno::AGAIN) => {
+                let mut ready = [PollFd::new(console, PollFlags::OUT)];
+                if !matches!(poll(&mut ready, Some(&STUCK)), Ok(1..)) {
+                    return;
+                }
+            }
+            Err(_) => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::printable;
+
+    #[test]
+    fn services_cannot_steer_the_console() {
+        assert_eq!(printable("a\x1b[2J\tb\rc é"), "a?[2J\tb?c é");
+    }
+}

@@ -1,0 +1,295 @@
+//! The running machine: facts and events come in from threads, services start and stop accordingly.
+
+mod identity;
+
+pub use identity::hosts;
+
+use crate::{
+    boot::{Boot, SERVICE_CGROUPS},
+    console,
+    disk::{self, State},
+    network::{self, Snapshot},
+    power::{self, Request},
+    services::{
+        runner::Runner,
+        supervisor::{Action, Event as ServiceEvent, Supervisor},
+        table::{self, Facts},
+    },
+    shutdown,
+    sys::{clock, process, process::Exit},
+    time,
+};
+use std::{
+    fs,
+    net::IpAddr,
+    panic::{self, AssertUnwindSafe},
+    path::Path,
+    sync::mpsc,
+    time::Duration,
+};
+
+/// How long earlier interfaces and time servers are waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How often the machine looks at itself and reminds of what it waits for.
+const LOOK: Duration = Duration::from_secs(10);
+
+/// Below this share of free space the state disk counts as full.
+const FULL_PERCENT: u64 = 5;
+
+enum Event {
+    Exited { pid: u32, exit: Exit },
+    Network(Snapshot),
+    State(State),
+    TimeSet,
+    Power(Request),
+}
+
+pub struct Machine {
+    boot: Boot,
+    facts: Facts,
+    network: Snapshot,
+    supervisor: Supervisor,
+    runner: Runner,
+    events: mpsc::Receiver<Event>,
+    sender: mpsc::Sender<Event>,
+    time_servers: mpsc::Sender<Vec<IpAddr>>,
+    started: Duration,
+    /// When the network first was there, for the patience with time servers.
+    network_since: Option<Duration>,
+    waiting: Vec<String>,
+    looked: Duration,
+    full: bool,
+    ending: Option<Request>,
+}
+
+impl Machine {
+    pub fn new(boot: Boot) -> Self {
+        let (sender, events) = mpsc::channel();
+        let (time_servers, servers) = mpsc::channel();
+        let logs = Path::new("/run/ironlet/log");
+        let machine = Self {
+            facts: Facts { image: boot.image.clone(), ..Facts::default() },
+            runner: Runner::new(boot.reaper.clone(), Some(Path::new(SERVICE_CGROUPS)), logs),
+            network: Snapshot::default(),
+            supervisor: Supervisor::default(),
+            events,
+            sender,
+            time_servers,
+            started: clock::since_boot(),
+            network_since: None,
+            waiting: vec![],
+            looked: clock::since_boot(),
+            full: false,
+            ending: None,
+            boot,
+        };
+        let send = machine.send();
+        power::start(move |request| send(Event::Power(request)));
+        if machine.boot.rescue.is_none() {
+            let send = machine.send();
+            network::start(machine.boot.config.clone(), move |snapshot| send(Event::Network(snapshot)));
+            let send = machine.send();
+            disk::start(machine.boot.config.disk.clone(), machine.boot.reaper.clone(), move |state| send(Event::State(state)));
+            let send = machine.send();
+            time::follow(servers, move || send(Event::TimeSet));
+        }
+        machine
+    }
+
+    fn send(&self) -> impl Fn(Event) + Send + Sync + use<> {
+        let sender = self.sender.clone();
+        move |event| {
+            // The receiver lives as long as PID 1.
+            let _ = sender.send(event);
+        }
+    }
+
+    /// Runs until the machine ends. A panic in here is told, and the loop goes on with the state as it is.
+    pub fn run(&mut self) {
+        loop {
+            let ended = panic::catch_unwind(AssertUnwindSafe(|| {
+                while !self.turn() {}
+                self.save_for_next_boot();
+                shutdown::finish(self.ending.unwrap_or(Request::PowerOff));
+            }));
+            if ended.is_ok() {
+                return;
+            }
+            std::thread::sleep(Duration::from_secs(1));
+        }
+    }
+
+    /// One event and what follows from it. True when everything has stopped.
+    fn turn(&mut self) -> bool {
+        let now = clock::since_boot();
+        let until = [self.supervisor.next_change(), Some(self.looked + LOOK), self.patience_ends(now)];
+        let until = until.into_iter().flatten().min().unwrap_or(now);
+        let event = match self.events.recv_timeout(until.saturating_sub(now)) {
+            Ok(event) => self.take(event),
+            Err(_) => ServiceEvent::Tick,
+        };
+        let now = clock::since_boot();
+        if now >= self.looked + LOOK {
+            self.look(now);
+        }
+        self.plan_services(now);
+        self.carry_out(event)
+    }
+
+    fn patience_ends(&self, now: Duration) -> Option<Duration> {
+        let ends = [Some(self.started), self.network_since].into_iter().flatten().map(|since| since + PATIENCE);
+        ends.filter(|end| *end > now).min()
+    }
+
+    fn take(&mut self, event: Event) -> ServiceEvent {
+        match event {
+            Event::Exited { pid, exit } => return ServiceEvent::Exited { pid, exit },
+            Event::Network(snapshot) => self.network_changed(snapshot),
+            Event::State(state) => self.state_mounted(&state),
+            Event::TimeSet => self.facts.time_settled = true,
+            Event::Power(request) => {
+                if self.ending.is_none() {
+                    console::say(match request {
+                        Request::PowerOff => "power off requested: stopping services",
+                        Request::Reboot => "reboot requested: stopping services",
+                    });
+                    self.ending = Some(request);
+                    return ServiceEvent::StopAll;
+                }
+            }
+        }
+        ServiceEvent::Tick
+    }
+
+    fn network_changed(&mut self, snapshot: Snapshot) {
+        if let Err(error) = identity::write_atomically(Path::new("/etc/resolv.conf"), &snapshot.resolv_conf(&self.boot.config)) {
+            console::say(format_args!("/etc/resolv.conf: {error}"));
+        }
+        if snapshot.ntp_servers() != self.network.ntp_servers() {
+            // The receiving thread lives as long as PID 1.
+            let _ = self.time_servers.send(snapshot.ntp_servers());
+        }
+        self.network = snapshot;
+    }
+
+    fn state_mounted(&mut self, state: &State) {
+        match state {
+            State::Disk(device) => console::say(format_args!("state disk: {} is {}", device.display(), disk::MOUNT_POINT)),
+            State::Memory => {}
+        }
+        for error in identity::restore(&self.boot.config) {
+            console::say(error);
+        }
+        self.facts.joined = Path::new(table::STATE).join("agent/kubeconfig").exists();
+        self.facts.state_ready = true;
+    }
+
+    /// Derives what is still unknown, and takes on the services that can run with it.
+    fn plan_services(&mut self, now: Duration) {
+        if let Some(reason) = &self.boot.rescue {
+            self.waiting = vec![format!("repair: boot failed at {reason}")];
+            return;
+        }
+        let patient = now < self.started + PATIENCE && !self.network.complete();
+        if self.facts.node_ip.is_none() {
+            self.facts.node_ip = self.network.node_ip(&self.boot.config, patient);
+        }
+        if self.facts.hostname.is_none() && self.facts.state_ready {
+            self.decide_hostname(patient);
+        }
+        if !self.facts.time_settled && self.facts.node_ip.is_some() {
+            self.settle_time(now);
+        }
+        let plan = table::plan(&self.boot.config, &self.facts);
+        self.supervisor.add(plan.services);
+        self.waiting = plan.waiting;
+    }
+
+    fn decide_hostname(&mut self, patient: bool) {
+        let networks = self.network.hostname().filter(|_| !patient);
+        let Some(name) = identity::hostname(&self.boot.config, networks) else { return };
+        console::say(format_args!("host name {name}"));
+        for error in identity::assume(&name, self.facts.node_ip) {
+            console::say(error);
+        }
+        self.facts.hostname = Some(name);
+    }
+
+    /// The time is settled when it was set, when nobody can be asked, or when nobody answers.
+    fn settle_time(&mut self, now: Duration) {
+        let since = *self.network_since.get_or_insert(now);
+        if self.network.ntp_servers().is_empty() && self.network.complete() {
+            console::say("time: the network names no time server (DHCP option 42, ip=): the battery clock's time stands");
+            self.facts.time_settled = true;
+        } else if now >= since + PATIENCE {
+            console::say("time: no server has answered yet: going on with the battery clock's time");
+            self.facts.time_settled = true;
+        }
+    }
+
+    /// Reminds of what is missing and looks at the state disk.
+    fn look(&mut self, now: Duration) {
+        self.looked = now;
+        for reason in &self.waiting {
+            console::say(format_args!("waiting for {reason}"));
+        }
+        for name in &self.network.missing {
+            console::say(format_args!("network: {name} is not there"));
+        }
+        let Ok(space) = rustix::fs::statvfs(disk::MOUNT_POINT) else { return };
+        let full = self.facts.state_ready && space.f_bavail * 100 < space.f_blocks * FULL_PERCENT;
+        if full != self.full {
+            let free = space.f_bavail * space.f_frsize >> 20;
+            let verdict = if full { "is FULL: services may fail" } else { "has room again" };
+            console::say(format_args!("{} {verdict} ({free} MiB free)", disk::MOUNT_POINT));
+            self.full = full;
+        }
+    }
+
+    /// Lets the supervisor decide and does what it says; what comes of that is an event in turn.
+    fn carry_out(&mut self, event: ServiceEvent) -> bool {
+        let mut events = vec![event];
+        let mut stopped = false;
+        while let Some(event) = events.pop() {
+            for action in self.supervisor.step(event, clock::since_boot()) {
+                match action {
+                    Action::Start(name) => events.insert(0, self.start(name)),
+                    Action::Terminate(pid) => process::signal(pid, libc::SIGTERM),
+                    Action::Kill(pid) => process::signal(pid, libc::SIGKILL),
+                    Action::Report(text) => console::say(text),
+                    Action::AllStopped => stopped = true,
+                }
+            }
+        }
+        stopped
+    }
+
+    fn start(&mut self, name: String) -> ServiceEvent {
+        let send = self.send();
+        let exited = move |pid, exit| send(Event::Exited { pid, exit });
+        let result = match self.supervisor.service(&name) {
+            Some(service) => self.runner.start(service, exited),
+            None => return ServiceEvent::Tick,
+        };
+        match result {
+            Ok(pid) => {
+                console::say(format_args!("{name}: started as {pid}, {:.3}s after kernel start", clock::since_boot().as_secs_f64()));
+                ServiceEvent::Started { name, pid }
+            }
+            Err(error) => ServiceEvent::StartFailed { name, error: error.to_string() },
+        }
+    }
+
+    fn save_for_next_boot(&self) {
+        if self.facts.state_ready {
+            for error in identity::save() {
+                console::say(error);
+            }
+        }
+        // Files of the last minutes should not wait for the final unmount.
+        if let Ok(dir) = fs::File::open(disk::MOUNT_POINT) {
+            let _ = rustix::fs::syncfs(dir);
+        }
+    }
+}

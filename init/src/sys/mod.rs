@@ -1,0 +1,8 @@
+//! The kernel facilities that neither std nor rustix wraps, one module each; all `unsafe` is here.
+
+pub mod clock;
+pub mod entropy;
+pub mod loop_device;
+pub mod packet_socket;
+pub mod process;
+pub mod signals;
