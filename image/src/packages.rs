@@ -15,7 +15,7 @@ const COMPONENTS: &str = "main";
 const KEYRINGS: [&str; 2] =
     ["/usr/share/keyrings/debian-archive-keyring.gpg", "/usr/share/keyrings/debian-archive-keyring.pgp"];
 /// Debian publishes four times a day; once a day is often enough to build with the newest packages.
-const INDEX_LIFETIME: Duration = Duration::from_secs(24 * 3600);
+pub const INDEX_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 
 #[derive(Debug, thiserror::Error)]
 pub enum PackageError {
@@ -154,7 +154,7 @@ impl Packages {
     }
 }
 
-fn older_than(stamp: &Path, lifetime: Duration) -> bool {
+pub fn older_than(stamp: &Path, lifetime: Duration) -> bool {
     let modified = fs::metadata(stamp).and_then(|meta| meta.modified());
     modified.map_or(true, |time| SystemTime::now().duration_since(time).is_ok_and(|age| age > lifetime))
 }

@@ -44,7 +44,7 @@ mod tests {
             }
             tree.link("lib", "usr/lib", "x").unwrap();
             let work = crate::workdir::WorkDir::new(&std::env::temp_dir(), name).unwrap();
-            pack(&tree, work.path()).unwrap()
+            pack(&tree, &work.sub("squashfs").unwrap()).unwrap()
         };
         let first = pack_once("squashfs-a");
         assert_eq!(&first[..4], b"hsqs");

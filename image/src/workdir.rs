@@ -16,10 +16,6 @@ impl WorkDir {
         Ok(Self(path))
     }
 
-    pub fn path(&self) -> &Path {
-        &self.0
-    }
-
     /// Makes an empty directory inside.
     pub fn sub(&self, name: &str) -> io::Result<PathBuf> {
         let path = self.0.join(name);

@@ -42,7 +42,10 @@ pub struct Request {
     pub workers: u8,
     pub memory: Option<u32>,
     pub cpus: u32,
+    /// Parameters for every machine, then for the machines of one role.
     pub append: String,
+    pub append_master: String,
+    pub append_worker: String,
 }
 
 /// The nodes of a new cluster. `baked` gives the command line that an image of the role brings.
@@ -52,17 +55,16 @@ pub fn nodes(request: &Request, token: &str, baked: impl Fn(Role) -> String) -> 
     masters
         .chain(workers)
         .map(|(role, index)| {
-            let (first, memory) = match role {
-                Role::Master => (FIRST_MASTER, MASTER_MEMORY),
-                Role::Worker => (FIRST_WORKER, WORKER_MEMORY),
+            let (first, memory, of_role) = match role {
+                Role::Master => (FIRST_MASTER, MASTER_MEMORY, &request.append_master),
+                Role::Worker => (FIRST_WORKER, WORKER_MEMORY, &request.append_worker),
             };
             let name = format!("{role}-{}", index + 1);
             let lab_address = Ipv4Addr::new(LAB[0], LAB[1], LAB[2], first + index);
             let founder = role == Role::Master && index == 0;
             let own = parameters(&name, lab_address, founder, token).to_string();
-            let words = [baked(role), own, request.append.clone()];
-            let words: Vec<&str> = words.iter().map(|text| text.trim()).filter(|text| !text.is_empty()).collect();
-            let cmdline = words.join(" ");
+            let texts = [&baked(role), &own, &request.append, of_role];
+            let cmdline = texts.map(|text| text.trim()).into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>().join(" ");
             Node { name, role, memory: request.memory.unwrap_or(memory), cpus: request.cpus, lab_address, cmdline }
         })
         .collect()
@@ -109,13 +111,18 @@ mod tests {
 
     const TOKEN: &str = "abcdef.0123456789abcdef";
 
+    fn request(workers: u8, append: &str, append_worker: &str) -> Request {
+        let [append, append_master, append_worker] = [append, "", append_worker].map(str::to_owned);
+        Request { masters: 1, workers, memory: None, cpus: 2, append, append_master, append_worker }
+    }
+
     fn plan(request: &Request) -> Vec<Node> {
         nodes(request, TOKEN, |role| format!("console=ttyS0 ironlet.role={role}\n"))
     }
 
     #[test]
     fn a_master_founds_and_a_worker_joins_it() {
-        let nodes = plan(&Request { masters: 1, workers: 1, memory: None, cpus: 2, append: String::new() });
+        let nodes = plan(&request(1, "", ""));
         let names: Vec<_> = nodes.iter().map(|node| (node.name.as_str(), node.memory)).collect();
         assert_eq!(names, [("master-1", 768), ("worker-1", 512)]);
         for (node, server) in nodes.iter().zip([None, Some("192.168.76.11:6443")]) {
@@ -131,20 +138,20 @@ mod tests {
 
     #[test]
     fn the_callers_parameters_come_last_and_addresses_differ() {
-        let request = Request { masters: 2, workers: 3, memory: Some(256), cpus: 1, append: "ironlet.disk=none".into() };
-        let nodes = plan(&request);
+        let nodes = plan(&Request { masters: 2, memory: Some(256), ..request(3, "ironlet.disk=none", "ironlet.hostname=odd") });
         let mut addresses: Vec<_> = nodes.iter().map(|node| node.lab_address).collect();
         addresses.dedup();
         assert_eq!(addresses.len(), 5);
         assert!(nodes.iter().all(|node| node.memory == 256));
-        let (config, _) = node_config::parse(&nodes[1].cmdline);
-        assert_eq!(config.disk, Some(DiskSelector::None));
-        assert!(config.server.is_some(), "the second master joins");
+        let configs: Vec<_> = nodes.iter().map(|node| node_config::parse(&node.cmdline).0).collect();
+        assert!(configs.iter().all(|config| config.disk == Some(DiskSelector::None)));
+        assert!(configs[1].server.is_some(), "the second master joins");
+        assert_eq!([&configs[0], &configs[4]].map(|config| config.hostname.as_deref()), [Some("master-1"), Some("odd")]);
     }
 
     #[test]
     fn nodes_survive_their_record() {
-        let nodes = plan(&Request { masters: 1, workers: 1, memory: None, cpus: 2, append: String::new() });
+        let nodes = plan(&request(1, "", ""));
         let text = serde_json::to_string(&nodes).unwrap();
         assert_eq!(serde_json::from_str::<Vec<Node>>(&text).unwrap(), nodes);
     }

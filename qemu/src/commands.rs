@@ -70,9 +70,10 @@ fn plan(arguments: &Up, layout: &Layout) -> anyhow::Result<Record> {
     let Up { request, name, image, .. } = arguments;
     ensure!(request.masters == 1, "--masters {}: this version founds a cluster with one master, and masters cannot join yet", request.masters);
     ensure!(request.workers <= MAX_NODES_PER_ROLE, "--workers {}: at most {MAX_NODES_PER_ROLE}", request.workers);
-    let (_, errors) = node_config::parse(&request.append);
-    if let Some(error) = errors.first() {
-        println!("note: --append: {error}");
+    for (argument, text) in [("append", &request.append), ("append-master", &request.append_master), ("append-worker", &request.append_worker)] {
+        for error in node_config::parse(text).1 {
+            println!("note: --{argument}: {error}");
+        }
     }
     let mut baked = Vec::new();
     for role in [Role::Master, Role::Worker] {

@@ -83,6 +83,12 @@ struct UpArguments {
     /// Kernel parameters to add
     #[arg(long, default_value = "", allow_hyphen_values = true)]
     append: String,
+    /// Kernel parameters to add on masters
+    #[arg(long, default_value = "", allow_hyphen_values = true)]
+    append_master: String,
+    /// Kernel parameters to add on workers
+    #[arg(long, default_value = "", allow_hyphen_values = true)]
+    append_worker: String,
     /// Return when the machines run
     #[arg(long)]
     no_wait: bool,
@@ -157,6 +163,8 @@ fn up(arguments: UpArguments) -> anyhow::Result<()> {
         memory: arguments.memory,
         cpus: arguments.cpus,
         append: arguments.append,
+        append_master: arguments.append_master,
+        append_worker: arguments.append_worker,
     };
     let up = commands::Up { request, name: arguments.name, image, wait: !arguments.no_wait, limit: Duration::from_secs(arguments.timeout) };
     commands::up(&up, &layout)
