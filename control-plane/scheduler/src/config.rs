@@ -14,7 +14,11 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { scheduler_name: "default-scheduler".into(), leader_elect: true, identity: "scheduler".into() }
+        Self {
+            scheduler_name: "default-scheduler".into(),
+            leader_elect: true,
+            identity: "scheduler".into(),
+        }
     }
 }
 

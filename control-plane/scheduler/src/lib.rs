@@ -1,13 +1,55 @@
 //! kube-scheduler: finds a node for every pod that has none, and binds it.
 
+mod algorithm;
+mod bind;
+mod cluster;
 mod config;
+mod election;
+mod feed;
+mod framework;
+mod plugins;
+mod pod_info;
+mod queue;
+mod recorder;
+mod state;
 
 pub use config::{Config, Error};
+
+use election::Election;
+use recorder::Recorder;
+use state::Shared;
+use std::sync::Arc;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 /// Runs until `shutdown` is cancelled, or until leadership is lost (an error: restart the process).
 pub async fn run(client: kube::Client, config: Config, shutdown: CancellationToken) -> Result<(), Error> {
-    let _ = (client, config);
-    shutdown.cancelled().await;
-    Ok(())
+    let mut election = Election::new(client.clone(), "kube-scheduler", &config.identity);
+    if config.leader_elect {
+        tokio::select! {
+            () = election.acquire() => {}
+            () = shutdown.cancelled() => return Ok(()),
+        }
+    }
+    let mut tasks = JoinSet::new();
+    let (recorder, writer) = Recorder::new(client.clone(), "default-scheduler");
+    tasks.spawn(writer);
+    let shared = Arc::new(Shared::new(&config.scheduler_name));
+    let started = async {
+        feed::start(&client, &shared, &mut tasks).await;
+        tracing::info!("caches are filled, scheduling starts");
+        bind::schedule_forever(client.clone(), shared.clone(), recorder).await;
+    };
+    let kept = async {
+        if config.leader_elect {
+            election.keep().await
+        } else {
+            std::future::pending().await
+        }
+    };
+    tokio::select! {
+        () = started => Ok(()),
+        error = kept => Err(error),
+        () = shutdown.cancelled() => Ok(()),
+    }
 }

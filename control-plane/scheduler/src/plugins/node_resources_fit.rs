@@ -1,0 +1,144 @@
+//! Requests must fit into what is left; emptier nodes are better (LeastAllocated).
+
+use crate::cluster::{Cluster, NodeInfo};
+use crate::framework::{ClusterEvent, MAX_SCORE, Plugin, Prepared, Rejection};
+use crate::pod_info::PodInfo;
+
+pub struct NodeResourcesFit;
+
+struct Wanted<'a>(&'a PodInfo);
+
+impl Plugin for NodeResourcesFit {
+    fn name(&self) -> &'static str {
+        "NodeResourcesFit"
+    }
+
+    fn weight(&self) -> i64 {
+        1
+    }
+
+    fn wakes_on(&self, event: ClusterEvent) -> bool {
+        use ClusterEvent::{NodeAdded, NodeAllocatable, PodRemoved, PodUpdated};
+        matches!(event, NodeAdded | NodeAllocatable | PodRemoved | PodUpdated)
+    }
+
+    fn prepare<'a>(&self, pod: &'a PodInfo, _: &'a Cluster) -> Option<Box<dyn Prepared + 'a>> {
+        Some(Box::new(Wanted(pod)))
+    }
+}
+
+impl Prepared for Wanted<'_> {
+    fn filter(&self, node: &NodeInfo) -> Result<(), Rejection> {
+        let (wanted, have, used) = (&self.0.requests, &node.allocatable, &node.requested);
+        let mut lacking = Vec::new();
+        if node.pods.len() as i64 + 1 > node.allowed_pods {
+            lacking.push("Too many pods".to_owned());
+        }
+        let mut check = |name: &str, wanted: i64, free: i64| {
+            if wanted > 0 && wanted > free {
+                lacking.push(format!("Insufficient {name}"));
+            }
+        };
+        check("cpu", wanted.milli_cpu, have.milli_cpu - used.milli_cpu);
+        check("memory", wanted.memory, have.memory - used.memory);
+        check(
+            "ephemeral-storage",
+            wanted.ephemeral_storage,
+            have.ephemeral_storage - used.ephemeral_storage,
+        );
+        for (name, amount) in &wanted.extended {
+            let of =
+                |list: &std::collections::BTreeMap<String, i64>| list.get(name).copied().unwrap_or_default();
+            check(name, *amount, of(&have.extended) - of(&used.extended));
+        }
+        if lacking.is_empty() { Ok(()) } else { Err(lacking) }
+    }
+
+    fn score(&self, nodes: &[&NodeInfo]) -> Option<Vec<i64>> {
+        let (cpu, memory) = self.0.scoring;
+        let score = |node: &&NodeInfo| {
+            let parts = [
+                least_allocated(node.allocatable.milli_cpu, node.scoring_requested.0 + cpu),
+                least_allocated(node.allocatable.memory, node.scoring_requested.1 + memory),
+            ];
+            let known: Vec<i64> = parts.into_iter().flatten().collect();
+            known.iter().sum::<i64>() / (known.len() as i64).max(1)
+        };
+        Some(nodes.iter().map(score).collect())
+    }
+}
+
+fn least_allocated(capacity: i64, requested: i64) -> Option<i64> {
+    match capacity {
+        0 => None,
+        _ if requested > capacity => Some(0),
+        _ => Some((capacity - requested) * MAX_SCORE / capacity),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::testing::{cluster, pod};
+    use serde_json::{Value, json};
+
+    fn asks(requests: Value) -> Value {
+        json!({"spec": {"containers": [{"name": "c", "resources": {"requests": requests}}]}})
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named() {
+        let node =
+            json!({"status": {"allocatable": {"cpu": "2", "memory": "2Gi", "pods": "2", "ex.io/gpu": "1"}}});
+        let cluster = cluster(
+            &[("n", node)],
+            &[("x", "n", asks(json!({"cpu": "1", "ex.io/gpu": "1"})))],
+        );
+        for (requests, lacking) in [
+            (json!({}), vec![]),
+            (json!({"cpu": "1"}), vec![]),
+            (json!({"cpu": "1001m"}), vec!["Insufficient cpu"]),
+            (
+                json!({"cpu": "2", "memory": "3Gi"}),
+                vec!["Insufficient cpu", "Insufficient memory"],
+            ),
+            (json!({"ex.io/gpu": "1"}), vec!["Insufficient ex.io/gpu"]),
+            (
+                json!({"ephemeral-storage": "1"}),
+                vec!["Insufficient ephemeral-storage"],
+            ),
+        ] {
+            let pod = pod("p", asks(requests.clone()));
+            let prepared = NodeResourcesFit.prepare(&pod, &cluster).unwrap();
+            let result = prepared
+                .filter(cluster.node("n").unwrap())
+                .err()
+                .unwrap_or_default();
+            assert_eq!(result, lacking, "{requests}");
+        }
+    }
+
+    #[test]
+    fn a_full_node_is_full() {
+        let cluster = cluster(
+            &[(
+                "n",
+                json!({"status": {"allocatable": {"cpu": "2", "memory": "2Gi", "pods": "1"}}}),
+            )],
+            &[("x", "n", json!({}))],
+        );
+        let pod = pod("p", json!({}));
+        let prepared = NodeResourcesFit.prepare(&pod, &cluster).unwrap();
+        assert_eq!(
+            prepared.filter(cluster.node("n").unwrap()),
+            Err(vec!["Too many pods".to_owned()])
+        );
+    }
+
+    #[test]
+    fn least_allocated_scores() {
+        assert_eq!(least_allocated(4000, 1000), Some(75));
+        assert_eq!(least_allocated(4000, 5000), Some(0));
+        assert_eq!(least_allocated(0, 5000), None);
+    }
+}
