@@ -1,0 +1,181 @@
+//! The cgroup hierarchy of pods: `kubepods/{burstable,besteffort}/pod<uid>` with what the pod may use together.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use k8s_openapi::api::core::v1::Pod;
+use tracing::{info, warn};
+
+use crate::context::uid;
+use crate::resources::{CPU_PERIOD, QosClass, qos_class, quota, shares, weight};
+
+const ROOT: &str = "kubepods";
+const CONTROLLERS: [&str; 4] = ["cpu", "memory", "pids", "cpuset"];
+
+/// Works on a cgroup v2 mount; a root without controllers gives pods no cgroups, said once.
+pub struct Cgroups {
+    root: Option<PathBuf>,
+}
+
+impl Cgroups {
+    /// Creates the hierarchy's upper levels with every controller that the machine offers.
+    pub fn new(root: &Path) -> Self {
+        match prepare(root) {
+            Ok(()) => Self { root: Some(root.to_owned()) },
+            Err(error) => {
+                warn!(root = %root.display(), %error, "no cgroup v2 controllers: pods run without resource limits");
+                Self { root: None }
+            }
+        }
+    }
+
+    /// The pod's cgroup as CRI's `cgroup_parent`.
+    pub fn parent(&self, pod: &Pod) -> String {
+        if self.root.is_none() {
+            return String::new();
+        }
+        format!("/{}", relative(pod))
+    }
+
+    /// Creates the pod's cgroup and sets its limits.
+    pub fn create(&self, pod: &Pod) -> std::io::Result<()> {
+        let Some(root) = &self.root else { return Ok(()) };
+        let dir = root.join(relative(pod));
+        fs::create_dir_all(&dir)?;
+        enable_controllers(&dir);
+        for (file, value) in limits(pod) {
+            // A controller that the machine lacks has no such file.
+            if dir.join(file).exists() {
+                fs::write(dir.join(file), value)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the pod's cgroup with everything below it; processes must be gone.
+    pub fn remove(&self, uid: &str) {
+        let Some(root) = &self.root else { return };
+        for class in ["", "burstable", "besteffort"] {
+            let dir = root.join(ROOT).join(class).join(format!("pod{uid}"));
+            if dir.exists()
+                && let Err(error) = remove_tree(&dir)
+            {
+                info!(cgroup = %dir.display(), %error, "cgroup not removed yet");
+            }
+        }
+    }
+}
+
+fn prepare(root: &Path) -> std::io::Result<()> {
+    let available = fs::read_to_string(root.join("cgroup.controllers"))?;
+    if !available.split_whitespace().any(|controller| controller == "memory") {
+        return Err(std::io::Error::other("the memory controller is not available"));
+    }
+    enable_controllers(root);
+    for class in ["", "burstable", "besteffort"] {
+        let dir = root.join(ROOT).join(class);
+        fs::create_dir_all(&dir)?;
+        enable_controllers(&dir);
+    }
+    let weight_file = root.join(ROOT).join("besteffort/cpu.weight");
+    if weight_file.exists() {
+        fs::write(weight_file, "1")?;
+    }
+    Ok(())
+}
+
+/// Hands what the cgroup has on to its children; one by one, since one refusal must not cost the others.
+fn enable_controllers(dir: &Path) {
+    let available = fs::read_to_string(dir.join("cgroup.controllers")).unwrap_or_default();
+    for controller in CONTROLLERS {
+        if available.split_whitespace().any(|name| name == controller)
+            && let Err(error) = fs::write(dir.join("cgroup.subtree_control"), format!("+{controller}"))
+        {
+            warn!(cgroup = %dir.display(), controller, %error, "cgroup controller not enabled");
+        }
+    }
+}
+
+fn relative(pod: &Pod) -> String {
+    match qos_class(pod) {
+        QosClass::Guaranteed => format!("{ROOT}/pod{}", uid(pod)),
+        QosClass::Burstable => format!("{ROOT}/burstable/pod{}", uid(pod)),
+        QosClass::BestEffort => format!("{ROOT}/besteffort/pod{}", uid(pod)),
+    }
+}
+
+/// Interface files and values; a limit exists only when every container has one.
+fn limits(pod: &Pod) -> Vec<(&'static str, String)> {
+    let requests = api::resources::pod_requests(pod);
+    let limits = api::resources::pod_limits(pod);
+    let limited = |name: &str| {
+        pod.spec.iter().flat_map(|spec| &spec.containers).all(|container| {
+            let limits = container.resources.as_ref().and_then(|resources| resources.limits.as_ref());
+            limits.is_some_and(|limits| limits.contains_key(name))
+        })
+    };
+    let cpu_shares = requests.get("cpu").map_or(shares(0), |quantity| shares(quantity.milli_value()));
+    let mut files = vec![("cpu.weight", weight(cpu_shares).to_string())];
+    if let Some(cpu) = limits.get("cpu").filter(|_| limited("cpu")) {
+        files.push(("cpu.max", format!("{} {CPU_PERIOD}", quota(cpu.milli_value()))));
+    }
+    if let Some(memory) = limits.get("memory").filter(|_| limited("memory")) {
+        files.push(("memory.max", memory.value().to_string()));
+    }
+    files
+}
+
+fn remove_tree(dir: &Path) -> std::io::Result<()> {
+    for entry in fs::read_dir(dir)?.flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_tree(&entry.path())?;
+        }
+    }
+    fs::remove_dir(dir)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::volumes::testing::TempDir;
+    use k8s_openapi::api::core::v1::{Container, PodSpec, ResourceRequirements};
+    use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+
+    fn pod(limits: &[(&str, &str)]) -> Pod {
+        let limits = limits.iter().map(|(k, v)| ((*k).to_owned(), Quantity((*v).to_owned()))).collect();
+        let resources = ResourceRequirements { limits: Some(limits), ..Default::default() };
+        let container = Container { resources: Some(resources), ..Default::default() };
+        let mut pod =
+            Pod { spec: Some(PodSpec { containers: vec![container], ..Default::default() }), ..Default::default() };
+        pod.metadata.uid = Some("u".into());
+        pod
+    }
+
+    #[test]
+    fn hierarchy_follows_the_class() {
+        let dir = TempDir::new("cgroups");
+        fs::write(dir.path().join("cgroup.controllers"), "cpu memory pids").unwrap();
+        let cgroups = Cgroups::new(dir.path());
+        assert_eq!(cgroups.parent(&pod(&[])), "/kubepods/besteffort/podu");
+        assert_eq!(cgroups.parent(&pod(&[("cpu", "1")])), "/kubepods/burstable/podu");
+        assert_eq!(cgroups.parent(&pod(&[("cpu", "1"), ("memory", "1Gi")])), "/kubepods/podu");
+        cgroups.create(&pod(&[])).unwrap();
+        assert!(dir.path().join("kubepods/besteffort/podu").is_dir());
+    }
+
+    #[test]
+    fn without_controllers_pods_have_no_cgroup() {
+        let dir = TempDir::new("cgroups-none");
+        fs::write(dir.path().join("cgroup.controllers"), "").unwrap();
+        let cgroups = Cgroups::new(dir.path());
+        assert_eq!(cgroups.parent(&pod(&[])), "");
+        cgroups.create(&pod(&[])).unwrap();
+    }
+
+    #[test]
+    fn pod_limits_are_sums() {
+        let files = limits(&pod(&[("cpu", "1500m"), ("memory", "64Mi")]));
+        let expected = [("cpu.weight", "59"), ("cpu.max", "150000 100000"), ("memory.max", "67108864")];
+        assert_eq!(files, expected.map(|(file, value)| (file, value.to_owned())));
+    }
+}

@@ -1,0 +1,232 @@
+//! The CRI container a specification asks for, once its environment, image and volumes are known.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use cri_api::v1::{
+    ContainerConfig, ContainerMetadata, Device, ImageSpec, KeyValue, LinuxContainerConfig, Mount, MountPropagation,
+    Signal,
+};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+
+use crate::container_hash::container_hash;
+use crate::context::{Context, name, namespace, uid};
+use crate::env;
+use crate::field_path::{Addresses, pod_field};
+use crate::resources::{container_resources, resource_field};
+use crate::security_context::{ImageUser, container_security};
+use crate::volumes::{VolumeError, mount_source};
+use crate::runtime;
+
+/// What is settled before a container can be described.
+pub struct Prepared<'a> {
+    pub attempt: u32,
+    pub image_ref: String,
+    pub image_user: ImageUser,
+    pub env: Vec<(String, String)>,
+    pub volumes: &'a HashMap<String, PathBuf>,
+    /// Host file mounted as `/etc/hosts`.
+    pub hosts_file: &'a Path,
+    /// Host file mounted at the termination message path.
+    pub message_file: &'a Path,
+}
+
+pub fn container_config(
+    context: &Context,
+    pod: &Pod,
+    container: &Container,
+    prepared: &Prepared,
+) -> Result<ContainerConfig, VolumeError> {
+    let spec = pod.spec.clone().unwrap_or_default();
+    let lookup = |name: &str| prepared.env.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
+    let expand_all = |list: &Option<Vec<String>>| -> Vec<String> {
+        list.iter().flatten().map(|word| env::expand(word, &lookup)).collect()
+    };
+    let labels = HashMap::from([
+        (runtime::CONTAINER_NAME.to_owned(), container.name.clone()),
+        (runtime::POD_NAME.to_owned(), name(pod).to_owned()),
+        (runtime::POD_NAMESPACE.to_owned(), namespace(pod).to_owned()),
+        (runtime::POD_UID.to_owned(), uid(pod).to_owned()),
+    ]);
+    let message_path = container.termination_message_path.as_deref().unwrap_or("/dev/termination-log");
+    let message_policy = container.termination_message_policy.as_deref().unwrap_or("File");
+    let annotations = HashMap::from([
+        (runtime::CONTAINER_HASH.to_owned(), container_hash(container)),
+        (runtime::MESSAGE_PATH.to_owned(), message_path.to_owned()),
+        (runtime::MESSAGE_POLICY.to_owned(), message_policy.to_owned()),
+        (runtime::MESSAGE_FILE.to_owned(), prepared.message_file.display().to_string()),
+        ("io.kubernetes.container.restartCount".to_owned(), prepared.attempt.to_string()),
+    ]);
+    let stop_signal = container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.stop_signal.as_deref());
+    let stop_signal = stop_signal.and_then(Signal::from_str_name).unwrap_or(Signal::RuntimeDefault);
+    Ok(ContainerConfig {
+        metadata: Some(ContainerMetadata { name: container.name.clone(), attempt: prepared.attempt }),
+        image: Some(ImageSpec {
+            image: prepared.image_ref.clone(),
+            user_specified_image: container.image.clone().unwrap_or_default(),
+            ..Default::default()
+        }),
+        command: expand_all(&container.command),
+        args: expand_all(&container.args),
+        working_dir: container.working_dir.clone().unwrap_or_default(),
+        envs: prepared.env.iter().map(|(key, value)| KeyValue { key: key.clone(), value: value.clone() }).collect(),
+        mounts: mounts(pod, &spec, container, prepared, message_path)?,
+        devices: Vec::<Device>::new(),
+        labels,
+        annotations,
+        log_path: format!("{}/{}.log", container.name, prepared.attempt),
+        stdin: container.stdin == Some(true),
+        stdin_once: container.stdin_once == Some(true),
+        tty: container.tty == Some(true),
+        linux: Some(LinuxContainerConfig {
+            resources: Some(container_resources(pod, container, context.memory_capacity)),
+            security_context: Some(container_security(&spec, container, &prepared.image_user)),
+        }),
+        stop_signal: stop_signal as i32,
+        ..Default::default()
+    })
+}
+
+fn mounts(
+    pod: &Pod,
+    spec: &PodSpec,
+    container: &Container,
+    prepared: &Prepared,
+    message_path: &str,
+) -> Result<Vec<Mount>, VolumeError> {
+    let mut mounts = Vec::new();
+    for mount in container.volume_mounts.iter().flatten() {
+        let fail = |message: String| VolumeError::SubPath {
+            container: container.name.clone(),
+            mount: mount.name.clone(),
+            message,
+        };
+        let volume = prepared.volumes.get(&mount.name);
+        let volume = volume.ok_or_else(|| fail(format!("volume \"{}\" not found", mount.name)))?;
+        let lookup = |name: &str| prepared.env.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
+        let sub_path = match &mount.sub_path_expr {
+            Some(expression) => env::expand(expression, &lookup),
+            None => mount.sub_path.clone().unwrap_or_default(),
+        };
+        let propagation = match mount.mount_propagation.as_deref() {
+            Some("HostToContainer") => MountPropagation::PropagationHostToContainer,
+            Some("Bidirectional") => MountPropagation::PropagationBidirectional,
+            _ => MountPropagation::PropagationPrivate,
+        };
+        let container_path = match mount.mount_path.as_str() {
+            absolute if absolute.starts_with('/') => absolute.to_owned(),
+            relative => format!("/{relative}"),
+        };
+        mounts.push(Mount {
+            container_path,
+            host_path: mount_source(volume, &sub_path).map_err(fail)?.display().to_string(),
+            readonly: mount.read_only == Some(true) || is_read_only(pod, &mount.name),
+            propagation: propagation as i32,
+            recursive_read_only: matches!(mount.recursive_read_only.as_deref(), Some("Enabled" | "IfPossible")),
+            ..Default::default()
+        });
+    }
+    let taken = |path: &str| mounts.iter().any(|mount| mount.container_path.trim_end_matches('/') == path);
+    let mut own = Vec::new();
+    if !taken("/etc/hosts") && spec.os.as_ref().is_none_or(|os| os.name == "linux") {
+        own.push(("/etc/hosts", prepared.hosts_file));
+    }
+    if !taken(message_path) {
+        own.push((message_path, prepared.message_file));
+    }
+    mounts.extend(own.into_iter().map(|(container_path, host_path)| Mount {
+        container_path: container_path.to_owned(),
+        host_path: host_path.display().to_string(),
+        ..Default::default()
+    }));
+    Ok(mounts)
+}
+
+/// Volumes made of projected files are never writable.
+fn is_read_only(pod: &Pod, volume: &str) -> bool {
+    pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()).any(|candidate| {
+        candidate.name == volume
+            && (candidate.config_map.is_some()
+                || candidate.secret.is_some()
+                || candidate.projected.is_some()
+                || candidate.downward_api.is_some())
+    })
+}
+
+/// Fetches what `env` and `envFrom` refer to; errors are upstream's `CreateContainerConfigError` messages.
+pub async fn environment(
+    context: &Context,
+    pod: &Pod,
+    container: &Container,
+    addresses: &Addresses,
+) -> Result<Vec<(String, String)>, String> {
+    let namespace = namespace(pod);
+    let mut sources = env::Sources::default();
+    let text = |data: &[u8]| String::from_utf8_lossy(data).into_owned();
+    for from in container.env_from.iter().flatten() {
+        let prefix = from.prefix.as_deref().unwrap_or_default();
+        let (data, missing) = if let Some(source) = &from.config_map_ref {
+            let data = context.objects.config_map(namespace, &source.name).await.map_err(|e| e.to_string())?;
+            (data, (source.optional != Some(true)).then(|| format!("configmap \"{}\" not found", source.name)))
+        } else if let Some(source) = &from.secret_ref {
+            let data = context.objects.secret(namespace, &source.name).await.map_err(|e| e.to_string())?;
+            (data, (source.optional != Some(true)).then(|| format!("secret \"{}\" not found", source.name)))
+        } else {
+            continue;
+        };
+        match (data, missing) {
+            (Some(data), _) => {
+                sources.from.extend(data.iter().map(|(key, value)| (format!("{prefix}{key}"), text(value))));
+            }
+            (None, Some(message)) => return Err(message),
+            (None, None) => {}
+        }
+    }
+    for (index, variable) in container.env.iter().flatten().enumerate() {
+        let Some(from) = &variable.value_from else { continue };
+        let value = if let Some(field) = &from.field_ref {
+            let value = pod_field(pod, &field.field_path, addresses);
+            Some(value.ok_or_else(|| format!("unsupported fieldPath: {}", field.field_path))?)
+        } else if let Some(field) = &from.resource_field_ref {
+            let named = field.container_name.as_deref().filter(|name| !name.is_empty());
+            let all = pod.spec.iter().flat_map(|s| s.containers.iter().chain(s.init_containers.iter().flatten()));
+            let target = all.into_iter().find(|c| named == Some(&c.name)).unwrap_or(container);
+            let value = resource_field(target, &field.resource, field.divisor.as_ref(), &context.allocatable);
+            Some(value.ok_or_else(|| format!("unsupported container resource : {}", field.resource))?)
+        } else if let Some(key) = &from.config_map_key_ref {
+            let data = context.objects.config_map(namespace, &key.name).await.map_err(|e| e.to_string())?;
+            key_value(data, &key.key, key.optional, "configmap", "ConfigMap", namespace, &key.name)?
+        } else if let Some(key) = &from.secret_key_ref {
+            let data = context.objects.secret(namespace, &key.name).await.map_err(|e| e.to_string())?;
+            key_value(data, &key.key, key.optional, "secret", "Secret", namespace, &key.name)?
+        } else {
+            return Err(format!("env {} has a valueFrom of a kind this kubelet does not support", variable.name));
+        };
+        sources.values.insert(index, value);
+    }
+    let links = pod.spec.as_ref().and_then(|spec| spec.enable_service_links).unwrap_or(true);
+    let services = context.services.state();
+    let variables = env::service_variables(services.iter().map(AsRef::as_ref), namespace, links);
+    Ok(env::merge(container, &sources, &variables))
+}
+
+fn key_value(
+    data: Option<crate::objects::Data>,
+    key: &str,
+    optional: Option<bool>,
+    lower: &str,
+    kind: &str,
+    namespace: &str,
+    name: &str,
+) -> Result<Option<String>, String> {
+    let optional = optional == Some(true);
+    match data {
+        None if optional => Ok(None),
+        None => Err(format!("{lower} \"{name}\" not found")),
+        Some(data) => match data.get(key) {
+            Some(value) => Ok(Some(String::from_utf8_lossy(value).into_owned())),
+            None if optional => Ok(None),
+            None => Err(format!("couldn't find key {key} in {kind} {namespace}/{name}")),
+        },
+    }
+}

@@ -1,0 +1,63 @@
+//! What every loop of the kubelet shares.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use cri_api::v1::DnsConfig;
+use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use kube::runtime::reflector::Store;
+
+use crate::Config;
+use crate::cgroups::Cgroups;
+use crate::events::EventRecorder;
+use crate::images::ImagePuller;
+use crate::objects::Objects;
+use crate::probes::ProbeManager;
+use crate::runtime::Runtime;
+
+pub struct Context {
+    pub config: Config,
+    pub client: kube::Client,
+    pub runtime: Runtime,
+    /// CRI's `runtime_name`, the scheme of container ids.
+    pub runtime_name: String,
+    pub events: EventRecorder,
+    pub objects: Objects,
+    pub services: Store<Service>,
+    pub images: ImagePuller,
+    pub probes: ProbeManager,
+    pub cgroups: Cgroups,
+    pub allocatable: BTreeMap<String, Quantity>,
+    pub memory_capacity: i64,
+    /// The node's resolver settings, which `dnsPolicy: Default` hands on.
+    pub node_dns: DnsConfig,
+}
+
+impl Context {
+    pub fn pod_dir(&self, uid: &str) -> PathBuf {
+        self.config.root_dir.join("pods").join(uid)
+    }
+
+    /// Upstream's layout, which log collectors know.
+    pub fn pod_log_dir(&self, pod: &Pod) -> PathBuf {
+        self.config.pod_logs_dir.join(format!("{}_{}_{}", namespace(pod), name(pod), uid(pod)))
+    }
+}
+
+pub fn uid(pod: &Pod) -> &str {
+    pod.metadata.uid.as_deref().unwrap_or_default()
+}
+
+pub fn name(pod: &Pod) -> &str {
+    pod.metadata.name.as_deref().unwrap_or_default()
+}
+
+pub fn namespace(pod: &Pod) -> &str {
+    pod.metadata.namespace.as_deref().unwrap_or_default()
+}
+
+/// Upstream's `format.Pod`, as messages print a pod.
+pub fn format_pod(pod: &Pod) -> String {
+    format!("{}_{}({})", name(pod), namespace(pod), uid(pod))
+}

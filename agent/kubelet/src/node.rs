@@ -1,0 +1,212 @@
+//! The Node object: registering it, keeping its status and lease fresh, and taking its pod CIDR to the runtime.
+
+mod lease;
+mod machine;
+mod status;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Node, NodeStatus};
+use kube::api::{Api, Patch, PatchParams, PostParams};
+use serde_json::{Value, json};
+use thiserror::Error;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::context::Context;
+
+pub use lease::run as run_lease;
+pub use machine::Machine;
+pub use status::allocatable;
+
+const PERIOD: Duration = Duration::from_secs(10);
+/// An unchanged status is written anyway after this time (upstream's `nodeStatusReportFrequency`).
+const REPORT: Duration = Duration::from_secs(300);
+
+#[derive(Debug, Error)]
+pub enum NodeError {
+    #[error("API server: {0}")]
+    Api(#[from] Box<kube::Error>),
+    #[error("runtime: {0}")]
+    Runtime(#[from] crate::runtime::RuntimeError),
+}
+
+fn boxed(error: kube::Error) -> NodeError {
+    NodeError::Api(Box::new(error))
+}
+
+struct NodeLoop {
+    context: Arc<Context>,
+    machine: Machine,
+    /// Pod CIDRs that the runtime was told.
+    pod_cidrs: Vec<String>,
+    registered: bool,
+    written: Option<(NodeStatus, Timestamp)>,
+}
+
+/// Registers the node and reports its status until told to stop.
+pub async fn run(context: Arc<Context>, machine: Machine, stop: CancellationToken) {
+    let mut node =
+        NodeLoop { context, machine, pod_cidrs: Vec::new(), registered: false, written: None };
+    let mut quick = Duration::from_millis(200);
+    while !stop.is_cancelled() {
+        let pause = match node.sync().await {
+            Ok(true) => PERIOD,
+            // Not ready yet: the pod CIDR and the runtime are worth waiting for closely.
+            Ok(false) => {
+                quick = (quick * 2).min(Duration::from_secs(2));
+                quick
+            }
+            Err(error) => {
+                warn!(%error, "node status not written");
+                Duration::from_secs(2)
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = stop.cancelled() => {}
+        }
+    }
+}
+
+impl NodeLoop {
+    /// One round; true when the node is ready and all is told.
+    async fn sync(&mut self) -> Result<bool, NodeError> {
+        let nodes: Api<Node> = Api::all(self.context.client.clone());
+        let name = self.context.config.node_name.clone();
+        let node = match nodes.get_opt(&name).await.map_err(boxed)? {
+            Some(node) if self.registered => node,
+            found => self.register(&nodes, found).await?,
+        };
+        self.tell_runtime_pod_cidrs(&node).await?;
+        let condition = self.runtime_condition().await;
+        let images = self.context.runtime.list_images().await.unwrap_or_default();
+        let facts = status::Facts {
+            machine: &self.machine,
+            config: &self.context.config,
+            images: &images,
+            not_ready: condition.err(),
+            allocatable: &self.context.allocatable,
+            disk_pressure: self.machine.disk_pressure(&self.context.config.root_dir),
+            memory_pressure: self.machine.memory_pressure(),
+        };
+        let now = Timestamp::now();
+        let old = node.status.clone().unwrap_or_default();
+        let new = status::node_status(&facts, &old, now);
+        let due = self.written.as_ref().is_none_or(|(_, at)| {
+            Duration::try_from(now.duration_since(*at)).unwrap_or_default() >= REPORT
+        });
+        if due || status::is_changed(&old, &new) {
+            self.write_status(&nodes, &old, &new).await?;
+            self.tell_transition(&old, &new);
+            self.written = Some((new.clone(), now));
+        }
+        Ok(facts.not_ready.is_none())
+    }
+
+    /// Creates the node, or brings the labels of the one that exists up to date.
+    async fn register(&mut self, nodes: &Api<Node>, existing: Option<Node>) -> Result<Node, NodeError> {
+        let wanted = status::initial_node(&self.context.config);
+        let node = match existing {
+            None => {
+                let created = nodes.create(&PostParams::default(), &wanted).await.map_err(boxed)?;
+                info!(node = self.context.config.node_name, "node registered");
+                created
+            }
+            Some(found) => {
+                let labels = wanted.metadata.labels.unwrap_or_default();
+                let present = found.metadata.labels.clone().unwrap_or_default();
+                if labels.iter().all(|(key, value)| present.get(key) == Some(value)) {
+                    found
+                } else {
+                    let patch = json!({ "metadata": { "labels": labels } });
+                    let name = &self.context.config.node_name;
+                    nodes.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await.map_err(boxed)?
+                }
+            }
+        };
+        if !self.registered {
+            self.context.events.normal(self.context.events.node(), "Starting", "Starting kubelet.");
+        }
+        self.registered = true;
+        Ok(node)
+    }
+
+    async fn tell_runtime_pod_cidrs(&mut self, node: &Node) -> Result<(), NodeError> {
+        let cidrs = api::node::pod_cidrs(node).to_vec();
+        if cidrs.is_empty() || cidrs == self.pod_cidrs {
+            return Ok(());
+        }
+        self.context.runtime.set_pod_cidr(&cidrs.join(",")).await?;
+        info!(cidrs = cidrs.join(","), "pod CIDR handed to the runtime");
+        self.pod_cidrs = cidrs;
+        Ok(())
+    }
+
+    /// Why the runtime or its network cannot run pods, if so: upstream's message of `KubeletNotReady`.
+    async fn runtime_condition(&mut self) -> Result<(), String> {
+        let answer = match self.context.runtime.status().await {
+            Ok(answer) => answer,
+            Err(error) => {
+                // A restarted runtime must be told its pod CIDR again.
+                self.pod_cidrs.clear();
+                return Err(format!("container runtime is down: {error}"));
+            }
+        };
+        let mut problems = Vec::new();
+        let conditions = answer.status.map(|status| status.conditions).unwrap_or_default();
+        for (kind, what) in [("RuntimeReady", "container runtime is not ready"), ("NetworkReady", "container runtime network not ready")] {
+            match conditions.iter().find(|condition| condition.r#type == kind) {
+                Some(condition) if condition.status => {}
+                Some(condition) => problems.push(format!(
+                    "{what}: {kind}=false reason:{} message:{}",
+                    condition.reason, condition.message
+                )),
+                None => problems.push(format!("{what}: the runtime does not report {kind}")),
+            }
+        }
+        if problems.is_empty() {
+            return Ok(());
+        }
+        if problems.iter().any(|problem| problem.contains("NetworkReady")) {
+            self.pod_cidrs.clear();
+        }
+        Err(problems.join(", "))
+    }
+
+    async fn write_status(&self, nodes: &Api<Node>, old: &NodeStatus, new: &NodeStatus) -> Result<(), NodeError> {
+        let mut status = serde_json::to_value(new).unwrap_or_default();
+        // The address list merges by type: old addresses must be named to go.
+        let kinds = |status: &NodeStatus| -> Vec<String> {
+            status.addresses.iter().flatten().map(|address| address.type_.clone()).collect()
+        };
+        let now = kinds(new);
+        let gone = kinds(old).into_iter().filter(|kind| !now.contains(kind));
+        let gone: Vec<Value> = gone.map(|kind| json!({ "$patch": "delete", "type": kind })).collect();
+        if let Some(addresses) = status.get_mut("addresses").and_then(Value::as_array_mut) {
+            addresses.extend(gone);
+        }
+        let patch = json!({ "status": status });
+        let name = &self.context.config.node_name;
+        nodes.patch_status(name, &PatchParams::default(), &Patch::Strategic(patch)).await.map_err(boxed)?;
+        debug!(node = name, "node status written");
+        Ok(())
+    }
+
+    fn tell_transition(&self, old: &NodeStatus, new: &NodeStatus) {
+        let ready = |status: &NodeStatus| {
+            let conditions = status.conditions.iter().flatten();
+            conditions.into_iter().find(|condition| condition.type_ == "Ready").map(|condition| condition.status.clone())
+        };
+        let (before, after) = (ready(old), ready(new));
+        if before == after {
+            return;
+        }
+        let reason = if after.as_deref() == Some("True") { "NodeReady" } else { "NodeNotReady" };
+        let name = &self.context.config.node_name;
+        info!(node = name, reason, "node readiness changed");
+        self.context.events.normal(self.context.events.node(), reason, format!("Node {name} status is now: {reason}"));
+    }
+}

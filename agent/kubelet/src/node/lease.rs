@@ -1,0 +1,74 @@
+//! The node's lease in `kube-node-lease`: the cheap heartbeat that tells the control plane the node lives.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference};
+use kube::api::{Api, Patch, PatchParams, PostParams};
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use crate::context::Context;
+
+const NAMESPACE: &str = "kube-node-lease";
+const DURATION_SECONDS: i32 = 40;
+const PERIOD: Duration = Duration::from_secs(10);
+
+pub async fn run(context: Arc<Context>, stop: CancellationToken) {
+    while !stop.is_cancelled() {
+        let pause = match renew(&context).await {
+            Ok(()) => PERIOD,
+            Err(error) => {
+                warn!(%error, "node lease not renewed");
+                Duration::from_secs(2)
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = stop.cancelled() => {}
+        }
+    }
+}
+
+async fn renew(context: &Context) -> Result<(), kube::Error> {
+    let leases: Api<Lease> = Api::namespaced(context.client.clone(), NAMESPACE);
+    let name = &context.config.node_name;
+    let now = MicroTime(Timestamp::now());
+    let spec = json!({ "holderIdentity": name, "leaseDurationSeconds": DURATION_SECONDS, "renewTime": now });
+    match leases.patch(name, &PatchParams::default(), &Patch::Merge(json!({ "spec": spec }))).await {
+        Err(kube::Error::Api(status)) if status.code == 404 => create(context, &leases, now).await,
+        other => other.map(drop),
+    }
+}
+
+/// The lease belongs to the node object, so that it goes with it.
+async fn create(context: &Context, leases: &Api<Lease>, now: MicroTime) -> Result<(), kube::Error> {
+    let name = &context.config.node_name;
+    let node = Api::<Node>::all(context.client.clone()).get_opt(name).await?;
+    let owner = node.and_then(|node| node.metadata.uid).map(|uid| OwnerReference {
+        api_version: "v1".into(),
+        kind: "Node".into(),
+        name: name.clone(),
+        uid,
+        ..Default::default()
+    });
+    let lease = Lease {
+        metadata: ObjectMeta {
+            name: Some(name.clone()),
+            namespace: Some(NAMESPACE.into()),
+            owner_references: owner.map(|owner| vec![owner]),
+            ..Default::default()
+        },
+        spec: Some(LeaseSpec {
+            holder_identity: Some(name.clone()),
+            lease_duration_seconds: Some(DURATION_SECONDS),
+            renew_time: Some(now),
+            ..Default::default()
+        }),
+    };
+    leases.create(&PostParams::default(), &lease).await.map(drop)
+}

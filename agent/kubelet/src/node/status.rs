@@ -1,0 +1,251 @@
+//! What a Node object says: pure, from facts about machine, runtime and configuration.
+
+use std::collections::BTreeMap;
+
+use api::quantity::{Format, Quantity};
+use cri_api::v1::Image;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{
+    ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeSpec, NodeStatus,
+    NodeSystemInfo,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Wire;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+
+use super::machine::Machine;
+use crate::{Config, KUBELET_VERSION};
+
+/// Upstream's `nodeStatusMaxImages` and `maxPods`.
+const MAX_IMAGES: usize = 50;
+const MAX_NAMES_PER_IMAGE: usize = 5;
+const MAX_PODS: i64 = 110;
+/// Upstream's hard eviction thresholds are withheld from pods.
+const EVICTION_MEMORY: i64 = 100 << 20;
+
+pub struct Facts<'a> {
+    pub machine: &'a Machine,
+    pub config: &'a Config,
+    pub images: &'a [Image],
+    pub not_ready: Option<String>,
+    pub allocatable: &'a BTreeMap<String, Wire>,
+    pub disk_pressure: bool,
+    pub memory_pressure: bool,
+}
+
+fn units(value: u64, format: Format) -> Wire {
+    Quantity::from_units(i64::try_from(value).unwrap_or(i64::MAX), format).to_wire()
+}
+
+fn capacity(machine: &Machine) -> BTreeMap<String, Wire> {
+    let kibibytes = |bytes: u64| Wire(format!("{}Ki", bytes / 1024));
+    BTreeMap::from([
+        ("cpu".to_owned(), units(machine.cpus, Format::DecimalSI)),
+        ("memory".to_owned(), kibibytes(machine.memory_bytes)),
+        ("ephemeral-storage".to_owned(), kibibytes(machine.storage_bytes)),
+        ("hugepages-1Gi".to_owned(), Wire("0".into())),
+        ("hugepages-2Mi".to_owned(), Wire("0".into())),
+        ("pods".to_owned(), units(MAX_PODS as u64, Format::DecimalSI)),
+    ])
+}
+
+/// Capacity less what eviction keeps free.
+pub fn allocatable(machine: &Machine) -> BTreeMap<String, Wire> {
+    let mut resources = capacity(machine);
+    let memory = i64::try_from(machine.memory_bytes).unwrap_or(i64::MAX);
+    let memory = (memory - EVICTION_MEMORY).max(0) / 1024;
+    resources.insert("memory".into(), Wire(format!("{memory}Ki")));
+    resources.insert("ephemeral-storage".into(), units(machine.storage_bytes / 10 * 9, Format::DecimalSI));
+    resources
+}
+
+/// The node as first registered. Its readiness taints are the node lifecycle controller's.
+pub fn initial_node(config: &Config) -> Node {
+    let machine_arch = Machine::read(&config.root_dir, String::new()).architecture;
+    let mut labels = BTreeMap::from([
+        ("kubernetes.io/hostname".to_owned(), config.node_name.clone()),
+        ("kubernetes.io/os".to_owned(), "linux".to_owned()),
+        ("kubernetes.io/arch".to_owned(), machine_arch.clone()),
+        ("beta.kubernetes.io/os".to_owned(), "linux".to_owned()),
+        ("beta.kubernetes.io/arch".to_owned(), machine_arch),
+    ]);
+    labels.extend(config.node_labels.clone());
+    let taints = (!config.node_taints.is_empty()).then(|| config.node_taints.clone());
+    Node {
+        metadata: ObjectMeta { name: Some(config.node_name.clone()), labels: Some(labels), ..Default::default() },
+        spec: Some(NodeSpec { taints, ..Default::default() }),
+        status: None,
+    }
+}
+
+pub fn node_status(facts: &Facts, old: &NodeStatus, now: Timestamp) -> NodeStatus {
+    let machine = facts.machine;
+    let address = |kind: &str, address: String| NodeAddress { type_: kind.into(), address };
+    NodeStatus {
+        addresses: Some(vec![
+            address("InternalIP", facts.config.node_ip.to_string()),
+            address("Hostname", facts.config.node_name.clone()),
+        ]),
+        capacity: Some(capacity(machine)),
+        allocatable: Some(facts.allocatable.clone()),
+        conditions: Some(conditions(facts, old, now)),
+        daemon_endpoints: Some(NodeDaemonEndpoints {
+            kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(facts.config.port) }),
+        }),
+        images: Some(images(facts.images)),
+        node_info: Some(NodeSystemInfo {
+            architecture: machine.architecture.clone(),
+            boot_id: machine.boot_id.clone(),
+            container_runtime_version: machine.runtime_version.clone(),
+            kernel_version: machine.kernel_version.clone(),
+            kube_proxy_version: String::new(),
+            kubelet_version: KUBELET_VERSION.into(),
+            machine_id: machine.machine_id.clone(),
+            operating_system: "linux".into(),
+            os_image: machine.os_image.clone(),
+            system_uuid: machine.system_uuid.clone(),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+fn conditions(facts: &Facts, old: &NodeStatus, now: Timestamp) -> Vec<NodeCondition> {
+    let pressure = |kind: &'static str, under: bool, no: &'static str, yes: &'static str, words: [&'static str; 2]| {
+        let (status, reason, message) = if under { ("True", yes, words[1]) } else { ("False", no, words[0]) };
+        (kind, status, reason, message.to_owned())
+    };
+    let ready = match &facts.not_ready {
+        None => ("Ready", "True", "KubeletReady", "kubelet is posting ready status".to_owned()),
+        Some(why) => ("Ready", "False", "KubeletNotReady", why.clone()),
+    };
+    let wanted = [
+        pressure(
+            "MemoryPressure",
+            facts.memory_pressure,
+            "KubeletHasSufficientMemory",
+            "KubeletHasInsufficientMemory",
+            ["kubelet has sufficient memory available", "kubelet has insufficient memory available"],
+        ),
+        pressure(
+            "DiskPressure",
+            facts.disk_pressure,
+            "KubeletHasNoDiskPressure",
+            "KubeletHasDiskPressure",
+            ["kubelet has no disk pressure", "kubelet has disk pressure"],
+        ),
+        pressure(
+            "PIDPressure",
+            false,
+            "KubeletHasSufficientPID",
+            "KubeletHasInsufficientPID",
+            ["kubelet has sufficient PID available", "kubelet has insufficient PID available"],
+        ),
+        ready,
+    ];
+    wanted
+        .into_iter()
+        .map(|(kind, status, reason, message)| {
+            let before = old.conditions.iter().flatten().find(|condition| condition.type_ == kind);
+            let unchanged = before.filter(|condition| condition.status == status);
+            NodeCondition {
+                type_: kind.into(),
+                status: status.into(),
+                reason: Some(reason.into()),
+                message: Some(message),
+                last_heartbeat_time: Some(Time(now)),
+                last_transition_time: unchanged
+                    .and_then(|condition| condition.last_transition_time.clone())
+                    .or(Some(Time(now))),
+            }
+        })
+        .collect()
+}
+
+/// The largest images first, as upstream lists them.
+fn images(images: &[Image]) -> Vec<ContainerImage> {
+    let mut sorted: Vec<&Image> = images.iter().collect();
+    sorted.sort_by(|a, b| b.size.cmp(&a.size).then_with(|| a.id.cmp(&b.id)));
+    let listed = sorted.into_iter().take(MAX_IMAGES).map(|image| {
+        let names = image.repo_digests.iter().chain(&image.repo_tags).take(MAX_NAMES_PER_IMAGE).cloned().collect();
+        ContainerImage { names: Some(names), size_bytes: Some(i64::try_from(image.size).unwrap_or(i64::MAX)) }
+    });
+    listed.collect()
+}
+
+/// Whether anything but the heartbeat differs.
+pub fn is_changed(old: &NodeStatus, new: &NodeStatus) -> bool {
+    let comparable = |status: &NodeStatus| {
+        let mut status = NodeStatus {
+            addresses: status.addresses.clone(),
+            capacity: status.capacity.clone(),
+            allocatable: status.allocatable.clone(),
+            conditions: status.conditions.clone(),
+            daemon_endpoints: status.daemon_endpoints.clone(),
+            images: status.images.clone(),
+            node_info: status.node_info.clone(),
+            ..Default::default()
+        };
+        status.conditions.iter_mut().flatten().for_each(|condition| condition.last_heartbeat_time = None);
+        // Conditions of others are not ours to compare.
+        let ours = ["MemoryPressure", "DiskPressure", "PIDPressure", "Ready"];
+        if let Some(conditions) = &mut status.conditions {
+            conditions.retain(|condition| ours.contains(&condition.type_.as_str()));
+            conditions.sort_by(|a, b| a.type_.cmp(&b.type_));
+        }
+        if let Some(addresses) = &mut status.addresses {
+            addresses.sort_by(|a, b| a.type_.cmp(&b.type_));
+        }
+        status.images = status.images.filter(|images| !images.is_empty());
+        status
+    };
+    comparable(old) != comparable(new)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(not_ready: Option<&str>, old: &NodeStatus, second: i64) -> NodeStatus {
+        let machine = Machine { cpus: 2, memory_bytes: 512 << 20, storage_bytes: 10 << 30, ..Default::default() };
+        let config = crate::start_up::testing::config();
+        let facts = Facts {
+            machine: &machine,
+            config: &config,
+            images: &[],
+            not_ready: not_ready.map(Into::into),
+            allocatable: &allocatable(&machine),
+            disk_pressure: false,
+            memory_pressure: false,
+        };
+        node_status(&facts, old, Timestamp::from_second(second).unwrap())
+    }
+
+    #[test]
+    fn heartbeats_alone_are_no_change() {
+        let first = status(None, &NodeStatus::default(), 0);
+        let second = status(None, &first, 10);
+        assert_ne!(first, second);
+        assert!(!is_changed(&first, &second));
+        let third = status(Some("container runtime is down"), &second, 20);
+        assert!(is_changed(&second, &third));
+        let ready = third.conditions.iter().flatten().find(|condition| condition.type_ == "Ready").unwrap();
+        assert_eq!(ready.reason.as_deref(), Some("KubeletNotReady"));
+        assert_eq!(ready.last_transition_time, Some(Time(Timestamp::from_second(20).unwrap())));
+    }
+
+    #[test]
+    fn eviction_thresholds_are_not_allocatable() {
+        let status = status(None, &NodeStatus::default(), 0);
+        assert_eq!(status.capacity.unwrap()["memory"].0, "524288Ki");
+        assert_eq!(status.allocatable.unwrap()["memory"].0, "421888Ki");
+    }
+
+    #[test]
+    fn labels_given_by_the_user_are_registered() {
+        let mut config = crate::start_up::testing::config();
+        config.node_labels.insert("zone".into(), "a".into());
+        let labels = initial_node(&config).metadata.labels.unwrap();
+        assert_eq!(labels["zone"], "a");
+        assert_eq!(labels["kubernetes.io/hostname"], config.node_name);
+    }
+}

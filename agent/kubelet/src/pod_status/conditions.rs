@@ -1,0 +1,155 @@
+//! Pod conditions with upstream's reasons and messages (`pkg/kubelet/status/generate.go`).
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{ContainerStatus, PodCondition, PodSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use crate::pod_actions::is_sidecar;
+
+pub(super) struct Facts<'a> {
+    pub spec: &'a PodSpec,
+    pub phase: &'a str,
+    pub init: &'a [ContainerStatus],
+    pub containers: &'a [ContainerStatus],
+    pub sandbox_ready: bool,
+    pub generation: Option<i64>,
+}
+
+#[derive(Clone)]
+struct Verdict {
+    holds: bool,
+    reason: Option<&'static str>,
+    message: Option<String>,
+}
+
+impl Verdict {
+    fn yes() -> Self {
+        Self { holds: true, reason: None, message: None }
+    }
+
+    fn no(reason: &'static str, message: Option<String>) -> Self {
+        Self { holds: false, reason: Some(reason), message }
+    }
+}
+
+/// The kubelet's five conditions, followed by those that others own.
+pub(super) fn conditions(facts: &Facts, old: &[PodCondition], now: Timestamp) -> Vec<PodCondition> {
+    let containers_ready = containers_ready(facts);
+    let sandbox = Verdict { holds: facts.sandbox_ready, reason: None, message: None };
+    let own = [
+        ("PodReadyToStartContainers", sandbox),
+        ("Initialized", initialized(facts)),
+        ("Ready", ready(facts, &containers_ready, old)),
+        ("ContainersReady", containers_ready),
+        ("PodScheduled", Verdict::yes()),
+    ];
+    let mut conditions: Vec<PodCondition> = own
+        .iter()
+        .map(|(kind, verdict)| {
+            let status = if verdict.holds { "True" } else { "False" };
+            let before = old.iter().find(|condition| condition.type_ == *kind);
+            let unchanged = before.filter(|condition| condition.status == status);
+            PodCondition {
+                type_: (*kind).into(),
+                status: status.into(),
+                reason: verdict.reason.map(Into::into),
+                message: verdict.message.clone(),
+                last_transition_time: unchanged
+                    .and_then(|condition| condition.last_transition_time.clone())
+                    .or(Some(Time(now))),
+                last_probe_time: None,
+                observed_generation: facts.generation,
+            }
+        })
+        .collect();
+    let foreign = old.iter().filter(|condition| !own.iter().any(|(kind, _)| *kind == condition.type_));
+    conditions.extend(foreign.cloned());
+    conditions
+}
+
+fn listed(names: &[&str]) -> String {
+    format!("[{}]", names.join(" "))
+}
+
+fn describe(unknown: &[&str], lacking: &[&str], word: &str) -> Option<String> {
+    let mut parts = Vec::new();
+    if !unknown.is_empty() {
+        parts.push(format!("containers with unknown status: {}", listed(unknown)));
+    }
+    if !lacking.is_empty() {
+        parts.push(format!("containers with {word} status: {}", listed(lacking)));
+    }
+    (!parts.is_empty()).then(|| parts.join(", "))
+}
+
+fn initialized(facts: &Facts) -> Verdict {
+    let any_started = facts.containers.iter().any(|status| {
+        status.started == Some(true)
+            || status.state.as_ref().is_some_and(|state| state.terminated.is_some() || state.running.is_some())
+            || status.last_state.as_ref().is_some_and(|state| state.terminated.is_some())
+    });
+    let (mut unknown, mut incomplete) = (Vec::new(), Vec::new());
+    for container in facts.spec.init_containers.iter().flatten() {
+        let Some(status) = facts.init.iter().find(|status| status.name == container.name) else {
+            unknown.push(container.name.as_str());
+            continue;
+        };
+        let done = if is_sidecar(container) { status.started == Some(true) } else { status.ready };
+        if !done {
+            incomplete.push(container.name.as_str());
+        }
+    }
+    if facts.phase == "Succeeded" && unknown.is_empty() {
+        return Verdict { holds: true, reason: Some("PodCompleted"), message: None };
+    }
+    match describe(&unknown, &incomplete, "incomplete") {
+        Some(message) if !any_started => Verdict::no("ContainersNotInitialized", Some(message)),
+        _ => Verdict::yes(),
+    }
+}
+
+fn containers_ready(facts: &Facts) -> Verdict {
+    let (mut unknown, mut unready) = (Vec::new(), Vec::new());
+    let sidecars = facts.spec.init_containers.iter().flatten().filter(|container| is_sidecar(container));
+    for (container, statuses) in
+        sidecars.map(|c| (c, facts.init)).chain(facts.spec.containers.iter().map(|c| (c, facts.containers)))
+    {
+        match statuses.iter().find(|status| status.name == container.name) {
+            None => unknown.push(container.name.as_str()),
+            Some(status) if !status.ready => unready.push(container.name.as_str()),
+            Some(_) => {}
+        }
+    }
+    match facts.phase {
+        "Succeeded" if unknown.is_empty() => Verdict::no("PodCompleted", None),
+        "Failed" => Verdict::no("PodFailed", None),
+        _ => match describe(&unknown, &unready, "unready") {
+            Some(message) => Verdict::no("ContainersNotReady", Some(message)),
+            None => Verdict::yes(),
+        },
+    }
+}
+
+fn ready(facts: &Facts, containers_ready: &Verdict, old: &[PodCondition]) -> Verdict {
+    if !containers_ready.holds {
+        return containers_ready.clone();
+    }
+    let messages: Vec<String> = facts
+        .spec
+        .readiness_gates
+        .iter()
+        .flatten()
+        .filter_map(|gate| {
+            let kind = &gate.condition_type;
+            match old.iter().find(|condition| condition.type_ == *kind) {
+                None => Some(format!("corresponding condition of pod readiness gate \"{kind}\" does not exist.")),
+                Some(condition) if condition.status != "True" => Some(format!(
+                    "the status of pod readiness gate \"{kind}\" is not \"True\", but {}",
+                    condition.status
+                )),
+                Some(_) => None,
+            }
+        })
+        .collect();
+    if messages.is_empty() { Verdict::yes() } else { Verdict::no("ReadinessGatesNotReady", Some(messages.join(", "))) }
+}

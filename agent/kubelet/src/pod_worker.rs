@@ -1,0 +1,480 @@
+//! One task a pod: compares specification and runtime, acts, reports, until the pod is gone.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Container, Pod, PodStatus};
+use kube::api::{Api, DeleteParams, Preconditions};
+use tokio::sync::{Notify, watch};
+use tracing::{debug, info, warn};
+
+use crate::back_off::{BackOff, go_duration};
+use crate::context::{Context, format_pod, name, namespace, uid};
+use crate::events::{container_reference, pod_reference};
+use crate::field_path::Addresses;
+use crate::objects::REFRESH;
+use crate::pod_actions::{PodActions, compute_pod_actions};
+use crate::pod_executor::{self, ContainerStart, Kill};
+use crate::pod_status::{Inputs, Waiting, pod_status};
+use crate::probes::Target;
+use crate::runtime::RuntimeError;
+use crate::runtime_pod::{ContainerState, RuntimePod};
+use crate::{status_writer, termination_message, volumes};
+
+/// What the manager tells a worker.
+#[derive(Clone)]
+pub struct Assignment {
+    pub pod: Pod,
+    /// The API server does not have the pod any more.
+    pub removed: bool,
+}
+
+const IDLE: Duration = Duration::from_secs(60);
+const RETRY: Duration = Duration::from_secs(2);
+
+enum Step {
+    Wait(Duration),
+    Done,
+}
+
+pub struct PodWorker {
+    context: Arc<Context>,
+    assignments: watch::Receiver<Assignment>,
+    wake: Arc<Notify>,
+    /// The status as last written.
+    written: Option<PodStatus>,
+    waiting: HashMap<String, Waiting>,
+    back_off: BackOff,
+    volumes: HashMap<String, PathBuf>,
+    volumes_at: Option<Instant>,
+    failed: Option<Waiting>,
+    /// All containers have ended for good.
+    finished: bool,
+    stopped: bool,
+}
+
+impl PodWorker {
+    pub fn new(context: Arc<Context>, assignments: watch::Receiver<Assignment>, wake: Arc<Notify>) -> Self {
+        Self {
+            context,
+            assignments,
+            wake,
+            written: None,
+            waiting: HashMap::new(),
+            back_off: BackOff::default(),
+            volumes: HashMap::new(),
+            volumes_at: None,
+            failed: None,
+            finished: false,
+            stopped: false,
+        }
+    }
+
+    /// Works until the pod and everything it left on this node are gone.
+    pub async fn run(mut self) {
+        loop {
+            let assignment = self.assignments.borrow_and_update().clone();
+            let pause = match self.sync(&assignment).await {
+                Ok(Step::Done) => return,
+                Ok(Step::Wait(pause)) => pause,
+                Err(error) => {
+                    warn!(pod = name(&assignment.pod), namespace = namespace(&assignment.pod), %error, "pod sync failed");
+                    RETRY
+                }
+            };
+            tokio::select! {
+                changed = self.assignments.changed() => if changed.is_err() { return },
+                () = self.wake.notified() => {}
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+
+    async fn sync(&mut self, assignment: &Assignment) -> Result<Step, RuntimeError> {
+        let pod = self.with_current_status(&assignment.pod);
+        self.enforce_deadline(&pod);
+        let final_phase = matches!(
+            pod.status.as_ref().and_then(|status| status.phase.as_deref()),
+            Some("Succeeded" | "Failed")
+        );
+        let over = self.finished || final_phase || self.failed.is_some();
+        if assignment.removed || pod.metadata.deletion_timestamp.is_some() || over {
+            return self.terminate(&pod, assignment.removed).await;
+        }
+        self.keep_running(&pod).await
+    }
+
+    /// The pod with the newest status: the one written last, with what others have since put into the API's.
+    fn with_current_status(&self, pod: &Pod) -> Pod {
+        let mut pod = pod.clone();
+        let Some(mut status) = self.written.clone() else { return pod };
+        let theirs = pod.status.take().unwrap_or_default();
+        let own = status.conditions.get_or_insert_default();
+        for condition in theirs.conditions.into_iter().flatten() {
+            let ours = ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
+            if !ours.contains(&condition.type_.as_str()) {
+                own.retain(|known| known.type_ != condition.type_);
+                own.push(condition);
+            }
+        }
+        // Only the API server computes it.
+        status.qos_class = theirs.qos_class.or(status.qos_class);
+        // A final phase set from outside counts.
+        if matches!(theirs.phase.as_deref(), Some("Failed" | "Succeeded")) {
+            status.phase = theirs.phase;
+            status.reason = theirs.reason.or(status.reason);
+            status.message = theirs.message.or(status.message);
+        }
+        pod.status = Some(status);
+        pod
+    }
+
+    fn enforce_deadline(&mut self, pod: &Pod) {
+        let deadline = pod.spec.as_ref().and_then(|spec| spec.active_deadline_seconds);
+        let started = pod.status.as_ref().and_then(|status| status.start_time.clone());
+        let (Some(deadline), Some(started)) = (deadline, started) else { return };
+        if Timestamp::now().duration_since(started.0).as_secs() >= deadline && self.failed.is_none() {
+            let message = "Pod was active on the node longer than the specified deadline";
+            self.context.events.normal(pod_reference(pod), "DeadlineExceeded", message);
+            self.failed = Some(Waiting { reason: "DeadlineExceeded".into(), message: message.into() });
+        }
+    }
+
+    async fn keep_running(&mut self, pod: &Pod) -> Result<Step, RuntimeError> {
+        let context = self.context.clone();
+        let observed = context.runtime.pod(uid(pod)).await?;
+        self.observe(pod, &observed);
+        let actions = compute_pod_actions(pod, &observed, &context.probes.verdicts(uid(pod)));
+        if actions.is_empty() {
+            let pause = self.refresh_volumes(pod, &observed).await;
+            return Ok(self.report(pod, &observed).await.unwrap_or(pause));
+        }
+        debug!(pod = name(pod), namespace = namespace(pod), ?actions, "pod actions");
+        // Users see that the node has taken the pod before its image is there.
+        if self.written.is_none() {
+            self.report(pod, &observed).await;
+        }
+        let pause = self.execute(pod, &observed, actions).await;
+        let observed = context.runtime.pod(uid(pod)).await?;
+        self.observe(pod, &observed);
+        Ok(self.report(pod, &observed).await.unwrap_or(Step::Wait(pause)))
+    }
+
+    /// Starts and ends the watching of containers by probes.
+    fn observe(&mut self, pod: &Pod, observed: &RuntimePod) {
+        self.context.probes.retain_running(uid(pod), observed);
+        let ip = self.addresses(pod, observed).pod.first().copied();
+        for running in observed.running_containers() {
+            self.waiting.remove(&running.name);
+            let Some((list, container)) = pod_executor::find_container(pod, &running.name) else { continue };
+            let target = Target {
+                pod: pod.clone(),
+                container: container.clone(),
+                list,
+                container_id: running.id.clone(),
+                started_at: running.started_at,
+                ip,
+                wake: self.wake.clone(),
+            };
+            self.context.probes.watch(&self.context, &target);
+        }
+    }
+
+    fn addresses(&self, pod: &Pod, observed: &RuntimePod) -> Addresses {
+        let host = vec![self.context.config.node_ip];
+        let host_network = pod.spec.as_ref().is_some_and(|spec| spec.host_network == Some(true));
+        let pod = if host_network { host.clone() } else { observed.sandbox().map(|s| s.ips.clone()).unwrap_or_default() };
+        Addresses { pod, host }
+    }
+
+    async fn set_up_volumes(&mut self, pod: &Pod, observed: &RuntimePod) -> Result<(), volumes::VolumeError> {
+        let pod_dir = self.context.pod_dir(uid(pod));
+        let volume_context = volumes::VolumeContext {
+            objects: &self.context.objects,
+            addresses: self.addresses(pod, observed),
+            allocatable: &self.context.allocatable,
+            pod_dir: &pod_dir,
+        };
+        self.volumes = volumes::set_up(pod, &volume_context).await?;
+        self.volumes_at = Some(Instant::now());
+        Ok(())
+    }
+
+    async fn refresh_volumes(&mut self, pod: &Pod, observed: &RuntimePod) -> Step {
+        let due = self.volumes_at.is_none_or(|at| at.elapsed() >= REFRESH);
+        if due && let Err(error) = self.set_up_volumes(pod, observed).await {
+            self.volumes_at = Some(Instant::now());
+            self.context.events.warning(pod_reference(pod), "FailedMount", error.to_string());
+        }
+        Step::Wait(IDLE)
+    }
+
+    /// Does what was decided, in order; the time until it should be tried again.
+    async fn execute(&mut self, pod: &Pod, observed: &RuntimePod, actions: PodActions) -> Duration {
+        let context = self.context.clone();
+        if actions.kill_pod {
+            let grace = Duration::from_secs(pod_executor::grace_seconds(pod, None));
+            pod_executor::kill_pod(&context, pod, observed, grace).await;
+        }
+        let ip = self.addresses(pod, observed).pod.first().copied();
+        for kill in &actions.kill {
+            let Some(running) = observed.containers.iter().find(|container| container.id == kill.id) else { continue };
+            let own = kill.probe.zip(pod_executor::find_container(pod, &kill.name));
+            let own = own.map(|(probe, (_, container))| pod_executor::probe_grace(container, probe));
+            let grace = Duration::from_secs(pod_executor::grace_seconds(pod, own));
+            let order = Kill { message: &kill.message, probe: kill.probe, grace };
+            pod_executor::kill_container(&context, pod, running, ip, order).await;
+        }
+        if actions.create_sandbox.is_none() && actions.start_init.is_empty() && actions.start.is_empty() {
+            return Duration::ZERO;
+        }
+        if let Err(error) = context.cgroups.create(pod) {
+            let message = format!("error determining status: failed to create pod cgroup: {error}");
+            context.events.warning(pod_reference(pod), "FailedCreatePodContainer", message);
+            return RETRY;
+        }
+        if let Err(error) = self.set_up_volumes(pod, observed).await {
+            context.events.warning(pod_reference(pod), "FailedMount", error.to_string());
+            return RETRY;
+        }
+        if let Some(attempt) = actions.create_sandbox
+            && pod_executor::create_sandbox(&context, pod, attempt).await.is_err()
+        {
+            return RETRY;
+        }
+        let observed = match context.runtime.pod(uid(pod)).await {
+            Ok(observed) => observed,
+            Err(error) => {
+                warn!(pod = name(pod), %error, "pod not readable from CRI");
+                return RETRY;
+            }
+        };
+        let spec = pod.spec.clone().unwrap_or_default();
+        let init = spec.init_containers.unwrap_or_default();
+        let starts = actions.start_init.iter().filter_map(|index| init.get(*index).map(|c| ("initContainers", c)));
+        let starts =
+            starts.chain(actions.start.iter().filter_map(|index| spec.containers.get(*index).map(|c| ("containers", c))));
+        let mut pause = IDLE;
+        for (list, container) in starts {
+            pause = pause.min(self.start(pod, &observed, list, container).await);
+        }
+        pause
+    }
+
+    async fn start(&mut self, pod: &Pod, observed: &RuntimePod, list: &'static str, container: &Container) -> Duration {
+        let context = self.context.clone();
+        let now = Timestamp::now();
+        let previous = observed.container(&container.name);
+        if let Some(ended) = previous.filter(|previous| previous.state == ContainerState::Exited) {
+            if let Some(left) = self.back_off.remaining(&container.name, ended.finished_at, now) {
+                let about = container_reference(pod, list, &container.name);
+                let message =
+                    format!("Back-off restarting failed container {} in pod {}", container.name, format_pod(pod));
+                context.events.warning(about, "BackOff", message);
+                let message = format!(
+                    "back-off {} restarting failed container={} pod={}",
+                    go_duration(self.back_off.delay(&container.name)),
+                    container.name,
+                    format_pod(pod)
+                );
+                self.waiting.insert(container.name.clone(), Waiting { reason: "CrashLoopBackOff".into(), message });
+                return left;
+            }
+            self.back_off.advance(&container.name, ended.finished_at, now);
+        }
+        let Some(sandbox) = observed.ready_sandbox() else { return RETRY };
+        let known = pod.status.iter().flat_map(|status| {
+            status.container_statuses.iter().chain(status.init_container_statuses.iter()).flatten()
+        });
+        let reported = known.into_iter().find(|status| status.name == container.name);
+        // The runtime knows how often it ran; the API remembers what the runtime has forgotten.
+        let attempt = match (previous, reported) {
+            (Some(previous), _) => u32::try_from(previous.restart_count + 1).unwrap_or(0),
+            (None, Some(status)) if status.container_id.is_some() => {
+                u32::try_from(status.restart_count + 1).unwrap_or(0)
+            }
+            _ => 0,
+        };
+        let start = ContainerStart {
+            container,
+            list,
+            sandbox_id: &sandbox.id,
+            sandbox_attempt: sandbox.attempt,
+            attempt,
+            addresses: self.addresses(pod, observed),
+            volumes: &self.volumes,
+        };
+        match pod_executor::start_container(&context, pod, start).await {
+            Ok(()) => {
+                self.waiting.remove(&container.name);
+                IDLE
+            }
+            Err(waiting) => {
+                self.waiting.insert(container.name.clone(), waiting);
+                context.images.retry_in(pod, container).unwrap_or(RETRY * 2)
+            }
+        }
+    }
+
+    fn inputs<'a>(&self, pod: &Pod, observed: &RuntimePod, host_ips: &'a [std::net::IpAddr], runtime_name: &'a str) -> Inputs<'a> {
+        let mut inputs = Inputs {
+            runtime_name,
+            waiting: self.waiting.clone(),
+            host_ips,
+            failed: self.failed.clone(),
+            ..Default::default()
+        };
+        for running in observed.running_containers() {
+            let Some((_, container)) = pod_executor::find_container(pod, &running.name) else { continue };
+            if self.context.probes.is_started(container, &running.id) {
+                inputs.started.insert(running.id.clone());
+            }
+            if self.context.probes.is_ready(container, &running.id) {
+                inputs.ready.insert(running.id.clone());
+            }
+        }
+        for container in &observed.containers {
+            if let Some(message) = termination_message::read(container) {
+                inputs.messages.insert(container.id.clone(), message);
+            }
+        }
+        inputs
+    }
+
+    /// Writes the status that follows from what was observed. A final phase is acted upon at once, a failed write
+    /// soon.
+    async fn report(&mut self, pod: &Pod, observed: &RuntimePod) -> Option<Step> {
+        self.report_as(pod, observed, false).await
+    }
+
+    async fn report_as(&mut self, pod: &Pod, observed: &RuntimePod, terminal: bool) -> Option<Step> {
+        let context = self.context.clone();
+        let host_ips = [context.config.node_ip];
+        let pod = self.with_current_status(pod);
+        let inputs = Inputs { terminal, ..self.inputs(&pod, observed, &host_ips, &context.runtime_name) };
+        let mut status = pod_status(&pod, observed, &inputs, Timestamp::now());
+        let finished = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
+        // The final phase is reported only when nothing runs any more: a Job may replace the pod on seeing it.
+        if finished && !terminal {
+            self.finished = true;
+            status.phase = pod.status.as_ref().and_then(|status| status.phase.clone()).or(Some("Pending".into()));
+        }
+        let old = pod.status.clone().unwrap_or_default();
+        match status_writer::write(&context.client, &pod, &old, &status).await {
+            Ok(Some(written)) => self.written = Some(written),
+            Ok(None) => {}
+            Err(error) => {
+                warn!(pod = name(&pod), namespace = namespace(&pod), %error, "status not written");
+                return Some(Step::Wait(RETRY));
+            }
+        }
+        (finished && !terminal).then_some(Step::Wait(Duration::ZERO))
+    }
+
+    async fn terminate(&mut self, pod: &Pod, removed: bool) -> Result<Step, RuntimeError> {
+        let context = self.context.clone();
+        let mut observed = context.runtime.pod(uid(pod)).await?;
+        if !observed.is_stopped() {
+            context.probes.stop_killing(uid(pod));
+            if !removed {
+                self.report(pod, &observed).await;
+            }
+            self.kill(pod, &observed, removed).await;
+            observed = context.runtime.pod(uid(pod)).await?;
+            if !observed.is_stopped() {
+                return Ok(Step::Wait(RETRY));
+            }
+        }
+        context.probes.forget_pod(uid(pod));
+        if !removed && let Some(step) = self.report_as(pod, &observed, true).await {
+            return Ok(step);
+        }
+        if !self.stopped {
+            self.clean_up(pod)?;
+        }
+        if !removed && pod.metadata.deletion_timestamp.is_none() {
+            return Ok(Step::Wait(IDLE));
+        }
+        if !removed && !self.delete(pod).await {
+            return Ok(Step::Wait(RETRY));
+        }
+        self.remove_from_runtime(pod, &observed).await?;
+        Ok(Step::Done)
+    }
+
+    /// Kills the pod; a deletion that shortens the grace period takes effect at once.
+    async fn kill(&mut self, pod: &Pod, observed: &RuntimePod, removed: bool) {
+        let context = self.context.clone();
+        let mut grace = if removed { 1 } else { pod_executor::grace_seconds(pod, None) };
+        info!(pod = name(pod), namespace = namespace(pod), grace, "pod stopping");
+        loop {
+            let killing = pod_executor::kill_pod(&context, pod, observed, Duration::from_secs(grace));
+            tokio::pin!(killing);
+            loop {
+                tokio::select! {
+                    () = &mut killing => return,
+                    changed = self.assignments.changed() => {
+                        if changed.is_err() {
+                            return;
+                        }
+                        let assignment = self.assignments.borrow_and_update().clone();
+                        let new = if assignment.removed { 1 } else { pod_executor::grace_seconds(&assignment.pod, None) };
+                        if new < grace {
+                            grace = new;
+                            break;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes away what only a living pod needs.
+    fn clean_up(&mut self, pod: &Pod) -> Result<(), RuntimeError> {
+        if let Err(error) = volumes::tear_down(&self.context.pod_dir(uid(pod))) {
+            warn!(pod = name(pod), namespace = namespace(pod), %error, "pod directory not removed");
+        }
+        self.context.cgroups.remove(uid(pod));
+        self.context.objects.forget_pod(uid(pod));
+        self.context.images.forget_pod(uid(pod));
+        self.stopped = true;
+        Ok(())
+    }
+
+    /// Tells the API server that nothing of the pod is left.
+    async fn delete(&self, pod: &Pod) -> bool {
+        let pods: Api<Pod> = Api::namespaced(self.context.client.clone(), namespace(pod));
+        let parameters = DeleteParams::default()
+            .grace_period(0)
+            .preconditions(Preconditions { uid: pod.metadata.uid.clone(), resource_version: None });
+        match pods.delete(name(pod), &parameters).await {
+            Ok(_) => true,
+            Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => true,
+            Err(error) => {
+                warn!(pod = name(pod), namespace = namespace(pod), %error, "pod not deleted from the API server");
+                false
+            }
+        }
+    }
+
+    async fn remove_from_runtime(&self, pod: &Pod, observed: &RuntimePod) -> Result<(), RuntimeError> {
+        for container in &observed.containers {
+            self.context.runtime.remove_container(&container.id).await?;
+        }
+        for sandbox in &observed.sandboxes {
+            self.context.runtime.stop_sandbox(&sandbox.id).await?;
+            self.context.runtime.remove_sandbox(&sandbox.id).await?;
+        }
+        let logs = self.context.pod_log_dir(pod);
+        if let Err(error) = std::fs::remove_dir_all(&logs)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            warn!(directory = %logs.display(), %error, "logs not removed");
+        }
+        info!(pod = name(pod), namespace = namespace(pod), "pod removed");
+        Ok(())
+    }
+}
