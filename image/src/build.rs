@@ -40,13 +40,18 @@ pub fn build(request: &Request) -> anyhow::Result<Manifest> {
     let mut root = rootfs::build(&inputs, &mut versions)?;
     addons::add_busybox(&mut root, &packages, &mut versions)?;
     let squashfs = squashfs::pack(&root, &work.sub("squashfs")?)?;
-    let initramfs = initramfs(&kernel, &rootfs::own(binaries, "init")?, squashfs, &work.sub("early")?)?;
+    let init = rootfs::own(binaries, "init")?;
+    let initramfs = initramfs(&kernel, &init, squashfs, &work.sub("early")?)?;
     let vmlinuz = kernel.vmlinuz()?;
-    let cmdline = cmdline(*role, &request.cmdline);
+    let cmdline = format!("{CMDLINE} {}", request.cmdline).trim().to_owned();
 
     let files = [("vmlinuz", vmlinuz.as_slice()), ("initramfs", &initramfs), ("cmdline", format!("{cmdline}\n").as_bytes())]
         .map(|(name, data)| write(out, name, data).map(|()| Part::file(name, data)));
-    let mut parts = vec![Part { version: Some(kernel.package.version.clone()), ..Part::file("kernel", &vmlinuz) }];
+    let versioned = |name, version: &str, data| Part { version: Some(version.to_owned()), ..Part::file(name, data) };
+    let mut parts = vec![
+        versioned("kernel", &kernel.package.version, vmlinuz.as_slice()),
+        versioned("init", env!("CARGO_PKG_VERSION"), &init),
+    ];
     parts.extend(manifest::parts(&root, &versions));
     let manifest = Manifest {
         name: "ironlet",
@@ -59,11 +64,6 @@ pub fn build(request: &Request) -> anyhow::Result<Manifest> {
     };
     write(out, "manifest.json", format!("{}\n", serde_json::to_string_pretty(&manifest)?).as_bytes())?;
     Ok(manifest)
-}
-
-/// The baked-in command line: the image's parameters, its role, and what the caller adds.
-fn cmdline(role: Role, more: &str) -> String {
-    format!("{CMDLINE} ironlet.role={role} {more}").trim().to_owned()
 }
 
 /// Two archives one after the other (the kernel unpacks them all): the root image as it is, since it is compressed
@@ -96,10 +96,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_baked_in_command_line_is_understood_and_can_be_overridden() {
-        let (config, errors) = node_config::parse(&cmdline(Role::Master, "ironlet.role=worker panic=0"));
+    fn the_images_own_parameters_are_understood() {
+        let (config, errors) = node_config::parse(CMDLINE);
         assert_eq!(errors, []);
-        assert_eq!((config.role, config.panic), (Some(Role::Worker), Some(0)));
         assert_eq!(config.consoles.last().map(String::as_str), Some("ttyS0,115200"));
     }
 }

@@ -97,7 +97,8 @@ const fn master(path: &'static str, mode: u32, content: Content) -> Item {
     Item { path, mode, role: Some(Role::Master), content }
 }
 
-/// The root file system, apart from libraries, kernel modules and container images.
+/// The root file system, apart from libraries, kernel modules and container images. PID 1 is in the initramfs, and brings
+/// itself along as /init.
 pub const ROOT: &[Item] = &[
     both("dev", 0o755, Content::Directory),
     both("etc/cni/net.d", 0o755, Content::Directory),
@@ -114,7 +115,6 @@ pub const ROOT: &[Item] = &[
     both("lib", 0, Content::Link("usr/lib")),
     both("lib64", 0, Content::Link("usr/lib64")),
     both("sbin", 0, Content::Link("usr/sbin")),
-    both("init", 0o755, Content::Own("init")),
     both("usr/sbin/modprobe", 0, Content::Link("/init")),
     both("usr/bin/agent", 0o755, Content::Own("agent")),
     master("usr/bin/control-plane", 0o755, Content::Own("control-plane")),
@@ -161,6 +161,8 @@ pub const INITRAMFS_DIRECTORIES: &[&str] = &["dev", "proc", "run", "sys", "tmp"]
 /// The kernel's own parameters of every image; `--cmdline` follows and so overrides. Serial last: it is /dev/console.
 pub const CMDLINE: &str = "console=tty0 console=ttyS0,115200 panic=10 loglevel=4";
 
+/// The parameters that PID 1 puts before the kernel's command line.
+pub const PARAMETERS: &str = "usr/lib/ironlet/cmdline";
 pub const MODULES_LOAD: &str = "usr/lib/ironlet/modules.load";
 pub const IMAGES: &str = "usr/share/ironlet/images";
 

@@ -1,7 +1,7 @@
 //! The root file system of a role, assembled from the tables, the packages and our own executables.
 
 use crate::{
-    contents::{Content, IMAGES, LIBRARY_DIRECTORY, LIBRARY_PACKAGES, Load, MODULES_LOAD, ROOT},
+    contents::{Content, IMAGES, LIBRARY_DIRECTORY, LIBRARY_PACKAGES, Load, MODULES_LOAD, PARAMETERS, ROOT},
     elf::{self, ElfError},
     kernel::{Kernel, KernelError, load_list},
     manifest::Versions,
@@ -79,6 +79,7 @@ pub fn build(inputs: &Inputs<'_>, versions: &mut Versions) -> Result<Tree, RootE
         }
     }
     tree.file("etc/os-release", 0o644, os_release(env!("CARGO_PKG_VERSION")), LAYOUT)?;
+    tree.file(PARAMETERS, 0o644, format!("ironlet.role={}\n", inputs.role), LAYOUT)?;
     tree.file(MODULES_LOAD, 0o644, load_list(Load::Boot), LAYOUT)?;
     tree.directory(IMAGES, 0o755, LAYOUT)?;
     inputs.kernel.add_modules(&mut tree, &[Load::Early, Load::Boot, Load::Demand], inputs.work)?;

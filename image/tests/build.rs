@@ -77,7 +77,7 @@ fn equal_inputs_give_equal_bytes() {
         assert!(part["version"].is_string() && part["sha256"].as_str().is_some_and(|hash| hash.len() == 64), "{part}");
     }
     let cmdline = fs::read_to_string(outs[0].join("cmdline")).unwrap();
-    assert!(cmdline.ends_with(" ironlet.role=worker ironlet.hostname=twin\n"), "{cmdline}");
+    assert!(cmdline.ends_with(" ironlet.hostname=twin\n"), "{cmdline}");
 }
 
 #[test]
