@@ -33,12 +33,19 @@ pub enum AddonError {
 pub fn add_busybox(tree: &mut Tree, packages: &Packages, versions: &mut Versions) -> Result<(), AddonError> {
     let package = packages.find(PACKAGE)?;
     let path = packages.extract(&package)?.join(BINARY);
-    let binary = fs::read(&path).map_err(|error| AddonError::Read { path: path.clone(), error })?;
+    let binary = fs::read(&path).map_err(|error| AddonError::Read {
+        path: path.clone(),
+        error,
+    })?;
     // The binary itself knows its applets; it runs on any x86-64 host since it is static.
     let applets = stdout(Command::new(&path).arg("--list"))?;
     let version = upstream_version(&package.version);
     let names = ["latest", version].map(|tag| format!("docker.io/library/busybox:{tag}"));
-    let spec = ImageSpec { names: &names, command: &["sh"], environment: &["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"] };
+    let spec = ImageSpec {
+        names: &names,
+        command: &["sh"],
+        environment: &["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
+    };
     let archive = oci::archive(&spec, &files(binary, applets.lines())?).map_err(AddonError::Archive)?;
     versions.set(PART, &package.version);
     tree.file(&format!("{IMAGES}/busybox.tar"), 0o644, archive, PART)?;
@@ -58,10 +65,24 @@ fn files<'a>(binary: Vec<u8>, applets: impl Iterator<Item = &'a str>) -> Result<
         tree.link(&format!("bin/{applet}"), "busybox", PART)?;
     }
     tree.link("usr/bin/env", "/bin/busybox", PART)?;
-    for (directory, mode) in [("dev", 0o755), ("etc", 0o755), ("home", 0o755), ("proc", 0o555), ("root", 0o700), ("sys", 0o555), ("tmp", 0o1777), ("var/www", 0o755)] {
+    for (directory, mode) in [
+        ("dev", 0o755),
+        ("etc", 0o755),
+        ("home", 0o755),
+        ("proc", 0o555),
+        ("root", 0o700),
+        ("sys", 0o555),
+        ("tmp", 0o1777),
+        ("var/www", 0o755),
+    ] {
         tree.directory(directory, mode, PART)?;
     }
-    tree.file("etc/passwd", 0o644, "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/home:/bin/false\n", PART)?;
+    tree.file(
+        "etc/passwd",
+        0o644,
+        "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/home:/bin/false\n",
+        PART,
+    )?;
     tree.file("etc/group", 0o644, "root:x:0:\nnogroup:x:65534:\n", PART)?;
     Ok(tree)
 }
@@ -72,7 +93,11 @@ mod tests {
 
     #[test]
     fn the_tag_is_upstreams_version() {
-        for (debian, want) in [("1:1.37.0-6+b9", "1.37.0"), ("1.35.0-4", "1.35.0"), ("2.0", "2.0")] {
+        for (debian, want) in [
+            ("1:1.37.0-6+b9", "1.37.0"),
+            ("1.35.0-4", "1.35.0"),
+            ("2.0", "2.0"),
+        ] {
             assert_eq!(upstream_version(debian), want);
         }
     }
@@ -80,7 +105,11 @@ mod tests {
     #[test]
     fn applets_are_links_to_the_one_binary() {
         let tree = files(b"x".to_vec(), ["busybox", "sh", "["].into_iter()).unwrap();
-        let links: Vec<_> = tree.iter().filter(|(path, _)| path.starts_with("bin/")).map(|(path, _)| path).collect();
+        let links: Vec<_> = tree
+            .iter()
+            .filter(|(path, _)| path.starts_with("bin/"))
+            .map(|(path, _)| path)
+            .collect();
         assert_eq!(links, ["bin/[", "bin/busybox", "bin/sh"]);
     }
 }

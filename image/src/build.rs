@@ -1,7 +1,8 @@
 //! `image build`: from the tables to the files of one image.
 
 use crate::{
-    addons, contents::{CMDLINE, INITRAMFS_DIRECTORIES, Load, MODULES_LOAD},
+    addons,
+    contents::{CMDLINE, INITRAMFS_DIRECTORIES, Load, MODULES_LOAD},
     cpio,
     kernel::{Kernel, load_list},
     manifest::{self, Manifest, Part, Versions},
@@ -13,7 +14,10 @@ use crate::{
 };
 use anyhow::Context;
 use node_config::Role;
-use std::{fs, path::{Path, PathBuf}};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 pub struct Request {
     pub role: Role,
@@ -29,14 +33,23 @@ pub struct Request {
 
 /// Builds the kernel format: OUT/{vmlinuz,initramfs,cmdline,manifest.json}.
 pub fn build(request: &Request) -> anyhow::Result<Manifest> {
-    let Request { role, out, binaries, .. } = request;
+    let Request {
+        role, out, binaries, ..
+    } = request;
     fs::create_dir_all(out).with_context(|| format!("--out {}: create the directory", out.display()))?;
-    let work = WorkDir::new(out, "work").with_context(|| format!("--out {}: create a work directory", out.display()))?;
+    let work = WorkDir::new(out, "work")
+        .with_context(|| format!("--out {}: create a work directory", out.display()))?;
     let packages = Packages::open(&request.cache.join("packages"), request.refresh)?;
     let kernel = Kernel::find(&packages)?;
     let mut versions = Versions::default();
 
-    let inputs = Inputs { role: *role, packages: &packages, kernel: &kernel, binaries, work: &work.sub("modules")? };
+    let inputs = Inputs {
+        role: *role,
+        packages: &packages,
+        kernel: &kernel,
+        binaries,
+        work: &work.sub("modules")?,
+    };
     let mut root = rootfs::build(&inputs, &mut versions)?;
     addons::add_busybox(&mut root, &packages, &mut versions)?;
     let squashfs = squashfs::pack(&root, &work.sub("squashfs")?)?;
@@ -45,9 +58,16 @@ pub fn build(request: &Request) -> anyhow::Result<Manifest> {
     let vmlinuz = kernel.vmlinuz()?;
     let cmdline = format!("{CMDLINE} {}", request.cmdline).trim().to_owned();
 
-    let files = [("vmlinuz", vmlinuz.as_slice()), ("initramfs", &initramfs), ("cmdline", format!("{cmdline}\n").as_bytes())]
-        .map(|(name, data)| write(out, name, data).map(|()| Part::file(name, data)));
-    let versioned = |name, version: &str, data| Part { version: Some(version.to_owned()), ..Part::file(name, data) };
+    let files = [
+        ("vmlinuz", vmlinuz.as_slice()),
+        ("initramfs", &initramfs),
+        ("cmdline", format!("{cmdline}\n").as_bytes()),
+    ]
+    .map(|(name, data)| write(out, name, data).map(|()| Part::file(name, data)));
+    let versioned = |name, version: &str, data| Part {
+        version: Some(version.to_owned()),
+        ..Part::file(name, data)
+    };
     let mut parts = vec![
         versioned("kernel", &kernel.package.version, vmlinuz.as_slice()),
         versioned("init", env!("CARGO_PKG_VERSION"), &init),
@@ -62,7 +82,11 @@ pub fn build(request: &Request) -> anyhow::Result<Manifest> {
         parts,
         files: files.into_iter().collect::<anyhow::Result<_>>()?,
     };
-    write(out, "manifest.json", format!("{}\n", serde_json::to_string_pretty(&manifest)?).as_bytes())?;
+    write(
+        out,
+        "manifest.json",
+        format!("{}\n", serde_json::to_string_pretty(&manifest)?).as_bytes(),
+    )?;
     Ok(manifest)
 }
 

@@ -9,7 +9,9 @@ pub struct Flavour {
 
 /// The cloud flavour: half the unpack work and two seconds less to PID 1 than the generic one, and it has all that a
 /// virtual machine needs. Formats for bare metal add the generic flavour, with its NIC and RAID drivers, here.
-pub const KERNEL: Flavour = Flavour { metapackage: "linux-image-cloud-amd64" };
+pub const KERNEL: Flavour = Flavour {
+    metapackage: "linux-image-cloud-amd64",
+};
 
 /// Modules of one purpose. Dependencies are not listed: they come from modules.dep and modules.softdep.
 pub struct ModuleSet {
@@ -29,40 +31,131 @@ pub enum Load {
 }
 
 pub const MODULES: &[ModuleSet] = &[
-    ModuleSet { purpose: "root file system", when: Load::Early, names: &["loop", "squashfs", "overlay"] },
-    ModuleSet { purpose: "entropy and power button", when: Load::Boot, names: &["virtio_rng", "evdev", "button"] },
-    ModuleSet { purpose: "state disk", when: Load::Boot, names: &["virtio_blk", "ext4"] },
-    ModuleSet { purpose: "disks", when: Load::Demand, names: &["nvme", "ahci", "sd_mod", "virtio_scsi"] },
-    ModuleSet { purpose: "network interfaces", when: Load::Boot, names: &["virtio_net"] },
-    ModuleSet { purpose: "host bridge", when: Load::Boot, names: &["virtio_console"] },
-    ModuleSet { purpose: "pod network", when: Load::Boot, names: &["veth", "bridge", "br_netfilter", "vxlan"] },
-    ModuleSet { purpose: "pod network add-ons", when: Load::Demand, names: &["dummy", "ipvlan", "macvlan", "tun"] },
+    ModuleSet {
+        purpose: "root file system",
+        when: Load::Early,
+        names: &["loop", "squashfs", "overlay"],
+    },
+    ModuleSet {
+        purpose: "entropy and power button",
+        when: Load::Boot,
+        names: &["virtio_rng", "evdev", "button"],
+    },
+    ModuleSet {
+        purpose: "state disk",
+        when: Load::Boot,
+        names: &["virtio_blk", "ext4"],
+    },
+    ModuleSet {
+        purpose: "disks",
+        when: Load::Demand,
+        names: &["nvme", "ahci", "sd_mod", "virtio_scsi"],
+    },
+    ModuleSet {
+        purpose: "network interfaces",
+        when: Load::Boot,
+        names: &["virtio_net"],
+    },
+    ModuleSet {
+        purpose: "host bridge",
+        when: Load::Boot,
+        names: &["virtio_console"],
+    },
+    ModuleSet {
+        purpose: "pod network",
+        when: Load::Boot,
+        names: &["veth", "bridge", "br_netfilter", "vxlan"],
+    },
+    ModuleSet {
+        purpose: "pod network add-ons",
+        when: Load::Demand,
+        names: &["dummy", "ipvlan", "macvlan", "tun"],
+    },
     ModuleSet {
         purpose: "iptables for Services",
         when: Load::Boot,
         names: &[
-            "nf_tables", "nft_compat", "nft_chain_nat", "nf_conntrack", "nf_nat", "nf_conntrack_netlink", "xt_addrtype",
-            "xt_comment", "xt_conntrack", "xt_mark", "xt_MASQUERADE", "xt_multiport", "xt_nat", "xt_recent",
-            "xt_statistic", "xt_tcpudp", "ipt_REJECT", "ip6t_REJECT",
+            "nf_tables",
+            "nft_compat",
+            "nft_chain_nat",
+            "nf_conntrack",
+            "nf_nat",
+            "nf_conntrack_netlink",
+            "xt_addrtype",
+            "xt_comment",
+            "xt_conntrack",
+            "xt_mark",
+            "xt_MASQUERADE",
+            "xt_multiport",
+            "xt_nat",
+            "xt_recent",
+            "xt_statistic",
+            "xt_tcpudp",
+            "ipt_REJECT",
+            "ip6t_REJECT",
         ],
     },
     ModuleSet {
         purpose: "iptables for everything else",
         when: Load::Demand,
         names: &[
-            "nft_limit", "nft_log", "nft_masq", "nft_nat", "nft_redir", "nft_reject_inet", "nft_fib_inet", "nf_log_syslog",
-            "nfnetlink_log", "xt_CHECKSUM", "xt_connbytes", "xt_connlimit", "xt_connmark", "xt_CT", "xt_hashlimit", "xt_iprange",
-            "xt_length", "xt_limit", "xt_LOG", "xt_mac", "xt_NFLOG", "xt_owner", "xt_physdev", "xt_pkttype", "xt_REDIRECT",
-            "xt_set", "xt_socket", "xt_state", "xt_TCPMSS", "xt_TPROXY", "ip6t_rpfilter", "ipt_rpfilter", "sctp",
+            "nft_limit",
+            "nft_log",
+            "nft_masq",
+            "nft_nat",
+            "nft_redir",
+            "nft_reject_inet",
+            "nft_fib_inet",
+            "nf_log_syslog",
+            "nfnetlink_log",
+            "xt_CHECKSUM",
+            "xt_connbytes",
+            "xt_connlimit",
+            "xt_connmark",
+            "xt_CT",
+            "xt_hashlimit",
+            "xt_iprange",
+            "xt_length",
+            "xt_limit",
+            "xt_LOG",
+            "xt_mac",
+            "xt_NFLOG",
+            "xt_owner",
+            "xt_physdev",
+            "xt_pkttype",
+            "xt_REDIRECT",
+            "xt_set",
+            "xt_socket",
+            "xt_state",
+            "xt_TCPMSS",
+            "xt_TPROXY",
+            "ip6t_rpfilter",
+            "ipt_rpfilter",
+            "sctp",
         ],
     },
-    ModuleSet { purpose: "removable and firmware file systems", when: Load::Demand, names: &["vfat", "nls_ascii", "nls_cp437", "isofs"] },
-    ModuleSet { purpose: "watchdog and clock", when: Load::Demand, names: &["softdog", "i6300esb", "ptp_kvm"] },
+    ModuleSet {
+        purpose: "removable and firmware file systems",
+        when: Load::Demand,
+        names: &["vfat", "nls_ascii", "nls_cp437", "isofs"],
+    },
+    ModuleSet {
+        purpose: "watchdog and clock",
+        when: Load::Demand,
+        names: &["softdog", "i6300esb", "ptp_kvm"],
+    },
 ];
 
 /// Packages that may supply shared libraries; which of their files travel is computed from what needs them.
 pub const LIBRARY_PACKAGES: &[&str] = &[
-    "libc6", "libxtables12", "libmnl0", "libnftnl11", "libext2fs2t64", "libcom-err2", "libblkid1", "libuuid1",
+    "libc6",
+    "libxtables12",
+    "libmnl0",
+    "libnftnl11",
+    "libext2fs2t64",
+    "libcom-err2",
+    "libblkid1",
+    "libuuid1",
 ];
 
 pub const LIBRARY_DIRECTORY: &str = "usr/lib/x86_64-linux-gnu";
@@ -90,11 +183,21 @@ pub struct Item {
 }
 
 const fn both(path: &'static str, mode: u32, content: Content) -> Item {
-    Item { path, mode, role: None, content }
+    Item {
+        path,
+        mode,
+        role: None,
+        content,
+    }
 }
 
 const fn master(path: &'static str, mode: u32, content: Content) -> Item {
-    Item { path, mode, role: Some(Role::Master), content }
+    Item {
+        path,
+        mode,
+        role: Some(Role::Master),
+        content,
+    }
 }
 
 /// The root file system, apart from libraries, kernel modules and container images. PID 1 is in the initramfs, and brings
@@ -118,22 +221,58 @@ pub const ROOT: &[Item] = &[
     both("usr/sbin/modprobe", 0, Content::Link("/init")),
     both("usr/bin/agent", 0o755, Content::Own("agent")),
     master("usr/bin/control-plane", 0o755, Content::Own("control-plane")),
-    master("usr/bin/etcd", 0o755, Content::Packaged("etcd-server", "usr/bin/etcd")),
-    both("etc/passwd", 0o644, Content::Text("root:x:0:0:root:/root:/sbin/nologin\nnobody:x:65534:65534:nobody:/:/sbin/nologin\n")),
+    master(
+        "usr/bin/etcd",
+        0o755,
+        Content::Packaged("etcd-server", "usr/bin/etcd"),
+    ),
+    both(
+        "etc/passwd",
+        0o644,
+        Content::Text("root:x:0:0:root:/root:/sbin/nologin\nnobody:x:65534:65534:nobody:/:/sbin/nologin\n"),
+    ),
     both("etc/group", 0o644, Content::Text("root:x:0:\nnogroup:x:65534:\n")),
-    both("etc/nsswitch.conf", 0o644, Content::Text("passwd: files\ngroup: files\nhosts: files dns\n")),
-    both("etc/ssl/certs/ca-certificates.crt", 0o644, Content::Certificates("ca-certificates", "usr/share/ca-certificates")),
-    both("etc/mke2fs.conf", 0o644, Content::Packaged("e2fsprogs", "etc/mke2fs.conf")),
-    both("usr/sbin/mke2fs", 0o755, Content::Packaged("e2fsprogs", "usr/sbin/mke2fs")),
+    both(
+        "etc/nsswitch.conf",
+        0o644,
+        Content::Text("passwd: files\ngroup: files\nhosts: files dns\n"),
+    ),
+    both(
+        "etc/ssl/certs/ca-certificates.crt",
+        0o644,
+        Content::Certificates("ca-certificates", "usr/share/ca-certificates"),
+    ),
+    both(
+        "etc/mke2fs.conf",
+        0o644,
+        Content::Packaged("e2fsprogs", "etc/mke2fs.conf"),
+    ),
+    both(
+        "usr/sbin/mke2fs",
+        0o755,
+        Content::Packaged("e2fsprogs", "usr/sbin/mke2fs"),
+    ),
     both("usr/sbin/mkfs.ext4", 0, Content::Link("mke2fs")),
-    both("usr/sbin/e2fsck", 0o755, Content::Packaged("e2fsprogs", "usr/sbin/e2fsck")),
+    both(
+        "usr/sbin/e2fsck",
+        0o755,
+        Content::Packaged("e2fsprogs", "usr/sbin/e2fsck"),
+    ),
     both("usr/sbin/fsck.ext4", 0, Content::Link("e2fsck")),
-    both("usr/sbin/xtables-nft-multi", 0o755, Content::Packaged("iptables", "usr/sbin/xtables-nft-multi")),
+    both(
+        "usr/sbin/xtables-nft-multi",
+        0o755,
+        Content::Packaged("iptables", "usr/sbin/xtables-nft-multi"),
+    ),
     both("usr/sbin/iptables", 0, Content::Link("xtables-nft-multi")),
     both("usr/sbin/iptables-restore", 0, Content::Link("xtables-nft-multi")),
     both("usr/sbin/iptables-save", 0, Content::Link("xtables-nft-multi")),
     both("usr/sbin/ip6tables", 0, Content::Link("xtables-nft-multi")),
-    both("usr/sbin/ip6tables-restore", 0, Content::Link("xtables-nft-multi")),
+    both(
+        "usr/sbin/ip6tables-restore",
+        0,
+        Content::Link("xtables-nft-multi"),
+    ),
     both("usr/sbin/ip6tables-save", 0, Content::Link("xtables-nft-multi")),
     both(
         "usr/lib/x86_64-linux-gnu/xtables",
@@ -142,14 +281,51 @@ pub const ROOT: &[Item] = &[
             "iptables",
             "usr/lib/x86_64-linux-gnu/xtables",
             &[
-                "libip6t_REJECT.so", "libip6t_icmp6.so", "libipt_REJECT.so", "libipt_icmp.so", "libxt_CHECKSUM.so", "libxt_CONNMARK.so",
-                "libxt_CT.so", "libxt_DNAT.so", "libxt_LOG.so", "libxt_MARK.so", "libxt_MASQUERADE.so", "libxt_NFLOG.so",
-                "libxt_NOTRACK.so", "libxt_REDIRECT.so", "libxt_SET.so", "libxt_SNAT.so", "libxt_TCPMSS.so", "libxt_TPROXY.so",
-                "libxt_TRACE.so", "libxt_addrtype.so", "libxt_comment.so", "libxt_connbytes.so", "libxt_connlimit.so", "libxt_connmark.so",
-                "libxt_conntrack.so", "libxt_hashlimit.so", "libxt_iprange.so", "libxt_length.so", "libxt_limit.so", "libxt_mac.so",
-                "libxt_mark.so", "libxt_multiport.so", "libxt_owner.so", "libxt_physdev.so", "libxt_pkttype.so", "libxt_recent.so",
-                "libxt_rpfilter.so", "libxt_sctp.so", "libxt_set.so", "libxt_socket.so", "libxt_standard.so", "libxt_state.so",
-                "libxt_statistic.so", "libxt_tcp.so", "libxt_udp.so",
+                "libip6t_REJECT.so",
+                "libip6t_icmp6.so",
+                "libipt_REJECT.so",
+                "libipt_icmp.so",
+                "libxt_CHECKSUM.so",
+                "libxt_CONNMARK.so",
+                "libxt_CT.so",
+                "libxt_DNAT.so",
+                "libxt_LOG.so",
+                "libxt_MARK.so",
+                "libxt_MASQUERADE.so",
+                "libxt_NFLOG.so",
+                "libxt_NOTRACK.so",
+                "libxt_REDIRECT.so",
+                "libxt_SET.so",
+                "libxt_SNAT.so",
+                "libxt_TCPMSS.so",
+                "libxt_TPROXY.so",
+                "libxt_TRACE.so",
+                "libxt_addrtype.so",
+                "libxt_comment.so",
+                "libxt_connbytes.so",
+                "libxt_connlimit.so",
+                "libxt_connmark.so",
+                "libxt_conntrack.so",
+                "libxt_hashlimit.so",
+                "libxt_iprange.so",
+                "libxt_length.so",
+                "libxt_limit.so",
+                "libxt_mac.so",
+                "libxt_mark.so",
+                "libxt_multiport.so",
+                "libxt_owner.so",
+                "libxt_physdev.so",
+                "libxt_pkttype.so",
+                "libxt_recent.so",
+                "libxt_rpfilter.so",
+                "libxt_sctp.so",
+                "libxt_set.so",
+                "libxt_socket.so",
+                "libxt_standard.so",
+                "libxt_state.so",
+                "libxt_statistic.so",
+                "libxt_tcp.so",
+                "libxt_udp.so",
             ],
         ),
     ),

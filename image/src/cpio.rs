@@ -49,7 +49,10 @@ fn pad(out: &mut Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::{io::Write, process::{Command, Stdio}};
+    use std::{
+        io::Write,
+        process::{Command, Stdio},
+    };
 
     fn fixture() -> Tree {
         let mut tree = Tree::default();
@@ -77,11 +80,19 @@ mod tests {
             .stdout(Stdio::piped())
             .spawn()
             .expect("cpio is installed by qemu/setup");
-        child.stdin.take().unwrap().write_all(&archive(&fixture())).unwrap();
+        child
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(&archive(&fixture()))
+            .unwrap();
         let output = child.wait_with_output().unwrap();
         assert!(output.status.success());
         let listing = String::from_utf8(output.stdout).unwrap();
-        let lines: Vec<String> = listing.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+        let lines: Vec<String> = listing
+            .lines()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
+            .collect();
         assert_eq!(
             lines,
             [

@@ -28,7 +28,10 @@ pub fn needs(path: &str, data: &[u8]) -> Result<Needs, ElfError> {
     if !data.starts_with(b"\x7fELF") {
         return Ok(Needs::default());
     }
-    parse(data).map_err(|error| ElfError::Parse { path: path.to_owned(), error })
+    parse(data).map_err(|error| ElfError::Parse {
+        path: path.to_owned(),
+        error,
+    })
 }
 
 fn parse(data: &[u8]) -> object::Result<Needs> {
@@ -43,7 +46,10 @@ fn parse(data: &[u8]) -> object::Result<Needs> {
     let sections = header.sections(endian, data)?;
     if let Some((entries, link)) = sections.dynamic(endian, data)? {
         let strings = sections.strings(endian, data, link)?;
-        for entry in entries.iter().filter(|entry| entry.d_tag(endian) == i64::from(DT_NEEDED)) {
+        for entry in entries
+            .iter()
+            .filter(|entry| entry.d_tag(endian) == i64::from(DT_NEEDED))
+        {
             let name = entry.string(endian, strings)?;
             needs.libraries.push(String::from_utf8_lossy(name).into_owned());
         }
@@ -57,10 +63,16 @@ pub fn closure<'a>(
     available: &BTreeMap<String, Vec<u8>>,
 ) -> Result<BTreeSet<String>, ElfError> {
     let mut found = BTreeSet::new();
-    let mut queue: Vec<(String, &[u8])> = roots.into_iter().map(|(path, data)| (path.to_owned(), data)).collect();
+    let mut queue: Vec<(String, &[u8])> = roots
+        .into_iter()
+        .map(|(path, data)| (path.to_owned(), data))
+        .collect();
     while let Some((path, data)) = queue.pop() {
         let needs = needs(&path, data)?;
-        let loader = needs.loader.iter().filter_map(|loader| loader.rsplit('/').next().map(str::to_owned));
+        let loader = needs
+            .loader
+            .iter()
+            .filter_map(|loader| loader.rsplit('/').next().map(str::to_owned));
         for library in needs.libraries.iter().cloned().chain(loader) {
             if found.contains(&library) {
                 continue;
@@ -83,13 +95,21 @@ mod tests {
     fn text_needs_nothing_and_garbage_is_named() {
         assert_eq!(needs("a.sh", b"#!/bin/sh").unwrap(), Needs::default());
         let error = needs("usr/bin/broken", b"\x7fELF").unwrap_err();
-        assert!(error.to_string().starts_with("usr/bin/broken: not a readable ELF file"), "{error}");
+        assert!(
+            error
+                .to_string()
+                .starts_with("usr/bin/broken: not a readable ELF file"),
+            "{error}"
+        );
     }
 
     #[test]
     fn a_dynamic_program_of_the_host_is_read_like_readelf_does() {
         let needs = needs("/bin/ls", &std::fs::read("/bin/ls").unwrap()).unwrap();
-        assert!(needs.libraries.iter().any(|name| name == "libc.so.6"), "{needs:?}");
+        assert!(
+            needs.libraries.iter().any(|name| name == "libc.so.6"),
+            "{needs:?}"
+        );
         assert_eq!(needs.loader.as_deref(), Some("/lib64/ld-linux-x86-64.so.2"));
     }
 
@@ -97,6 +117,9 @@ mod tests {
     fn a_missing_library_is_named_with_who_needs_it() {
         let data = std::fs::read("/bin/ls").unwrap();
         let error = closure([("usr/bin/ls", data.as_slice())], &BTreeMap::new()).unwrap_err();
-        assert!(matches!(error, ElfError::Missing { ref path, .. } if path == "usr/bin/ls"), "{error}");
+        assert!(
+            matches!(error, ElfError::Missing { ref path, .. } if path == "usr/bin/ls"),
+            "{error}"
+        );
     }
 }

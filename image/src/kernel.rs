@@ -7,21 +7,35 @@ use crate::{
     run::{RunError, output, run},
     tree::{Tree, TreeError},
 };
-use std::{fs, io, path::{Path, PathBuf}, process::Command};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 /// Name of the modules' part in the manifest.
 pub const PART: &str = "kernel-modules";
 
 /// What our modprobe reads; depmod's binary indexes would only take space.
-const METADATA: [&str; 6] =
-    ["modules.alias", "modules.builtin", "modules.builtin.modinfo", "modules.dep", "modules.order", "modules.softdep"];
+const METADATA: [&str; 6] = [
+    "modules.alias",
+    "modules.builtin",
+    "modules.builtin.modinfo",
+    "modules.dep",
+    "modules.order",
+    "modules.softdep",
+];
 /// The last file depmod writes: present means that all are.
 const LAST_WRITTEN: &str = "modules.devname";
 
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
     #[error("{action} {path}: {error}")]
-    Io { action: &'static str, path: PathBuf, error: io::Error },
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        error: io::Error,
+    },
     #[error("the package {0} names no kernel image")]
     Metapackage(String),
     #[error("the package {0} holds no directory usr/lib/modules/VERSION")]
@@ -39,7 +53,11 @@ pub enum KernelError {
 }
 
 fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> KernelError {
-    move |error| KernelError::Io { action, path: path.to_owned(), error }
+    move |error| KernelError::Io {
+        action,
+        path: path.to_owned(),
+        error,
+    }
 }
 
 pub struct Kernel {
@@ -52,23 +70,43 @@ pub struct Kernel {
 impl Kernel {
     pub fn find(packages: &Packages) -> Result<Self, KernelError> {
         let metapackage = packages.find(KERNEL.metapackage)?;
-        let image = metapackage.first_dependency.ok_or_else(|| KernelError::Metapackage(metapackage.name))?;
+        let image = metapackage
+            .first_dependency
+            .ok_or_else(|| KernelError::Metapackage(metapackage.name))?;
         let package = packages.find(&image)?;
         let root = packages.extract(&package)?;
         let releases = root.join("usr/lib/modules");
         let mut entries = fs::read_dir(&releases).map_err(io_error("read", &releases))?;
-        let entry = entries.next().ok_or_else(|| KernelError::NoModules(package.name.clone()))?;
-        let release = entry.map_err(io_error("read", &releases))?.file_name().to_string_lossy().into_owned();
+        let entry = entries
+            .next()
+            .ok_or_else(|| KernelError::NoModules(package.name.clone()))?;
+        let release = entry
+            .map_err(io_error("read", &releases))?
+            .file_name()
+            .to_string_lossy()
+            .into_owned();
         let directory = releases.join(&release);
         if !directory.join(LAST_WRITTEN).exists() {
-            run(Command::new("depmod").arg("-b").arg(root.join("usr")).arg(&release))?;
+            run(Command::new("depmod")
+                .arg("-b")
+                .arg(root.join("usr"))
+                .arg(&release))?;
         }
         let text = |name: &str| {
             let path = directory.join(name);
             fs::read_to_string(&path).map_err(io_error("read", &path))
         };
-        let index = Index::parse(&text("modules.dep")?, &text("modules.builtin")?, &text("modules.softdep")?);
-        Ok(Self { package, release, root, index })
+        let index = Index::parse(
+            &text("modules.dep")?,
+            &text("modules.builtin")?,
+            &text("modules.softdep")?,
+        );
+        Ok(Self {
+            package,
+            release,
+            root,
+            index,
+        })
     }
 
     pub fn vmlinuz(&self) -> Result<Vec<u8>, KernelError> {
@@ -79,14 +117,22 @@ impl Kernel {
     /// Adds the modules of these load stages with all they depend on, uncompressed (the archive around them compresses
     /// better, and the kernel loads them faster), and the metadata of exactly these. `work` is an empty directory.
     pub fn add_modules(&self, tree: &mut Tree, stages: &[Load], work: &Path) -> Result<(), KernelError> {
-        let wanted: Vec<&str> =
-            MODULES.iter().filter(|set| stages.contains(&set.when)).flat_map(|set| set.names).copied().collect();
+        let wanted: Vec<&str> = MODULES
+            .iter()
+            .filter(|set| stages.contains(&set.when))
+            .flat_map(|set| set.names)
+            .copied()
+            .collect();
         let from = self.root.join("usr/lib/modules").join(&self.release);
         let staged = work.join("lib/modules").join(&self.release);
         let target = format!("usr/lib/modules/{}", self.release);
         for path in self.index.closure(&wanted)? {
             let data = decompressed(&from.join(&path))?;
-            let plain = path.split_once(".ko").map_or(path.as_str(), |(stem, _)| stem).to_owned() + ".ko";
+            let plain = path
+                .split_once(".ko")
+                .map_or(path.as_str(), |(stem, _)| stem)
+                .to_owned()
+                + ".ko";
             let file = staged.join(&plain);
             let parent = file.parent().unwrap_or(&staged);
             fs::create_dir_all(parent).map_err(io_error("create", parent))?;
@@ -110,13 +156,16 @@ impl Kernel {
 /// The list that PID 1 reads: names to load in this order, one a line; `#` starts a comment.
 pub fn load_list(stage: Load) -> String {
     let sets = MODULES.iter().filter(|set| set.when == stage);
-    sets.map(|set| format!("# {}\n{}\n", set.purpose, set.names.join("\n"))).collect()
+    sets.map(|set| format!("# {}\n{}\n", set.purpose, set.names.join("\n")))
+        .collect()
 }
 
 fn decompressed(path: &Path) -> Result<Vec<u8>, KernelError> {
     match path.extension().and_then(|extension| extension.to_str()) {
         Some("ko") => fs::read(path).map_err(io_error("read", path)),
-        Some("xz") => Ok(output(Command::new("xz").args(["--decompress", "--stdout"]).arg(path))?),
+        Some("xz") => Ok(output(
+            Command::new("xz").args(["--decompress", "--stdout"]).arg(path),
+        )?),
         Some("zst") => {
             let data = fs::read(path).map_err(io_error("read", path))?;
             zstd::decode_all(data.as_slice()).map_err(io_error("decompress", path))
@@ -131,7 +180,10 @@ mod tests {
 
     #[test]
     fn the_load_list_is_in_the_tables_order() {
-        assert_eq!(load_list(Load::Early), "# root file system\nloop\nsquashfs\noverlay\n");
+        assert_eq!(
+            load_list(Load::Early),
+            "# root file system\nloop\nsquashfs\noverlay\n"
+        );
         assert!(load_list(Load::Boot).contains("# state disk\nvirtio_blk\next4\n"));
         assert!(!load_list(Load::Boot).contains("softdog"));
     }

@@ -103,7 +103,10 @@ fn main() -> ExitCode {
 
 fn build(arguments: BuildArguments) -> anyhow::Result<()> {
     if let Some(format) = arguments.format.iter().find(|format| **format != Format::Kernel) {
-        let name = format.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
+        let name = format
+            .to_possible_value()
+            .map(|value| value.get_name().to_owned())
+            .unwrap_or_default();
         bail!("--format {name}: not supported by this version, which builds kernel only");
     }
     let (_, errors) = node_config::parse(&arguments.cmdline);
@@ -124,7 +127,12 @@ fn build(arguments: BuildArguments) -> anyhow::Result<()> {
     let manifest = build::build(&request)?;
     println!("{} image, kernel {}", manifest.role, manifest.kernel);
     for part in manifest.parts.iter().filter(|part| part.size > 0) {
-        println!("  {:<24} {:>10}  {}", part.name, size(part.size), part.version.as_deref().unwrap_or_default());
+        println!(
+            "  {:<24} {:>10}  {}",
+            part.name,
+            size(part.size),
+            part.version.as_deref().unwrap_or_default()
+        );
     }
     println!("written to {}", request.out.display());
     for file in &manifest.files {
@@ -143,27 +151,49 @@ fn fetch(arguments: &FetchArguments) -> anyhow::Result<()> {
     if let Some(parent) = arguments.out.parent() {
         fs::create_dir_all(parent).with_context(|| format!("--out: create {}", parent.display()))?;
     }
-    fs::copy(&source, &arguments.out)
-        .with_context(|| format!("--file {}: copy it out of {} {}", arguments.file.display(), package.name, package.version))?;
-    println!("{} {} -> {}", package.name, package.version, arguments.out.display());
+    fs::copy(&source, &arguments.out).with_context(|| {
+        format!(
+            "--file {}: copy it out of {} {}",
+            arguments.file.display(),
+            package.name,
+            package.version
+        )
+    })?;
+    println!(
+        "{} {} -> {}",
+        package.name,
+        package.version,
+        arguments.out.display()
+    );
     Ok(())
 }
 
 fn own_directory() -> anyhow::Result<PathBuf> {
     let own = env::current_exe().context("find the own executable; say --binaries")?;
-    Ok(own.parent().context("the own executable has no directory; say --binaries")?.to_owned())
+    Ok(own
+        .parent()
+        .context("the own executable has no directory; say --binaries")?
+        .to_owned())
 }
 
 /// `$XDG_CACHE_HOME/ironlet` or `~/.cache/ironlet`.
 fn cache() -> anyhow::Result<PathBuf> {
-    let base = env::var_os("XDG_CACHE_HOME").filter(|value| !value.is_empty()).map(PathBuf::from);
+    let base = env::var_os("XDG_CACHE_HOME")
+        .filter(|value| !value.is_empty())
+        .map(PathBuf::from);
     let base = base.or_else(|| env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache")));
-    Ok(base.context("neither XDG_CACHE_HOME nor HOME is set: no place to keep downloads")?.join("ironlet"))
+    Ok(base
+        .context("neither XDG_CACHE_HOME nor HOME is set: no place to keep downloads")?
+        .join("ironlet"))
 }
 
 /// Sizes as people read them, in powers of 1000.
 fn size(bytes: usize) -> String {
-    if bytes < 1_000_000 { format!("{:.1} kB", bytes as f64 / 1e3) } else { format!("{:.1} MB", bytes as f64 / 1e6) }
+    if bytes < 1_000_000 {
+        format!("{:.1} kB", bytes as f64 / 1e3)
+    } else {
+        format!("{:.1} MB", bytes as f64 / 1e6)
+    }
 }
 
 #[cfg(test)]
@@ -181,7 +211,13 @@ mod tests {
     fn arguments_are_checked_by_name() {
         let parse = |words: &[&str]| Cli::try_parse_from(["image", "build"].iter().chain(words));
         assert!(parse(&["--role", "worker", "--out", "o", "--format", "kernel"]).is_ok());
-        let error = parse(&["--role", "boss", "--out", "o"]).err().unwrap().to_string();
-        assert!(error.contains("--role") && error.contains("expected worker or master"), "{error}");
+        let error = parse(&["--role", "boss", "--out", "o"])
+            .err()
+            .unwrap()
+            .to_string();
+        assert!(
+            error.contains("--role") && error.contains("expected worker or master"),
+            "{error}"
+        );
     }
 }

@@ -1,6 +1,9 @@
 //! manifest.json: every part of an image with its version, size and hash, and every file of the output.
 
-use crate::{digest, tree::{Node, Tree}};
+use crate::{
+    digest,
+    tree::{Node, Tree},
+};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -39,7 +42,12 @@ pub struct Part {
 
 impl Part {
     pub fn file(name: &str, data: &[u8]) -> Self {
-        Self { name: name.to_owned(), version: None, size: data.len(), sha256: digest::sha256(data) }
+        Self {
+            name: name.to_owned(),
+            version: None,
+            size: data.len(),
+            sha256: digest::sha256(data),
+        }
     }
 }
 
@@ -84,7 +92,10 @@ mod tests {
             parts(&tree, &versions)
         };
         let (first, second) = (build("678"), build("679"));
-        assert_eq!((first[0].name.as_str(), first[0].size, first[0].version.as_deref()), ("one", 8, Some("1.0")));
+        assert_eq!(
+            (first[0].name.as_str(), first[0].size, first[0].version.as_deref()),
+            ("one", 8, Some("1.0"))
+        );
         assert_ne!(first[0].sha256, second[0].sha256);
         assert_eq!(first[1], second[1]);
     }

@@ -21,12 +21,22 @@ struct Source {
 pub fn choose<'a>(files: impl IntoIterator<Item = (&'a str, &'a str)>) -> Mirrors {
     let sources: Vec<Source> = files
         .into_iter()
-        .flat_map(|(name, text)| if name.ends_with(".sources") { deb822(text) } else { one_line(text) })
+        .flat_map(|(name, text)| {
+            if name.ends_with(".sources") {
+                deb822(text)
+            } else {
+                one_line(text)
+            }
+        })
         .filter(|source| source.components.iter().any(|component| component == "main"))
         .collect();
     let named = |directory: &str| {
-        let matches = |source: &&Source| source.uri.trim_end_matches('/').rsplit('/').next() == Some(directory);
-        sources.iter().find(matches).map(|source| source.uri.trim_end_matches('/').to_owned())
+        let matches =
+            |source: &&Source| source.uri.trim_end_matches('/').rsplit('/').next() == Some(directory);
+        sources
+            .iter()
+            .find(matches)
+            .map(|source| source.uri.trim_end_matches('/').to_owned())
     };
     // Cloud images keep their mirror in a list file: mirror+file:/etc/apt/mirrors/debian.list.
     let listed = |file: &str| {
@@ -34,7 +44,9 @@ pub fn choose<'a>(files: impl IntoIterator<Item = (&'a str, &'a str)>) -> Mirror
         sources.iter().find(matches).map(|source| source.uri.clone())
     };
     Mirrors {
-        archive: named("debian").or_else(|| listed("/debian.list")).unwrap_or_else(|| DEBIAN.to_owned()),
+        archive: named("debian")
+            .or_else(|| listed("/debian.list"))
+            .unwrap_or_else(|| DEBIAN.to_owned()),
         security: named("debian-security")
             .or_else(|| listed("/debian-security.list"))
             .unwrap_or_else(|| DEBIAN_SECURITY.to_owned()),
@@ -46,12 +58,22 @@ fn one_line(text: &str) -> Vec<Source> {
     let mut sources = Vec::new();
     for line in text.lines() {
         let line = line.split('#').next().unwrap_or_default().trim();
-        let Some(rest) = line.strip_prefix("deb ") else { continue };
+        let Some(rest) = line.strip_prefix("deb ") else {
+            continue;
+        };
         let rest = rest.trim_start();
-        let rest = if rest.starts_with('[') { rest.split_once(']').map_or("", |(_, rest)| rest) } else { rest };
+        let rest = if rest.starts_with('[') {
+            rest.split_once(']').map_or("", |(_, rest)| rest)
+        } else {
+            rest
+        };
         let mut words = rest.split_whitespace().map(str::to_owned);
         if let (Some(uri), Some(suite)) = (words.next(), words.next()) {
-            sources.push(Source { uri, suite, components: words.collect() });
+            sources.push(Source {
+                uri,
+                suite,
+                components: words.collect(),
+            });
         }
     }
     sources
@@ -83,14 +105,22 @@ fn deb822(text: &str) -> Vec<Source> {
 fn stanza(fields: &[(String, String)]) -> Vec<Source> {
     let words = |name: &str| -> Vec<String> {
         let values = fields.iter().filter(|(field, _)| field == name);
-        values.flat_map(|(_, value)| value.split_whitespace().map(str::to_owned)).collect()
+        values
+            .flat_map(|(_, value)| value.split_whitespace().map(str::to_owned))
+            .collect()
     };
     if !words("types").iter().any(|kind| kind == "deb") || words("enabled") == ["no"] {
         return Vec::new();
     }
     let (uris, suites, components) = (words("uris"), words("suites"), words("components"));
-    let source = |uri: &String, suite: &String| Source { uri: uri.clone(), suite: suite.clone(), components: components.clone() };
-    uris.iter().flat_map(|uri| suites.iter().map(move |suite| source(uri, suite))).collect()
+    let source = |uri: &String, suite: &String| Source {
+        uri: uri.clone(),
+        suite: suite.clone(),
+        components: components.clone(),
+    };
+    uris.iter()
+        .flat_map(|uri| suites.iter().map(move |suite| source(uri, suite)))
+        .collect()
 }
 
 #[cfg(test)]
@@ -105,16 +135,36 @@ mod tests {
             deb http://old.example/debian trixie main contrib\n#deb http://off.example/debian trixie main\n";
         let ubuntu = "Types: deb\nURIs: http://archive.ubuntu.example/ubuntu/\nSuites: noble\nComponents: main universe\n";
         let cloud = "Types: deb\nURIs: mirror+file:///etc/apt/mirrors/debian.list\nSuites: trixie\nComponents: main\n";
-        let disabled = "Enabled: no\nTypes: deb\nURIs: http://off.example/debian\nSuites: trixie\nComponents: main\n";
+        let disabled =
+            "Enabled: no\nTypes: deb\nURIs: http://off.example/debian\nSuites: trixie\nComponents: main\n";
         let table: [(&[(&str, &str)], &str, &str); 5] = [
-            (&[("debian.sources", deb822)], "http://mirror.example/debian", "http://mirror.example/debian-security"),
-            (&[("sources.list", lines)], "http://old.example/debian", DEBIAN_SECURITY),
-            (&[("ubuntu.sources", ubuntu), ("off.sources", disabled)], DEBIAN, DEBIAN_SECURITY),
-            (&[("debian.sources", cloud)], "mirror+file:///etc/apt/mirrors/debian.list", DEBIAN_SECURITY),
+            (
+                &[("debian.sources", deb822)],
+                "http://mirror.example/debian",
+                "http://mirror.example/debian-security",
+            ),
+            (
+                &[("sources.list", lines)],
+                "http://old.example/debian",
+                DEBIAN_SECURITY,
+            ),
+            (
+                &[("ubuntu.sources", ubuntu), ("off.sources", disabled)],
+                DEBIAN,
+                DEBIAN_SECURITY,
+            ),
+            (
+                &[("debian.sources", cloud)],
+                "mirror+file:///etc/apt/mirrors/debian.list",
+                DEBIAN_SECURITY,
+            ),
             (&[], DEBIAN, DEBIAN_SECURITY),
         ];
         for (files, archive, security) in table {
-            let want = Mirrors { archive: archive.to_owned(), security: security.to_owned() };
+            let want = Mirrors {
+                archive: archive.to_owned(),
+                security: security.to_owned(),
+            };
             assert_eq!(choose(files.iter().copied()), want, "{files:?}");
         }
     }

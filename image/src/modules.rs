@@ -45,10 +45,17 @@ impl Index {
                 continue;
             }
             let Some(module) = words.next() else { continue };
-            let before = words.skip_while(|word| *word != "pre:").skip(1).take_while(|word| *word != "post:");
+            let before = words
+                .skip_while(|word| *word != "pre:")
+                .skip(1)
+                .take_while(|word| *word != "post:");
             soft.entry(name(module)).or_default().extend(before.map(name));
         }
-        Self { loadable, builtin: builtin.lines().map(name).collect(), soft }
+        Self {
+            loadable,
+            builtin: builtin.lines().map(name).collect(),
+            soft,
+        }
     }
 
     /// Paths of the wanted modules and of everything they need, dependencies first. A soft dependency that the
@@ -67,12 +74,26 @@ impl Index {
         Ok(order)
     }
 
-    fn visit(&self, module: &str, seen: &mut BTreeSet<String>, order: &mut Vec<String>) -> Result<(), ModuleError> {
+    fn visit(
+        &self,
+        module: &str,
+        seen: &mut BTreeSet<String>,
+        order: &mut Vec<String>,
+    ) -> Result<(), ModuleError> {
         if !seen.insert(module.to_owned()) {
             return Ok(());
         }
-        let (path, needs) = self.loadable.get(module).ok_or_else(|| ModuleError::Dangling(module.to_owned()))?;
-        for soft in self.soft.get(module).into_iter().flatten().filter(|soft| self.loadable.contains_key(*soft)) {
+        let (path, needs) = self
+            .loadable
+            .get(module)
+            .ok_or_else(|| ModuleError::Dangling(module.to_owned()))?;
+        for soft in self
+            .soft
+            .get(module)
+            .into_iter()
+            .flatten()
+            .filter(|soft| self.loadable.contains_key(*soft))
+        {
             self.visit(soft, seen, order)?;
         }
         // modules.dep lists the nearest dependency first.
@@ -102,7 +123,11 @@ mod tests {
 
     #[test]
     fn names() {
-        for (path, want) in [("kernel/a/virtio-rng.ko.xz", "virtio_rng"), ("nf_nat.ko", "nf_nat"), ("xt_mark", "xt_mark")] {
+        for (path, want) in [
+            ("kernel/a/virtio-rng.ko.xz", "virtio_rng"),
+            ("nf_nat.ko", "nf_nat"),
+            ("xt_mark", "xt_mark"),
+        ] {
             assert_eq!(name(path), want);
         }
     }
@@ -110,8 +135,21 @@ mod tests {
     #[test]
     fn closures() {
         let table: [(&[&str], Result<Vec<&str>, ModuleError>); 5] = [
-            (&["ext4"], Ok(vec!["kernel/lib/crc16.ko.xz", "kernel/fs/jbd2/jbd2.ko.xz", "kernel/fs/ext4/ext4.ko.xz"])),
-            (&["libcrc32c"], Ok(vec!["kernel/crypto/crc32c_generic.ko.xz", "kernel/lib/libcrc32c.ko.xz"])),
+            (
+                &["ext4"],
+                Ok(vec![
+                    "kernel/lib/crc16.ko.xz",
+                    "kernel/fs/jbd2/jbd2.ko.xz",
+                    "kernel/fs/ext4/ext4.ko.xz",
+                ]),
+            ),
+            (
+                &["libcrc32c"],
+                Ok(vec![
+                    "kernel/crypto/crc32c_generic.ko.xz",
+                    "kernel/lib/libcrc32c.ko.xz",
+                ]),
+            ),
             (&["virtio_pci"], Ok(vec![])),
             (&["nonesuch"], Err(ModuleError::Unknown("nonesuch".into()))),
             (&["xfrm-user"], Err(ModuleError::Dangling("gone".into()))),

@@ -1,6 +1,9 @@
 //! Container images built from a tree: OCI image layouts in a tar archive, the same bytes every time.
 
-use crate::{digest::sha256, tree::{Node, Tree}};
+use crate::{
+    digest::sha256,
+    tree::{Node, Tree},
+};
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, io};
 
@@ -43,15 +46,23 @@ pub fn archive(spec: &ImageSpec<'_>, files: &Tree) -> io::Result<Vec<u8>> {
             let mut entry = descriptor(MANIFEST, &manifest);
             let tag = name.rsplit_once(':').map_or(name.as_str(), |(_, tag)| tag);
             entry["platform"] = json!({ "architecture": "amd64", "os": "linux" });
-            entry["annotations"] = json!({ "io.containerd.image.name": name, "org.opencontainers.image.ref.name": tag });
+            entry["annotations"] =
+                json!({ "io.containerd.image.name": name, "org.opencontainers.image.ref.name": tag });
             entry
         })
         .collect();
     let index = bytes(&json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": named }));
 
-    let blobs: BTreeMap<String, &[u8]> = [&layer, &config, &manifest].map(|data| (sha256(data), data.as_slice())).into();
+    let blobs: BTreeMap<String, &[u8]> = [&layer, &config, &manifest]
+        .map(|data| (sha256(data), data.as_slice()))
+        .into();
     let mut out = tar::Builder::new(Vec::new());
-    file(&mut out, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#, 0o644)?;
+    file(
+        &mut out,
+        "oci-layout",
+        br#"{"imageLayoutVersion":"1.0.0"}"#,
+        0o644,
+    )?;
     file(&mut out, "index.json", &index, 0o644)?;
     for (digest, data) in blobs {
         file(&mut out, &format!("blobs/sha256/{digest}"), data, 0o644)?;
@@ -86,7 +97,11 @@ fn tar(tree: &Tree) -> io::Result<Vec<u8>> {
 }
 
 fn file(out: &mut tar::Builder<Vec<u8>>, path: &str, data: &[u8], mode: u32) -> io::Result<()> {
-    out.append_data(&mut header(tar::EntryType::Regular, data.len() as u64, mode), path, data)
+    out.append_data(
+        &mut header(tar::EntryType::Regular, data.len() as u64, mode),
+        path,
+        data,
+    )
 }
 
 fn header(kind: tar::EntryType, size: u64, mode: u32) -> tar::Header {
@@ -109,8 +124,15 @@ mod tests {
         let mut files = Tree::default();
         files.file("bin/tool", 0o755, "#!", "x").unwrap();
         files.link("bin/sh", "tool", "x").unwrap();
-        let names = ["docker.io/library/tool:latest".to_owned(), "docker.io/library/tool:1.2".to_owned()];
-        let spec = ImageSpec { names: &names, command: &["sh"], environment: &["PATH=/bin"] };
+        let names = [
+            "docker.io/library/tool:latest".to_owned(),
+            "docker.io/library/tool:1.2".to_owned(),
+        ];
+        let spec = ImageSpec {
+            names: &names,
+            command: &["sh"],
+            environment: &["PATH=/bin"],
+        };
         archive(&spec, &files).unwrap()
     }
 
@@ -126,20 +148,39 @@ mod tests {
             files.insert(entry.path().unwrap().to_string_lossy().into_owned(), content);
         }
         let blob = |descriptor: &Value| {
-            let digest = descriptor["digest"].as_str().unwrap().strip_prefix("sha256:").unwrap();
+            let digest = descriptor["digest"]
+                .as_str()
+                .unwrap()
+                .strip_prefix("sha256:")
+                .unwrap();
             let data = &files[&format!("blobs/sha256/{digest}")];
             assert_eq!(sha256(data), digest);
             assert_eq!(descriptor["size"], data.len());
             data.clone()
         };
         let index: Value = serde_json::from_slice(&files["index.json"]).unwrap();
-        let names: Vec<_> = index["manifests"].as_array().unwrap().iter().map(|m| m["annotations"]["io.containerd.image.name"].as_str().unwrap()).collect();
-        assert_eq!(names, ["docker.io/library/tool:latest", "docker.io/library/tool:1.2"]);
+        let names: Vec<_> = index["manifests"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|m| m["annotations"]["io.containerd.image.name"].as_str().unwrap())
+            .collect();
+        assert_eq!(
+            names,
+            ["docker.io/library/tool:latest", "docker.io/library/tool:1.2"]
+        );
         let manifest: Value = serde_json::from_slice(&blob(&index["manifests"][1])).unwrap();
         let layer = blob(&manifest["layers"][0]);
         let config: Value = serde_json::from_slice(&blob(&manifest["config"])).unwrap();
-        assert_eq!(config["rootfs"]["diff_ids"][0], format!("sha256:{}", sha256(&layer)));
-        let paths: Vec<_> = tar::Archive::new(layer.as_slice()).entries().unwrap().map(|e| e.unwrap().path().unwrap().to_string_lossy().into_owned()).collect();
+        assert_eq!(
+            config["rootfs"]["diff_ids"][0],
+            format!("sha256:{}", sha256(&layer))
+        );
+        let paths: Vec<_> = tar::Archive::new(layer.as_slice())
+            .entries()
+            .unwrap()
+            .map(|e| e.unwrap().path().unwrap().to_string_lossy().into_owned())
+            .collect();
         assert_eq!(paths, ["bin/", "bin/sh", "bin/tool"]);
     }
 }

@@ -1,6 +1,10 @@
 //! Debian packages from a private, signature-checked apt root: found by the host's apt, never installed on the host.
 
-use crate::{digest::sha256, mirrors::{self, Mirrors}, run::{RunError, run, stdout}};
+use crate::{
+    digest::sha256,
+    mirrors::{self, Mirrors},
+    run::{RunError, run, stdout},
+};
 use std::{
     fs::{self, File},
     io,
@@ -12,15 +16,21 @@ use std::{
 const RELEASE: &str = "trixie";
 /// The kernel, the userland and etcd are all in `main`.
 const COMPONENTS: &str = "main";
-const KEYRINGS: [&str; 2] =
-    ["/usr/share/keyrings/debian-archive-keyring.gpg", "/usr/share/keyrings/debian-archive-keyring.pgp"];
+const KEYRINGS: [&str; 2] = [
+    "/usr/share/keyrings/debian-archive-keyring.gpg",
+    "/usr/share/keyrings/debian-archive-keyring.pgp",
+];
 /// Debian publishes four times a day; once a day is often enough to build with the newest packages.
 pub const INDEX_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 
 #[derive(Debug, thiserror::Error)]
 pub enum PackageError {
     #[error("{action} {path}: {error}")]
-    Io { action: &'static str, path: PathBuf, error: io::Error },
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        error: io::Error,
+    },
     #[error("{0}")]
     Run(#[from] RunError),
     #[error("no Debian archive keyring ({}): install the package debian-archive-keyring", KEYRINGS.join(" or "))]
@@ -30,11 +40,19 @@ pub enum PackageError {
     #[error("apt's description of {package} has no field {field}")]
     Field { package: String, field: &'static str },
     #[error("{path} has SHA-256 {found}, but the signed index says {wanted}")]
-    Hash { path: PathBuf, found: String, wanted: String },
+    Hash {
+        path: PathBuf,
+        found: String,
+        wanted: String,
+    },
 }
 
 fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PackageError {
-    move |error| PackageError::Io { action, path: path.to_owned(), error }
+    move |error| PackageError::Io {
+        action,
+        path: path.to_owned(),
+        error,
+    }
 }
 
 /// The newest version of a package in the signed index.
@@ -57,21 +75,36 @@ impl Packages {
     /// Opens the cache below `directory` and refreshes the index when it is old or `refresh` asks for it. Without a
     /// network, an index that is already there is used.
     pub fn open(directory: &Path, refresh: bool) -> Result<Self, PackageError> {
-        for sub in ["apt/etc/apt", "apt/var/lib/dpkg", "apt/var/lib/apt/lists/partial", "apt/var/cache/apt/archives/partial", "archives", "extracted"] {
+        for sub in [
+            "apt/etc/apt",
+            "apt/var/lib/dpkg",
+            "apt/var/lib/apt/lists/partial",
+            "apt/var/cache/apt/archives/partial",
+            "archives",
+            "extracted",
+        ] {
             let path = directory.join(sub);
             fs::create_dir_all(&path).map_err(io_error("create", &path))?;
         }
         let lock_path = directory.join("lock");
         let lock = File::create(&lock_path).map_err(io_error("create", &lock_path))?;
         lock.lock().map_err(io_error("lock", &lock_path))?;
-        let packages = Self { root: directory.to_owned(), _lock: lock };
+        let packages = Self {
+            root: directory.to_owned(),
+            _lock: lock,
+        };
         let changed = packages.configure()?;
         let stamp = directory.join("apt/refreshed");
         if refresh || changed || older_than(&stamp, INDEX_LIFETIME) {
-            match run(packages.apt("apt-get").args(["update", "--quiet=2", "--error-on=any"])) {
+            match run(packages
+                .apt("apt-get")
+                .args(["update", "--quiet=2", "--error-on=any"]))
+            {
                 Ok(()) => fs::write(&stamp, "").map_err(io_error("write", &stamp))?,
                 Err(error) if stamp.exists() && !refresh => {
-                    eprintln!("image: the package index could not be refreshed, going on with the one at hand: {error}");
+                    eprintln!(
+                        "image: the package index could not be refreshed, going on with the one at hand: {error}"
+                    );
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -81,15 +114,31 @@ impl Packages {
 
     /// Writes the private root's configuration; true when it changed.
     fn configure(&self) -> Result<bool, PackageError> {
-        let keyring = KEYRINGS.iter().find(|path| Path::new(path).exists()).ok_or(PackageError::Keyring)?;
+        let keyring = KEYRINGS
+            .iter()
+            .find(|path| Path::new(path).exists())
+            .ok_or(PackageError::Keyring)?;
         let status = self.root.join("apt/var/lib/dpkg/status");
         if !status.exists() {
             fs::write(&status, "").map_err(io_error("write", &status))?;
         }
         let mut changed = false;
         let texts = [
-            ("apt/apt.conf", configuration(&self.root.join("apt"), &host_acquire_settings())),
-            ("apt/etc/apt/sources.list", source_list(keyring, &mirrors::choose(host_sources().iter().map(|(name, text)| (name.as_str(), text.as_str()))))),
+            (
+                "apt/apt.conf",
+                configuration(&self.root.join("apt"), &host_acquire_settings()),
+            ),
+            (
+                "apt/etc/apt/sources.list",
+                source_list(
+                    keyring,
+                    &mirrors::choose(
+                        host_sources()
+                            .iter()
+                            .map(|(name, text)| (name.as_str(), text.as_str())),
+                    ),
+                ),
+            ),
         ];
         for (name, text) in texts {
             let path = self.root.join(name);
@@ -104,7 +153,9 @@ impl Packages {
 
     fn apt(&self, program: &str) -> Command {
         let mut command = Command::new(program);
-        command.env("APT_CONFIG", self.root.join("apt/apt.conf")).env("LC_ALL", "C");
+        command
+            .env("APT_CONFIG", self.root.join("apt/apt.conf"))
+            .env("LC_ALL", "C");
         command
     }
 
@@ -121,11 +172,17 @@ impl Packages {
             return Ok(target);
         }
         let archive = self.archive(package)?;
-        let partial = self.root.join("extracted").join(format!("{}.partial", package.sha256));
+        let partial = self
+            .root
+            .join("extracted")
+            .join(format!("{}.partial", package.sha256));
         if partial.exists() {
             fs::remove_dir_all(&partial).map_err(io_error("remove", &partial))?;
         }
-        run(Command::new("dpkg-deb").arg("--extract").arg(&archive).arg(&partial))?;
+        run(Command::new("dpkg-deb")
+            .arg("--extract")
+            .arg(&archive)
+            .arg(&partial))?;
         fs::rename(&partial, &target).map_err(io_error("rename", &target))?;
         Ok(target)
     }
@@ -139,16 +196,26 @@ impl Packages {
             }
             fs::create_dir(&partial).map_err(io_error("create", &partial))?;
             let wanted = format!("{}={}", package.name, package.version);
-            run(self.apt("apt-get").args(["download", "--quiet=2", &wanted]).current_dir(&partial))?;
+            run(self
+                .apt("apt-get")
+                .args(["download", "--quiet=2", &wanted])
+                .current_dir(&partial))?;
             let mut files = fs::read_dir(&partial).map_err(io_error("read", &partial))?;
-            let file = files.next().ok_or_else(|| PackageError::Unknown(wanted))?.map_err(io_error("read", &partial))?;
+            let file = files
+                .next()
+                .ok_or_else(|| PackageError::Unknown(wanted))?
+                .map_err(io_error("read", &partial))?;
             fs::rename(file.path(), &path).map_err(io_error("rename", &path))?;
         }
         let data = fs::read(&path).map_err(io_error("read", &path))?;
         let found = sha256(&data);
         if found != package.sha256 {
             fs::remove_file(&path).map_err(io_error("remove", &path))?;
-            return Err(PackageError::Hash { path, found, wanted: package.sha256.clone() });
+            return Err(PackageError::Hash {
+                path,
+                found,
+                wanted: package.sha256.clone(),
+            });
         }
         Ok(path)
     }
@@ -156,7 +223,11 @@ impl Packages {
 
 pub fn older_than(stamp: &Path, lifetime: Duration) -> bool {
     let modified = fs::metadata(stamp).and_then(|meta| meta.modified());
-    modified.map_or(true, |time| SystemTime::now().duration_since(time).is_ok_and(|age| age > lifetime))
+    modified.map_or(true, |time| {
+        SystemTime::now()
+            .duration_since(time)
+            .is_ok_and(|age| age > lifetime)
+    })
 }
 
 /// apt.conf(5) of the private root; `acquire` carries the host's proxy settings over.
@@ -171,21 +242,35 @@ fn configuration(root: &Path, acquire: &str) -> String {
 fn source_list(keyring: &str, mirrors: &Mirrors) -> String {
     let Mirrors { archive, security } = mirrors;
     let line = |uri: &str, suite: &str| format!("deb [signed-by={keyring}] {uri} {suite} {COMPONENTS}\n");
-    line(archive, RELEASE) + &line(archive, &format!("{RELEASE}-updates")) + &line(security, &format!("{RELEASE}-security"))
+    line(archive, RELEASE)
+        + &line(archive, &format!("{RELEASE}-updates"))
+        + &line(security, &format!("{RELEASE}-security"))
 }
 
 /// `apt-config dump` lines of the host that say how to reach mirrors (proxies, certificates).
 fn host_acquire_settings() -> String {
     let dump = stdout(Command::new("apt-config").args(["dump", "--no-empty", "Acquire"])).unwrap_or_default();
     let carried = |line: &&str| line.starts_with("Acquire::http::") || line.starts_with("Acquire::https::");
-    dump.lines().filter(carried).map(|line| format!("{line}\n")).collect()
+    dump.lines()
+        .filter(carried)
+        .map(|line| format!("{line}\n"))
+        .collect()
 }
 
 fn host_sources() -> Vec<(String, String)> {
-    let listed = fs::read_dir("/etc/apt/sources.list.d").into_iter().flatten().flatten().map(|entry| entry.path());
+    let listed = fs::read_dir("/etc/apt/sources.list.d")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path());
     let mut paths: Vec<PathBuf> = listed.chain([PathBuf::from("/etc/apt/sources.list")]).collect();
     paths.sort();
-    let texts = paths.into_iter().filter_map(|path| Some((path.to_string_lossy().into_owned(), fs::read_to_string(&path).ok()?)));
+    let texts = paths.into_iter().filter_map(|path| {
+        Some((
+            path.to_string_lossy().into_owned(),
+            fs::read_to_string(&path).ok()?,
+        ))
+    });
     texts.collect()
 }
 
@@ -193,10 +278,19 @@ fn host_sources() -> Vec<(String, String)> {
 fn describe(name: &str, text: &str) -> Result<Package, PackageError> {
     let field = |wanted: &'static str| {
         let lines = text.lines().take_while(|line| !line.is_empty());
-        let found = lines.filter_map(|line| line.split_once(':')).find(|(field, _)| *field == wanted);
-        found.map(|(_, value)| value.trim()).ok_or_else(|| PackageError::Field { package: name.to_owned(), field: wanted })
+        let found = lines
+            .filter_map(|line| line.split_once(':'))
+            .find(|(field, _)| *field == wanted);
+        found
+            .map(|(_, value)| value.trim())
+            .ok_or_else(|| PackageError::Field {
+                package: name.to_owned(),
+                field: wanted,
+            })
     };
-    let first_dependency = field("Depends").ok().and_then(|value| value.split([' ', ',', '|']).next().map(str::to_owned));
+    let first_dependency = field("Depends")
+        .ok()
+        .and_then(|value| value.split([' ', ',', '|']).next().map(str::to_owned));
     Ok(Package {
         name: field("Package")?.to_owned(),
         version: field("Version")?.to_owned(),
@@ -225,7 +319,10 @@ mod tests {
 
     #[test]
     fn every_suite_is_checked_against_the_keyring() {
-        let mirrors = Mirrors { archive: "http://m/debian".into(), security: "http://m/debian-security".into() };
+        let mirrors = Mirrors {
+            archive: "http://m/debian".into(),
+            security: "http://m/debian-security".into(),
+        };
         assert_eq!(
             source_list("/k.gpg", &mirrors),
             "deb [signed-by=/k.gpg] http://m/debian trixie main\n\

@@ -21,9 +21,17 @@ pub const LAYOUT: &str = "layout";
 #[derive(Debug, thiserror::Error)]
 pub enum RootError {
     #[error("{action} {path}: {error}")]
-    Io { action: &'static str, path: PathBuf, error: io::Error },
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        error: io::Error,
+    },
     #[error("--binaries {directory}: cannot read the executable {name}: {error}")]
-    Own { directory: PathBuf, name: String, error: io::Error },
+    Own {
+        directory: PathBuf,
+        name: String,
+        error: io::Error,
+    },
     #[error(transparent)]
     Elf(#[from] ElfError),
     #[error(transparent)]
@@ -35,7 +43,11 @@ pub enum RootError {
 }
 
 fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RootError {
-    move |error| RootError::Io { action, path: path.to_owned(), error }
+    move |error| RootError::Io {
+        action,
+        path: path.to_owned(),
+        error,
+    }
 }
 
 pub struct Inputs<'a> {
@@ -51,7 +63,10 @@ pub struct Inputs<'a> {
 /// Everything of the root file system but the container images and the descriptions.
 pub fn build(inputs: &Inputs<'_>, versions: &mut Versions) -> Result<Tree, RootError> {
     let mut tree = Tree::default();
-    for item in ROOT.iter().filter(|item| item.role.is_none_or(|role| role == inputs.role)) {
+    for item in ROOT
+        .iter()
+        .filter(|item| item.role.is_none_or(|role| role == inputs.role))
+    {
         let (path, mode) = (item.path, item.mode);
         match item.content {
             Content::Directory => tree.directory(path, mode, LAYOUT)?,
@@ -63,13 +78,23 @@ pub fn build(inputs: &Inputs<'_>, versions: &mut Versions) -> Result<Tree, RootE
             }
             Content::Packaged(package, from) => {
                 let file = extracted(inputs.packages, package, versions)?.join(from);
-                tree.file(path, mode, fs::read(&file).map_err(io_error("read", &file))?, package)?;
+                tree.file(
+                    path,
+                    mode,
+                    fs::read(&file).map_err(io_error("read", &file))?,
+                    package,
+                )?;
             }
             Content::Several(package, from, names) => {
                 let directory = extracted(inputs.packages, package, versions)?.join(from);
                 for name in names {
                     let file = directory.join(name);
-                    tree.file(&format!("{path}/{name}"), mode, fs::read(&file).map_err(io_error("read", &file))?, package)?;
+                    tree.file(
+                        &format!("{path}/{name}"),
+                        mode,
+                        fs::read(&file).map_err(io_error("read", &file))?,
+                        package,
+                    )?;
                 }
             }
             Content::Certificates(package, from) => {
@@ -78,18 +103,34 @@ pub fn build(inputs: &Inputs<'_>, versions: &mut Versions) -> Result<Tree, RootE
             }
         }
     }
-    tree.file("etc/os-release", 0o644, os_release(env!("CARGO_PKG_VERSION")), LAYOUT)?;
-    tree.file(PARAMETERS, 0o644, format!("ironlet.role={}\n", inputs.role), LAYOUT)?;
+    tree.file(
+        "etc/os-release",
+        0o644,
+        os_release(env!("CARGO_PKG_VERSION")),
+        LAYOUT,
+    )?;
+    tree.file(
+        PARAMETERS,
+        0o644,
+        format!("ironlet.role={}\n", inputs.role),
+        LAYOUT,
+    )?;
     tree.file(MODULES_LOAD, 0o644, load_list(Load::Boot), LAYOUT)?;
     tree.directory(IMAGES, 0o755, LAYOUT)?;
-    inputs.kernel.add_modules(&mut tree, &[Load::Early, Load::Boot, Load::Demand], inputs.work)?;
+    inputs
+        .kernel
+        .add_modules(&mut tree, &[Load::Early, Load::Boot, Load::Demand], inputs.work)?;
     versions.set(crate::kernel::PART, &inputs.kernel.package.version);
     add_libraries(&mut tree, inputs.packages, versions)?;
     Ok(tree)
 }
 
 pub fn own(binaries: &Path, name: &str) -> Result<Vec<u8>, RootError> {
-    fs::read(binaries.join(name)).map_err(|error| RootError::Own { directory: binaries.to_owned(), name: name.to_owned(), error })
+    fs::read(binaries.join(name)).map_err(|error| RootError::Own {
+        directory: binaries.to_owned(),
+        name: name.to_owned(),
+        error,
+    })
 }
 
 fn extracted(packages: &Packages, name: &str, versions: &mut Versions) -> Result<PathBuf, RootError> {
@@ -138,7 +179,11 @@ fn add_libraries(tree: &mut Tree, packages: &Packages, versions: &mut Versions) 
         let directory = extracted(packages, name, versions)?.join(LIBRARY_DIRECTORY);
         for entry in fs::read_dir(&directory).map_err(io_error("read", &directory))? {
             let path = entry.map_err(io_error("read", &directory))?.path();
-            let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let file = path
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
             if path.is_file() && file.contains(".so") {
                 available.insert(file.clone(), fs::read(&path).map_err(io_error("read", &path))?);
                 suppliers.insert(file, *name);
@@ -155,7 +200,11 @@ fn add_libraries(tree: &mut Tree, packages: &Packages, versions: &mut Versions) 
         let (data, part) = (available[&library].clone(), suppliers[&library]);
         tree.file(&format!("{LIBRARY_DIRECTORY}/{library}"), 0o755, data, part)?;
         if library.starts_with("ld-linux") {
-            tree.link(&format!("usr/lib64/{library}"), &format!("/{LIBRARY_DIRECTORY}/{library}"), part)?;
+            tree.link(
+                &format!("usr/lib64/{library}"),
+                &format!("/{LIBRARY_DIRECTORY}/{library}"),
+                part,
+            )?;
         }
     }
     Ok(())
@@ -168,7 +217,10 @@ mod tests {
     #[test]
     fn a_missing_executable_is_named_with_the_argument() {
         let error = own(Path::new("/nonexistent"), "init").unwrap_err().to_string();
-        assert!(error.starts_with("--binaries /nonexistent: cannot read the executable init"), "{error}");
+        assert!(
+            error.starts_with("--binaries /nonexistent: cannot read the executable init"),
+            "{error}"
+        );
     }
 
     #[test]

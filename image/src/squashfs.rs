@@ -1,12 +1,23 @@
 //! The root file system as a squashfs image, by mksquashfs, with every source of variation turned off.
 
-use crate::{run::{RunError, run}, tree::Tree};
-use std::{fs, io, path::{Path, PathBuf}, process::Command};
+use crate::{
+    run::{RunError, run},
+    tree::Tree,
+};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 #[derive(Debug, thiserror::Error)]
 pub enum SquashfsError {
     #[error("{action} {path}: {error}")]
-    Io { action: &'static str, path: PathBuf, error: io::Error },
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        error: io::Error,
+    },
     #[error(transparent)]
     Run(#[from] RunError),
 }
@@ -19,7 +30,8 @@ pub fn pack(tree: &Tree, work: &Path) -> Result<Vec<u8>, SquashfsError> {
     };
     let (staging, out) = (work.join("root"), work.join("root.sqsh"));
     fs::create_dir(&staging).map_err(io_error("create", &staging))?;
-    tree.write_to(&staging).map_err(io_error("write below", &staging))?;
+    tree.write_to(&staging)
+        .map_err(io_error("write below", &staging))?;
     run(Command::new("mksquashfs")
         .arg(&staging)
         .arg(&out)
@@ -40,7 +52,13 @@ mod tests {
         let pack_once = |name: &str| {
             let mut tree = Tree::default();
             for index in 0..200 {
-                tree.file(&format!("usr/lib/file-{index}"), 0o644, vec![index as u8; 3000], "x").unwrap();
+                tree.file(
+                    &format!("usr/lib/file-{index}"),
+                    0o644,
+                    vec![index as u8; 3000],
+                    "x",
+                )
+                .unwrap();
             }
             tree.link("lib", "usr/lib", "x").unwrap();
             let work = crate::workdir::WorkDir::new(&std::env::temp_dir(), name).unwrap();

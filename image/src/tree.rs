@@ -43,7 +43,13 @@ impl Tree {
         self.insert(path, Node::Directory, mode, part)
     }
 
-    pub fn file(&mut self, path: &str, mode: u32, data: impl Into<Vec<u8>>, part: &str) -> Result<(), TreeError> {
+    pub fn file(
+        &mut self,
+        path: &str,
+        mode: u32,
+        data: impl Into<Vec<u8>>,
+        part: &str,
+    ) -> Result<(), TreeError> {
         self.insert(path, Node::File(data.into()), mode, part)
     }
 
@@ -59,19 +65,35 @@ impl Tree {
             let parent = &path[..end + slash];
             end += slash + 1;
             match self.entries.get(parent) {
-                Some(Entry { node: Node::Directory, .. }) => {}
+                Some(Entry {
+                    node: Node::Directory,
+                    ..
+                }) => {}
                 Some(_) => return Err(TreeError::Parent(path.to_owned())),
                 None => {
-                    let entry = Entry { node: Node::Directory, mode: 0o755, part: part.to_owned() };
+                    let entry = Entry {
+                        node: Node::Directory,
+                        mode: 0o755,
+                        part: part.to_owned(),
+                    };
                     self.entries.insert(parent.to_owned(), entry);
                 }
             }
         }
         match self.entries.get(path) {
             Some(old) if old.node != node => Err(TreeError::Conflict(path.to_owned())),
-            Some(old) if node != Node::Directory && old.mode != mode => Err(TreeError::Conflict(path.to_owned())),
+            Some(old) if node != Node::Directory && old.mode != mode => {
+                Err(TreeError::Conflict(path.to_owned()))
+            }
             _ => {
-                self.entries.insert(path.to_owned(), Entry { node, mode, part: part.to_owned() });
+                self.entries.insert(
+                    path.to_owned(),
+                    Entry {
+                        node,
+                        mode,
+                        part: part.to_owned(),
+                    },
+                );
                 Ok(())
             }
         }
@@ -96,7 +118,11 @@ impl Tree {
                     fs::set_permissions(&path, fs::Permissions::from_mode(entry.mode))?;
                 }
                 Node::File(data) => {
-                    let mut file = fs::OpenOptions::new().create_new(true).write(true).mode(0o600).open(&path)?;
+                    let mut file = fs::OpenOptions::new()
+                        .create_new(true)
+                        .write(true)
+                        .mode(0o600)
+                        .open(&path)?;
                     file.write_all(data)?;
                     file.set_permissions(fs::Permissions::from_mode(entry.mode))?;
                 }
@@ -117,8 +143,17 @@ mod tests {
         tree.file("usr/bin/a", 0o755, "x", "p").unwrap();
         tree.directory("/usr/bin/", 0o755, "p").unwrap();
         tree.file("usr/bin/a", 0o755, "x", "q").unwrap();
-        assert!(matches!(tree.file("usr/bin/a", 0o755, "y", "p"), Err(TreeError::Conflict(_))));
-        assert!(matches!(tree.file("usr/bin/a/b", 0o755, "y", "p"), Err(TreeError::Parent(_))));
-        assert_eq!(tree.iter().map(|(path, _)| path).collect::<Vec<_>>(), ["usr", "usr/bin", "usr/bin/a"]);
+        assert!(matches!(
+            tree.file("usr/bin/a", 0o755, "y", "p"),
+            Err(TreeError::Conflict(_))
+        ));
+        assert!(matches!(
+            tree.file("usr/bin/a/b", 0o755, "y", "p"),
+            Err(TreeError::Parent(_))
+        ));
+        assert_eq!(
+            tree.iter().map(|(path, _)| path).collect::<Vec<_>>(),
+            ["usr", "usr/bin", "usr/bin/a"]
+        );
     }
 }

@@ -1,6 +1,9 @@
 //! A directory of intermediate files that disappears with its owner.
 
-use std::{fs, io, path::{Path, PathBuf}};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 #[derive(Debug)]
 pub struct WorkDir(PathBuf);

@@ -33,24 +33,55 @@ impl Accelerator {
 
     /// Starts `kernel` without a root under KVM: it must boot up to its panic, and QEMU must end with its reboot.
     pub fn probe(kernel: &Path) -> Self {
-        if OpenOptions::new().read(true).write(true).open("/dev/kvm").is_err() {
+        if OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open("/dev/kvm")
+            .is_err()
+        {
             return Self::Tcg;
         }
         let child = Command::new(PROGRAM)
-            .args(["-nodefaults", "-no-user-config", "-display", "none", "-machine", "q35", "-accel", "kvm", "-cpu", "host"])
-            .args(["-m", "256", "-no-reboot", "-serial", "stdio", "-append", "console=ttyS0 panic=-1", "-kernel"])
+            .args([
+                "-nodefaults",
+                "-no-user-config",
+                "-display",
+                "none",
+                "-machine",
+                "q35",
+                "-accel",
+                "kvm",
+                "-cpu",
+                "host",
+            ])
+            .args([
+                "-m",
+                "256",
+                "-no-reboot",
+                "-serial",
+                "stdio",
+                "-append",
+                "console=ttyS0 panic=-1",
+                "-kernel",
+            ])
             .arg(kernel)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn();
-        if child.is_ok_and(verdict) { Self::Kvm } else { Self::Tcg }
+        if child.is_ok_and(verdict) {
+            Self::Kvm
+        } else {
+            Self::Tcg
+        }
     }
 }
 
 /// Whether the probe's machine spoke and ended by itself, in time.
 fn verdict(mut child: Child) -> bool {
-    let Some(mut stdout) = child.stdout.take() else { return false };
+    let Some(mut stdout) = child.stdout.take() else {
+        return false;
+    };
     let reader = thread::spawn(move || {
         let mut said = Vec::new();
         let _ = std::io::Read::read_to_end(&mut stdout, &mut said);
@@ -77,7 +108,13 @@ mod tests {
     use super::*;
 
     fn judge(script: &str) -> bool {
-        verdict(Command::new("sh").args(["-c", script]).stdout(Stdio::piped()).spawn().unwrap())
+        verdict(
+            Command::new("sh")
+                .args(["-c", script])
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap(),
+        )
     }
 
     #[test]

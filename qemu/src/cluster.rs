@@ -64,8 +64,20 @@ pub fn nodes(request: &Request, token: &str, baked: impl Fn(Role) -> String) -> 
             let founder = role == Role::Master && index == 0;
             let own = parameters(&name, lab_address, founder, token).to_string();
             let texts = [&baked(role), &own, &request.append, of_role];
-            let cmdline = texts.map(|text| text.trim()).into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>().join(" ");
-            Node { name, role, memory: request.memory.unwrap_or(memory), cpus: request.cpus, lab_address, cmdline }
+            let cmdline = texts
+                .map(|text| text.trim())
+                .into_iter()
+                .filter(|text| !text.is_empty())
+                .collect::<Vec<_>>()
+                .join(" ");
+            Node {
+                name,
+                role,
+                memory: request.memory.unwrap_or(memory),
+                cpus: request.cpus,
+                lab_address,
+                cmdline,
+            }
         })
         .collect()
 }
@@ -77,15 +89,26 @@ fn parameters(name: &str, lab_address: Ipv4Addr, founder: bool, token: &str) -> 
         hostname: None,
         extra: IpExtra::None,
     };
-    let lab = StaticAddress { address: IpAddr::V4(lab_address), prefix: LAB_PREFIX, peer: None, gateway: None };
+    let lab = StaticAddress {
+        address: IpAddr::V4(lab_address),
+        prefix: LAB_PREFIX,
+        peer: None,
+        gateway: None,
+    };
     let first_master = Ipv4Addr::new(LAB[0], LAB[1], LAB[2], FIRST_MASTER);
     NodeConfig {
         hostname: Some(name.to_owned()),
         node_ip: Some(IpAddr::V4(lab_address)),
-        server: (!founder).then(|| Endpoint { host: first_master.to_string(), port: API_PORT }),
+        server: (!founder).then(|| Endpoint {
+            host: first_master.to_string(),
+            port: API_PORT,
+        }),
         token: token.parse::<Token>().ok(),
         disk: Some(DiskSelector::Device("/dev/vda".into())),
-        ip: vec![interface(OUTSIDE_INTERFACE, IpMethod::Dhcp), interface(LAB_INTERFACE, IpMethod::Static(lab))],
+        ip: vec![
+            interface(OUTSIDE_INTERFACE, IpMethod::Dhcp),
+            interface(LAB_INTERFACE, IpMethod::Static(lab)),
+        ],
         ..NodeConfig::default()
     }
 }
@@ -101,7 +124,8 @@ mod role_text {
 
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Role, D::Error> {
         let text = String::deserialize(deserializer)?;
-        text.parse().map_err(|_| D::Error::custom(format!("{text}: neither worker nor master")))
+        text.parse()
+            .map_err(|_| D::Error::custom(format!("{text}: neither worker nor master")))
     }
 }
 
@@ -113,17 +137,30 @@ mod tests {
 
     fn request(workers: u8, append: &str, append_worker: &str) -> Request {
         let [append, append_master, append_worker] = [append, "", append_worker].map(str::to_owned);
-        Request { masters: 1, workers, memory: None, cpus: 2, append, append_master, append_worker }
+        Request {
+            masters: 1,
+            workers,
+            memory: None,
+            cpus: 2,
+            append,
+            append_master,
+            append_worker,
+        }
     }
 
     fn plan(request: &Request) -> Vec<Node> {
-        nodes(request, TOKEN, |role| format!("console=ttyS0 ironlet.role={role}\n"))
+        nodes(request, TOKEN, |role| {
+            format!("console=ttyS0 ironlet.role={role}\n")
+        })
     }
 
     #[test]
     fn a_master_founds_and_a_worker_joins_it() {
         let nodes = plan(&request(1, "", ""));
-        let names: Vec<_> = nodes.iter().map(|node| (node.name.as_str(), node.memory)).collect();
+        let names: Vec<_> = nodes
+            .iter()
+            .map(|node| (node.name.as_str(), node.memory))
+            .collect();
         assert_eq!(names, [("master-1", 768), ("worker-1", 512)]);
         for (node, server) in nodes.iter().zip([None, Some("192.168.76.11:6443")]) {
             let (config, errors) = node_config::parse(&node.cmdline);
@@ -132,21 +169,38 @@ mod tests {
             assert_eq!(config.role, Some(node.role));
             assert_eq!(config.hostname.as_deref(), Some(node.name.as_str()));
             assert_eq!(config.node_ip, Some(IpAddr::V4(node.lab_address)));
-            assert_eq!(config.token.map(|token| token.to_string()).as_deref(), Some(TOKEN));
+            assert_eq!(
+                config.token.map(|token| token.to_string()).as_deref(),
+                Some(TOKEN)
+            );
         }
     }
 
     #[test]
     fn the_callers_parameters_come_last_and_addresses_differ() {
-        let nodes = plan(&Request { masters: 2, memory: Some(256), ..request(3, "ironlet.disk=none", "ironlet.hostname=odd") });
+        let nodes = plan(&Request {
+            masters: 2,
+            memory: Some(256),
+            ..request(3, "ironlet.disk=none", "ironlet.hostname=odd")
+        });
         let mut addresses: Vec<_> = nodes.iter().map(|node| node.lab_address).collect();
         addresses.dedup();
         assert_eq!(addresses.len(), 5);
         assert!(nodes.iter().all(|node| node.memory == 256));
-        let configs: Vec<_> = nodes.iter().map(|node| node_config::parse(&node.cmdline).0).collect();
-        assert!(configs.iter().all(|config| config.disk == Some(DiskSelector::None)));
+        let configs: Vec<_> = nodes
+            .iter()
+            .map(|node| node_config::parse(&node.cmdline).0)
+            .collect();
+        assert!(
+            configs
+                .iter()
+                .all(|config| config.disk == Some(DiskSelector::None))
+        );
         assert!(configs[1].server.is_some(), "the second master joins");
-        assert_eq!([&configs[0], &configs[4]].map(|config| config.hostname.as_deref()), [Some("master-1"), Some("odd")]);
+        assert_eq!(
+            [&configs[0], &configs[4]].map(|config| config.hostname.as_deref()),
+            [Some("master-1"), Some("odd")]
+        );
     }
 
     #[test]

@@ -36,13 +36,21 @@ pub fn up(arguments: &Up, layout: &Layout) -> anyhow::Result<()> {
     let fresh = existing.is_none();
     let mut record = match existing {
         Some(record) => {
-            println!("cluster {} is there already ({})", record.name, layout.directory.display());
+            println!(
+                "cluster {} is there already ({})",
+                record.name,
+                layout.directory.display()
+            );
             record
         }
         None => plan(arguments, layout)?,
     };
     let lock = create_and_lock(layout)?;
-    ensure!(!fresh || Record::read(layout)?.is_none(), "another qemu up has just made a cluster at {}", layout.directory.display());
+    ensure!(
+        !fresh || Record::read(layout)?.is_none(),
+        "another qemu up has just made a cluster at {}",
+        layout.directory.display()
+    );
     match start_all(&mut record, layout) {
         Err(error) if fresh => {
             return Err(match machines::remove(&record, layout) {
@@ -53,7 +61,14 @@ pub fn up(arguments: &Up, layout: &Layout) -> anyhow::Result<()> {
         result => result?,
     }
     drop(lock);
-    stages.done(&format!("{} machines started ({:?})", record.nodes.len(), record.accelerator).to_lowercase());
+    stages.done(
+        &format!(
+            "{} machines started ({:?})",
+            record.nodes.len(),
+            record.accelerator
+        )
+        .to_lowercase(),
+    );
     if !arguments.wait {
         return status(layout);
     }
@@ -67,24 +82,56 @@ pub fn up(arguments: &Up, layout: &Layout) -> anyhow::Result<()> {
 }
 
 fn plan(arguments: &Up, layout: &Layout) -> anyhow::Result<Record> {
-    let Up { request, name, image, .. } = arguments;
-    ensure!(request.masters == 1, "--masters {}: this version founds a cluster with one master, and masters cannot join yet", request.masters);
-    ensure!(request.workers <= MAX_NODES_PER_ROLE, "--workers {}: at most {MAX_NODES_PER_ROLE}", request.workers);
-    for (argument, text) in [("append", &request.append), ("append-master", &request.append_master), ("append-worker", &request.append_worker)] {
+    let Up {
+        request, name, image, ..
+    } = arguments;
+    ensure!(
+        request.masters == 1,
+        "--masters {}: this version founds a cluster with one master, and masters cannot join yet",
+        request.masters
+    );
+    ensure!(
+        request.workers <= MAX_NODES_PER_ROLE,
+        "--workers {}: at most {MAX_NODES_PER_ROLE}",
+        request.workers
+    );
+    for (argument, text) in [
+        ("append", &request.append),
+        ("append-master", &request.append_master),
+        ("append-worker", &request.append_worker),
+    ] {
         for error in node_config::parse(text).1 {
             println!("note: --{argument}: {error}");
         }
     }
     let mut baked = Vec::new();
     for role in [Role::Master, Role::Worker] {
-        let used = if role == Role::Master { request.masters } else { request.workers };
+        let used = if role == Role::Master {
+            request.masters
+        } else {
+            request.workers
+        };
         for file in ["vmlinuz", "initramfs", "cmdline"].iter().filter(|_| used > 0) {
             let path = image.join(role.to_string()).join(file);
-            ensure!(path.is_file(), "--image {}: no {}; qemu/up builds it", image.display(), path.display());
+            ensure!(
+                path.is_file(),
+                "--image {}: no {}; qemu/up builds it",
+                image.display(),
+                path.display()
+            );
         }
-        baked.push((role, fs::read_to_string(image.join(role.to_string()).join("cmdline")).unwrap_or_default()));
+        baked.push((
+            role,
+            fs::read_to_string(image.join(role.to_string()).join("cmdline")).unwrap_or_default(),
+        ));
     }
-    let of_role = |role: Role| baked.iter().find(|(other, _)| *other == role).map(|(_, text)| text.clone()).unwrap_or_default();
+    let of_role = |role: Role| {
+        baked
+            .iter()
+            .find(|(other, _)| *other == role)
+            .map(|(_, text)| text.clone())
+            .unwrap_or_default()
+    };
     let nodes = cluster::nodes(request, &token()?, of_role);
     ensure!(
         layout.sockets_fit(nodes.iter().map(|node| node.name.as_str())),
@@ -130,13 +177,33 @@ fn token() -> anyhow::Result<String> {
 
 pub fn status(layout: &Layout) -> anyhow::Result<()> {
     let record = existing(layout)?;
-    println!("cluster {} ({:?}), lab network {}", record.name, record.accelerator, if record.hub.as_ref().is_some_and(|hub| hub.is_alive()) { "up" } else { "down" });
+    println!(
+        "cluster {} ({:?}), lab network {}",
+        record.name,
+        record.accelerator,
+        if record.hub.as_ref().is_some_and(|hub| hub.is_alive()) {
+            "up"
+        } else {
+            "down"
+        }
+    );
     for node in &record.nodes {
-        let state = match record.machines.get(&node.name).filter(|machine| machine.is_alive()) {
+        let state = match record
+            .machines
+            .get(&node.name)
+            .filter(|machine| machine.is_alive())
+        {
             Some(machine) => format!("running, pid {}", machine.pid),
             None => "stopped".to_owned(),
         };
-        println!("  {:<12} {:<16} {:>5} MiB  {:<20} {}", node.name, node.lab_address, node.memory, state, layout.node(&node.name).log.display());
+        println!(
+            "  {:<12} {:<16} {:>5} MiB  {:<20} {}",
+            node.name,
+            node.lab_address,
+            node.memory,
+            state,
+            layout.node(&node.name).log.display()
+        );
     }
     if layout.kubeconfig().exists() {
         println!("export KUBECONFIG={}", layout.kubeconfig().display());
@@ -170,7 +237,9 @@ pub fn start(layout: &Layout, node: Option<&str>) -> anyhow::Result<()> {
     let mut record = existing(layout)?;
     machines::ensure_hub(&mut record, layout)?;
     for name in chosen(&record, node)? {
-        let Some(node) = record.nodes.iter().find(|node| node.name == name).cloned() else { continue };
+        let Some(node) = record.nodes.iter().find(|node| node.name == name).cloned() else {
+            continue;
+        };
         machines::start(&mut record, layout, &node)?;
         println!("{name} is on");
     }
@@ -180,7 +249,10 @@ pub fn start(layout: &Layout, node: Option<&str>) -> anyhow::Result<()> {
 pub fn attach(layout: &Layout, node: Option<&str>) -> anyhow::Result<()> {
     let record = existing(layout)?;
     let Some(node) = node else {
-        bail!("NODE: which one of {}?", Vec::from_iter(record.names()).join(", "));
+        bail!(
+            "NODE: which one of {}?",
+            Vec::from_iter(record.names()).join(", ")
+        );
     };
     for name in chosen(&record, Some(node))? {
         ensure!(record.is_running(&name), "{name} is stopped");
@@ -210,13 +282,20 @@ fn chosen(record: &Record, node: Option<&str>) -> anyhow::Result<Vec<String>> {
     match node {
         None => Ok(record.names().map(str::to_owned).collect()),
         Some(name) if record.names().any(|known| known == name) => Ok(vec![name.to_owned()]),
-        Some(name) => bail!("NODE {name}: the cluster has {}", Vec::from_iter(record.names()).join(", ")),
+        Some(name) => bail!(
+            "NODE {name}: the cluster has {}",
+            Vec::from_iter(record.names()).join(", ")
+        ),
     }
 }
 
 fn create_and_lock(layout: &Layout) -> anyhow::Result<File> {
     let directory = &layout.directory;
-    DirBuilder::new().recursive(true).mode(0o700).create(directory).with_context(|| format!("--state {}: create it", directory.display()))?;
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)
+        .with_context(|| format!("--state {}: create it", directory.display()))?;
     lock(layout)
 }
 
@@ -232,9 +311,14 @@ fn lock(layout: &Layout) -> anyhow::Result<File> {
 }
 
 /// The state directory and the node that `[NAME] [NODE]` mean: one word alone may be a node of the default cluster.
-pub fn resolve(state: Option<&Path>, default_name: &str, words: [Option<&str>; 2]) -> anyhow::Result<(Layout, Option<String>)> {
+pub fn resolve(
+    state: Option<&Path>,
+    default_name: &str,
+    words: [Option<&str>; 2],
+) -> anyhow::Result<(Layout, Option<String>)> {
     let of_name = |name: &str| -> anyhow::Result<Layout> {
-        let base = kubectl::state_directory().context("neither XDG_STATE_HOME nor HOME is set; say --state DIR")?;
+        let base =
+            kubectl::state_directory().context("neither XDG_STATE_HOME nor HOME is set; say --state DIR")?;
         Ok(Layout::new(state.map_or_else(|| base.join(name), Path::to_owned)))
     };
     match words {
@@ -243,8 +327,14 @@ pub fn resolve(state: Option<&Path>, default_name: &str, words: [Option<&str>; 2
         [Some(word), None] => {
             let default = of_name(default_name)?;
             let record = Record::read(&default)?;
-            let is_node = record.as_ref().is_some_and(|record| record.names().any(|node| node == word));
-            if is_node { Ok((default, Some(word.to_owned()))) } else { Ok((of_name(word)?, None)) }
+            let is_node = record
+                .as_ref()
+                .is_some_and(|record| record.names().any(|node| node == word));
+            if is_node {
+                Ok((default, Some(word.to_owned())))
+            } else {
+                Ok((of_name(word)?, None))
+            }
         }
     }
 }
@@ -256,7 +346,10 @@ mod tests {
     #[test]
     fn tokens_have_kubeadms_form_and_differ() {
         let first = token().unwrap();
-        assert!(first.parse::<node_config::Token>().is_ok(), "a token that parameters accept");
+        assert!(
+            first.parse::<node_config::Token>().is_ok(),
+            "a token that parameters accept"
+        );
         assert_ne!(first, token().unwrap());
     }
 }

@@ -16,19 +16,24 @@ const LEAVE: u8 = 0x1d;
 
 /// Connects until Ctrl-], the end of the input or the machine's end.
 pub fn attach(socket: &Path) -> anyhow::Result<()> {
-    let mut serial = UnixStream::connect(socket).with_context(|| format!("connect to {}", socket.display()))?;
+    let mut serial =
+        UnixStream::connect(socket).with_context(|| format!("connect to {}", socket.display()))?;
     let (mut stdin, mut stdout) = (io::stdin().lock(), io::stdout().lock());
     let _raw = RawTerminal::enter()?;
     eprint!("connected, Ctrl-] leaves\r\n");
     let mut buffer = [0; 4096];
     loop {
-        let mut waits = [PollFd::new(&stdin, PollFlags::IN), PollFd::new(&serial, PollFlags::IN)];
+        let mut waits = [
+            PollFd::new(&stdin, PollFlags::IN),
+            PollFd::new(&serial, PollFlags::IN),
+        ];
         match poll(&mut waits, None) {
             Ok(_) => {}
             Err(rustix::io::Errno::INTR) => continue,
             Err(error) => return Err(error).context("wait for the console"),
         }
-        let [from_user, from_machine] = [waits[0].revents(), waits[1].revents()].map(|events| !events.is_empty());
+        let [from_user, from_machine] =
+            [waits[0].revents(), waits[1].revents()].map(|events| !events.is_empty());
         if from_machine {
             let count = serial.read(&mut buffer)?;
             if count == 0 {

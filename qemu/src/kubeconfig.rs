@@ -35,7 +35,12 @@ pub fn rewrite(published: &str, port: u16) -> Option<String> {
 /// Writes it for its owner only, whole or not at all.
 pub fn write(path: &Path, text: &str) -> io::Result<()> {
     let partial = path.with_extension("partial");
-    let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&partial)?;
+    let mut file = OpenOptions::new()
+        .create(true)
+        .truncate(true)
+        .write(true)
+        .mode(0o600)
+        .open(&partial)?;
     file.write_all(text.as_bytes())?;
     fs::rename(&partial, path)
 }
@@ -55,6 +60,10 @@ mod tests {
         }
         let twice = format!("{}{}", TEXT.replace("AA==", "OLD="), TEXT);
         assert_eq!(rewrite(&twice, 40001).unwrap(), got);
-        assert_eq!(rewrite(&format!("{TEXT}apiVersion: \"v1\"\n"), 1), None, "the second is still coming");
+        assert_eq!(
+            rewrite(&format!("{TEXT}apiVersion: \"v1\"\n"), 1),
+            None,
+            "the second is still coming"
+        );
     }
 }

@@ -20,12 +20,26 @@ pub struct Kubectl {
 impl Kubectl {
     /// `$KUBECTL`, the one in the PATH, or the one qemu/up keeps in the cache.
     pub fn find(layout: &Layout) -> anyhow::Result<Self> {
-        let named = env::var_os("KUBECTL").filter(|value| !value.is_empty()).map(PathBuf::from);
-        let in_path = || env::split_paths(&env::var_os("PATH")?).map(|directory| directory.join("kubectl")).find(|path| path.is_file());
-        let cached = || cache_directory().map(|cache| cache.join("bin/kubectl")).filter(|path| path.is_file());
+        let named = env::var_os("KUBECTL")
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from);
+        let in_path = || {
+            env::split_paths(&env::var_os("PATH")?)
+                .map(|directory| directory.join("kubectl"))
+                .find(|path| path.is_file())
+        };
+        let cached = || {
+            cache_directory()
+                .map(|cache| cache.join("bin/kubectl"))
+                .filter(|path| path.is_file())
+        };
         let program = named.or_else(in_path).or_else(cached);
         let program = program.context("no kubectl in the PATH; qemu/up fetches one, or say KUBECTL=FILE")?;
-        Ok(Self { program, kubeconfig: layout.kubeconfig(), cache: layout.kubectl_cache() })
+        Ok(Self {
+            program,
+            kubeconfig: layout.kubeconfig(),
+            cache: layout.kubectl_cache(),
+        })
     }
 
     pub fn program(&self) -> &Path {
@@ -51,14 +65,19 @@ impl Kubectl {
         }
         let output = child.wait_with_output()?;
         if !output.status.success() {
-            bail!("kubectl {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+            bail!(
+                "kubectl {}: {}",
+                arguments.join(" "),
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
         }
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     pub fn json(&self, arguments: &[&str]) -> anyhow::Result<Value> {
         let words: Vec<&str> = arguments.iter().copied().chain(["-o", "json"]).collect();
-        serde_json::from_str(&self.run(&words, "")?).with_context(|| format!("kubectl {}: not JSON", words.join(" ")))
+        serde_json::from_str(&self.run(&words, "")?)
+            .with_context(|| format!("kubectl {}: not JSON", words.join(" ")))
     }
 }
 
@@ -73,7 +92,11 @@ pub fn state_directory() -> Option<PathBuf> {
 }
 
 fn directory(variable: &str, fallback: &str) -> Option<PathBuf> {
-    let value = |name: &str| env::var_os(name).filter(|value: &OsString| !value.is_empty()).map(PathBuf::from);
+    let value = |name: &str| {
+        env::var_os(name)
+            .filter(|value: &OsString| !value.is_empty())
+            .map(PathBuf::from)
+    };
     let base = value(variable).or_else(|| value("HOME").map(|home| home.join(fallback)))?;
     Some(base.join("ironlet"))
 }

@@ -61,7 +61,14 @@ impl Layout {
     pub fn all<'a>(&self, nodes: impl IntoIterator<Item = &'a str>) -> Vec<PathBuf> {
         let mut files = vec![self.kubeconfig(), self.hub(), self.hub_log()];
         for name in nodes {
-            let NodeFiles { log, qemu_log, disk, serial, monitor, published } = self.node(name);
+            let NodeFiles {
+                log,
+                qemu_log,
+                disk,
+                serial,
+                monitor,
+                published,
+            } = self.node(name);
             files.extend([log, qemu_log, disk, serial, monitor, published]);
         }
         files.extend([self.record(), self.lock()]);
@@ -71,7 +78,11 @@ impl Layout {
     /// Whether all sockets' paths fit the kernel's limit.
     pub fn sockets_fit<'a>(&self, nodes: impl IntoIterator<Item = &'a str>) -> bool {
         let fits = |path: &Path| path.as_os_str().len() <= SOCKET_PATH_LIMIT;
-        fits(&self.hub()) && nodes.into_iter().map(|name| self.node(name)).all(|files| fits(&files.serial) && fits(&files.monitor))
+        fits(&self.hub())
+            && nodes
+                .into_iter()
+                .map(|name| self.node(name))
+                .all(|files| fits(&files.serial) && fits(&files.monitor))
     }
 }
 

@@ -1,6 +1,10 @@
 //! A machine as QEMU's arguments. Pure: what is decided here is only started elsewhere.
 
-use crate::{accelerator::Accelerator, cluster::{API_PORT, Node}, layout::NodeFiles};
+use crate::{
+    accelerator::Accelerator,
+    cluster::{API_PORT, Node},
+    layout::NodeFiles,
+};
 use node_config::Role;
 use std::path::Path;
 
@@ -24,35 +28,88 @@ pub struct Machine<'a> {
 }
 
 pub fn arguments(machine: &Machine<'_>) -> Vec<String> {
-    let Machine { cluster, node, image, files, hub, accelerator, api_port } = machine;
+    let Machine {
+        cluster,
+        node,
+        image,
+        files,
+        hub,
+        accelerator,
+        api_port,
+    } = machine;
     let [.., last] = node.lab_address.octets();
     let mac = |network: u8| format!("52:54:00:76:{network:02x}:{last:02x}");
-    let forward = api_port.map(|port| format!(",hostfwd=tcp:127.0.0.1:{port}-:{API_PORT}")).unwrap_or_default();
+    let forward = api_port
+        .map(|port| format!(",hostfwd=tcp:127.0.0.1:{port}-:{API_PORT}"))
+        .unwrap_or_default();
     let mut words = Words::default();
     words.pair("-name", format!("ironlet-{cluster}-{}", node.name));
-    words.flag("-nodefaults").flag("-no-user-config").pair("-display", "none").pair("-machine", "q35");
+    words
+        .flag("-nodefaults")
+        .flag("-no-user-config")
+        .pair("-display", "none")
+        .pair("-machine", "q35");
     for (name, value) in accelerator.arguments() {
         words.pair(name, *value);
     }
-    words.pair("-smp", node.cpus).pair("-m", node.memory).pair("-rtc", "base=utc");
-    words.pair("-kernel", path(&image.join("vmlinuz"))).pair("-initrd", path(&image.join("initramfs")));
+    words
+        .pair("-smp", node.cpus)
+        .pair("-m", node.memory)
+        .pair("-rtc", "base=utc");
+    words
+        .pair("-kernel", path(&image.join("vmlinuz")))
+        .pair("-initrd", path(&image.join("initramfs")));
     words.pair("-append", &node.cmdline);
-    words.pair("-chardev", format!("socket,id=serial,path={},server=on,wait=off,logfile={},logappend=on", path(&files.serial), path(&files.log)));
+    words.pair(
+        "-chardev",
+        format!(
+            "socket,id=serial,path={},server=on,wait=off,logfile={},logappend=on",
+            path(&files.serial),
+            path(&files.log)
+        ),
+    );
     words.pair("-serial", "chardev:serial");
-    words.pair("-chardev", format!("socket,id=monitor,path={},server=on,wait=off", path(&files.monitor)));
+    words.pair(
+        "-chardev",
+        format!(
+            "socket,id=monitor,path={},server=on,wait=off",
+            path(&files.monitor)
+        ),
+    );
     words.pair("-mon", "chardev=monitor,mode=control");
     words.pair("-device", "virtio-rng-pci");
-    words.pair("-drive", format!("if=none,id=state,format=raw,discard=unmap,file={}", path(&files.disk)));
+    words.pair(
+        "-drive",
+        format!(
+            "if=none,id=state,format=raw,discard=unmap,file={}",
+            path(&files.disk)
+        ),
+    );
     words.pair("-device", "virtio-blk-pci,drive=state,serial=ironlet-state");
     // Fixed slots: the kernel names interfaces in this order, eth0 and eth1. No option ROMs: nothing boots from them.
     words.pair("-netdev", format!("user,id=outside{forward}"));
-    words.pair("-device", format!("virtio-net-pci,netdev=outside,mac={},addr=0x10,romfile=", mac(0)));
-    words.pair("-netdev", format!("stream,id=lab,server=off,addr.type=unix,addr.path={}", path(hub)));
-    words.pair("-device", format!("virtio-net-pci,netdev=lab,mac={},addr=0x11,romfile=", mac(1)));
+    words.pair(
+        "-device",
+        format!("virtio-net-pci,netdev=outside,mac={},addr=0x10,romfile=", mac(0)),
+    );
+    words.pair(
+        "-netdev",
+        format!("stream,id=lab,server=off,addr.type=unix,addr.path={}", path(hub)),
+    );
+    words.pair(
+        "-device",
+        format!("virtio-net-pci,netdev=lab,mac={},addr=0x11,romfile=", mac(1)),
+    );
     if node.role == Role::Master {
-        words.pair("-chardev", format!("file,id=kubeconfig,path={}", path(&files.published)));
+        words.pair(
+            "-chardev",
+            format!("file,id=kubeconfig,path={}", path(&files.published)),
+        );
         words.pair("-device", "virtio-serial-pci");
-        words.pair("-device", format!("virtserialport,chardev=kubeconfig,name={KUBECONFIG_PORT}"));
+        words.pair(
+            "-device",
+            format!("virtserialport,chardev=kubeconfig,name={KUBECONFIG_PORT}"),
+        );
     }
     words.0
 }
@@ -103,14 +160,25 @@ mod tests {
             api_port,
         });
         // One option a line.
-        words.join("\n").replace("\n-", "\u{0}-").replace('\n', " ").replace('\u{0}', "\n") + "\n"
+        words
+            .join("\n")
+            .replace("\n-", "\u{0}-")
+            .replace('\n', " ")
+            .replace('\u{0}', "\n")
+            + "\n"
     }
 
     #[test]
     fn golden_arguments() {
         let goldens = [
-            (include_str!("../tests/golden/master-tcg.txt"), render(Role::Master, Accelerator::Tcg, Some(40123))),
-            (include_str!("../tests/golden/worker-kvm.txt"), render(Role::Worker, Accelerator::Kvm, None)),
+            (
+                include_str!("../tests/golden/master-tcg.txt"),
+                render(Role::Master, Accelerator::Tcg, Some(40123)),
+            ),
+            (
+                include_str!("../tests/golden/worker-kvm.txt"),
+                render(Role::Worker, Accelerator::Kvm, None),
+            ),
         ];
         for (want, got) in goldens {
             assert_eq!(got, want);

@@ -40,10 +40,16 @@ pub fn free_port() -> anyhow::Result<u16> {
 
 /// Makes the node's state disk unless it is there.
 pub fn make_disk(path: &Path) -> anyhow::Result<()> {
-    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path);
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(path);
     let file = file.with_context(|| format!("create {}", path.display()))?;
     if file.metadata()?.len() == 0 {
-        file.set_len(DISK_BYTES).with_context(|| format!("size {}", path.display()))?;
+        file.set_len(DISK_BYTES)
+            .with_context(|| format!("size {}", path.display()))?;
     }
     Ok(())
 }
@@ -55,7 +61,11 @@ pub fn ensure_hub(record: &mut Record, layout: &Layout) -> anyhow::Result<()> {
     }
     let own = env::current_exe().context("find the own executable")?;
     let socket = layout.hub();
-    let hub = process::spawn(own.as_os_str(), &[OsStr::new(HUB_COMMAND), socket.as_os_str()], &layout.hub_log());
+    let hub = process::spawn(
+        own.as_os_str(),
+        &[OsStr::new(HUB_COMMAND), socket.as_os_str()],
+        &layout.hub_log(),
+    );
     let hub = hub.context("start the lab network")?;
     record.hub = Some(hub.clone());
     record.write(layout)?;
@@ -69,7 +79,9 @@ pub fn start(record: &mut Record, layout: &Layout, node: &Node) -> anyhow::Resul
     }
     let files = layout.node(&node.name);
     let first_master = record.nodes.iter().find(|node| node.role == Role::Master);
-    let api_port = first_master.filter(|first| first.name == node.name).map(|_| record.api_port);
+    let api_port = first_master
+        .filter(|first| first.name == node.name)
+        .map(|_| record.api_port);
     let hub = layout.hub();
     let arguments = machine::arguments(&Machine {
         cluster: &record.name,
@@ -81,9 +93,20 @@ pub fn start(record: &mut Record, layout: &Layout, node: &Node) -> anyhow::Resul
         api_port,
     });
     // The serial console's log carries secrets when a founding master shows its generated token.
-    OpenOptions::new().create(true).append(true).mode(0o600).open(&files.log).with_context(|| format!("create {}", files.log.display()))?;
-    let machine = process::spawn(OsStr::new(machine::PROGRAM), &arguments, &files.qemu_log)
-        .with_context(|| format!("start {} for {} (qemu/setup installs it)", machine::PROGRAM, node.name))?;
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(&files.log)
+        .with_context(|| format!("create {}", files.log.display()))?;
+    let machine =
+        process::spawn(OsStr::new(machine::PROGRAM), &arguments, &files.qemu_log).with_context(|| {
+            format!(
+                "start {} for {} (qemu/setup installs it)",
+                machine::PROGRAM,
+                node.name
+            )
+        })?;
     record.machines.insert(node.name.clone(), machine.clone());
     record.write(layout)?;
     await_socket(&machine, &files.monitor, &files.qemu_log)
@@ -106,17 +129,25 @@ fn await_socket(process: &Process, socket: &Path, log: &Path) -> anyhow::Result<
 
 /// Presses the power button and waits for the machine to end.
 pub fn stop(record: &Record, layout: &Layout, node: &str, limit: Duration) -> anyhow::Result<()> {
-    let Some(machine) = record.machines.get(node).filter(|machine| machine.is_alive()) else { return Ok(()) };
-    monitor::power_button(&layout.node(node).monitor).with_context(|| format!("press the power button of {node}"))?;
+    let Some(machine) = record.machines.get(node).filter(|machine| machine.is_alive()) else {
+        return Ok(());
+    };
+    monitor::power_button(&layout.node(node).monitor)
+        .with_context(|| format!("press the power button of {node}"))?;
     if !machine.wait(limit) {
-        bail!("{node} did not power off within {} s; `qemu kill` ends it the hard way", limit.as_secs());
+        bail!(
+            "{node} did not power off within {} s; `qemu kill` ends it the hard way",
+            limit.as_secs()
+        );
     }
     Ok(())
 }
 
 /// Pulls the plug.
 pub fn kill(record: &Record, node: &str) -> anyhow::Result<()> {
-    let Some(machine) = record.machines.get(node) else { return Ok(()) };
+    let Some(machine) = record.machines.get(node) else {
+        return Ok(());
+    };
     machine.kill(KILL_LIMIT).with_context(|| format!("kill {node}"))
 }
 
@@ -129,10 +160,15 @@ pub fn remove(record: &Record, layout: &Layout) -> anyhow::Result<()> {
         hub.kill(KILL_LIMIT).context("kill the lab network")?;
     }
     let gone = |path: &Path, result: io::Result<()>| match result {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).with_context(|| format!("remove {}", path.display())),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("remove {}", path.display()))
+        }
         _ => Ok(()),
     };
-    gone(&layout.kubectl_cache(), fs::remove_dir_all(layout.kubectl_cache()))?;
+    gone(
+        &layout.kubectl_cache(),
+        fs::remove_dir_all(layout.kubectl_cache()),
+    )?;
     for path in layout.all(record.names()) {
         gone(&path, fs::remove_file(&path))?;
     }

@@ -110,7 +110,11 @@ struct Target {
 
 impl Target {
     fn resolve(&self) -> anyhow::Result<(layout::Layout, Option<String>)> {
-        commands::resolve(self.state.as_deref(), DEFAULT_NAME, [self.name.as_deref(), self.node.as_deref()])
+        commands::resolve(
+            self.state.as_deref(),
+            DEFAULT_NAME,
+            [self.name.as_deref(), self.node.as_deref()],
+        )
     }
 }
 
@@ -147,7 +151,10 @@ fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::Down(target) => {
             let (layout, node) = target.resolve()?;
-            anyhow::ensure!(node.is_none(), "NODE: down ends a whole cluster; qemu kill ends one machine");
+            anyhow::ensure!(
+                node.is_none(),
+                "NODE: down ends a whole cluster; qemu kill ends one machine"
+            );
             commands::down(&layout)
         }
     }
@@ -156,7 +163,10 @@ fn run(command: Command) -> anyhow::Result<()> {
 fn up(arguments: UpArguments) -> anyhow::Result<()> {
     let (layout, _) = commands::resolve(arguments.state.as_deref(), &arguments.name, [None, None])?;
     let default_image = || kubectl::cache_directory().map(|cache| cache.join("images"));
-    let image = arguments.image.or_else(default_image).context("neither XDG_CACHE_HOME nor HOME is set; say --image DIR")?;
+    let image = arguments
+        .image
+        .or_else(default_image)
+        .context("neither XDG_CACHE_HOME nor HOME is set; say --image DIR")?;
     let request = cluster::Request {
         masters: arguments.masters,
         workers: arguments.workers,
@@ -166,6 +176,12 @@ fn up(arguments: UpArguments) -> anyhow::Result<()> {
         append_master: arguments.append_master,
         append_worker: arguments.append_worker,
     };
-    let up = commands::Up { request, name: arguments.name, image, wait: !arguments.no_wait, limit: Duration::from_secs(arguments.timeout) };
+    let up = commands::Up {
+        request,
+        name: arguments.name,
+        image,
+        wait: !arguments.no_wait,
+        limit: Duration::from_secs(arguments.timeout),
+    };
     commands::up(&up, &layout)
 }

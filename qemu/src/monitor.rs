@@ -26,17 +26,24 @@ impl Monitor {
     fn connect(socket: &Path) -> io::Result<Self> {
         let writer = UnixStream::connect(socket)?;
         writer.set_read_timeout(Some(ANSWER_LIMIT))?;
-        let mut monitor = Self { reader: BufReader::new(writer.try_clone()?), writer };
+        let mut monitor = Self {
+            reader: BufReader::new(writer.try_clone()?),
+            writer,
+        };
         monitor.message()?;
         Ok(monitor)
     }
 
     fn execute(&mut self, command: &str) -> io::Result<()> {
-        self.writer.write_all(format!("{}\n", json!({ "execute": command })).as_bytes())?;
+        self.writer
+            .write_all(format!("{}\n", json!({ "execute": command })).as_bytes())?;
         loop {
             let message = self.message()?;
             if let Some(error) = message.get("error") {
-                return Err(io::Error::other(format!("{command}: {}", error["desc"].as_str().unwrap_or("refused"))));
+                return Err(io::Error::other(format!(
+                    "{command}: {}",
+                    error["desc"].as_str().unwrap_or("refused")
+                )));
             }
             // Events come in between.
             if message.get("return").is_some() {

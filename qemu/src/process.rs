@@ -24,7 +24,11 @@ pub struct Process {
 
 /// Starts a program in a process group of its own, its output going to `log`.
 pub fn spawn<S: AsRef<OsStr>>(program: &OsStr, arguments: &[S], log: &Path) -> io::Result<Process> {
-    let out = OpenOptions::new().create(true).append(true).mode(0o600).open(log)?;
+    let out = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(log)?;
     let child = Command::new(program)
         .args(arguments)
         .stdin(Stdio::null())
@@ -33,8 +37,13 @@ pub fn spawn<S: AsRef<OsStr>>(program: &OsStr, arguments: &[S], log: &Path) -> i
         .process_group(0)
         .spawn()?;
     let pid = child.id().cast_signed();
-    let stat = read_stat(pid).ok_or_else(|| io::Error::other(format!("process {pid} has no readable /proc entry")))?;
-    Ok(Process { pid, started: stat.started, boot: boot_id()? })
+    let stat = read_stat(pid)
+        .ok_or_else(|| io::Error::other(format!("process {pid} has no readable /proc entry")))?;
+    Ok(Process {
+        pid,
+        started: stat.started,
+        boot: boot_id()?,
+    })
 }
 
 impl Process {
@@ -45,7 +54,9 @@ impl Process {
 
     /// Kills it if it is still the one; waits for its end. The pidfd rules out that the pid is reused in between.
     pub fn kill(&self, limit: Duration) -> io::Result<()> {
-        let Some(pid) = Pid::from_raw(self.pid) else { return Ok(()) };
+        let Some(pid) = Pid::from_raw(self.pid) else {
+            return Ok(());
+        };
         let handle = match pidfd_open(pid, PidfdFlags::empty()) {
             Ok(handle) => handle,
             Err(rustix::io::Errno::SRCH) => return Ok(()),
@@ -55,7 +66,11 @@ impl Process {
             return Ok(());
         }
         pidfd_send_signal(handle, Signal::KILL)?;
-        if self.wait(limit) { Ok(()) } else { Err(io::Error::other(format!("process {} does not end", self.pid))) }
+        if self.wait(limit) {
+            Ok(())
+        } else {
+            Err(io::Error::other(format!("process {} does not end", self.pid)))
+        }
     }
 
     /// Waits for the end; false when it did not come in time.
@@ -84,11 +99,16 @@ fn read_stat(pid: i32) -> Option<Stat> {
 fn parse_stat(text: &str) -> Option<Stat> {
     let mut fields = text.rsplit_once(')')?.1.split_whitespace();
     let state = fields.next()?.chars().next()?;
-    Some(Stat { state, started: fields.nth(18)?.parse().ok()? })
+    Some(Stat {
+        state,
+        started: fields.nth(18)?.parse().ok()?,
+    })
 }
 
 fn boot_id() -> io::Result<String> {
-    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?
+        .trim()
+        .to_owned())
 }
 
 #[cfg(test)]
@@ -107,10 +127,16 @@ mod tests {
         let log = std::env::temp_dir().join(format!("qemu-process-test-{}", std::process::id()));
         let process = spawn(OsStr::new("sleep"), &["600"], &log).unwrap();
         fs::remove_file(&log).unwrap();
-        let reused = Process { started: process.started + 1, ..process.clone() };
+        let reused = Process {
+            started: process.started + 1,
+            ..process.clone()
+        };
         assert!(!reused.is_alive());
         reused.kill(Duration::from_secs(1)).unwrap();
-        assert!(process.is_alive(), "another identity with the same pid must not be hit");
+        assert!(
+            process.is_alive(),
+            "another identity with the same pid must not be hit"
+        );
         process.kill(Duration::from_secs(10)).unwrap();
         assert!(!process.is_alive());
     }

@@ -6,8 +6,7 @@ use node_config::Role;
 use serde_json::Value;
 use std::{
     collections::BTreeSet,
-    fs,
-    thread,
+    fs, thread,
     time::{Duration, Instant},
 };
 
@@ -16,29 +15,49 @@ const POLL: Duration = Duration::from_millis(250);
 const CONSOLE_LINES: usize = 25;
 
 /// Waits for all of it until `deadline`.
-pub fn wait(record: &Record, layout: &Layout, stages: &mut Stages, deadline: Instant) -> anyhow::Result<Kubectl> {
+pub fn wait(
+    record: &Record,
+    layout: &Layout,
+    stages: &mut Stages,
+    deadline: Instant,
+) -> anyhow::Result<Kubectl> {
     wait_for_kubeconfig(record, layout, deadline)?;
     stages.done("API server ready, kubeconfig received");
     let kubectl = Kubectl::find(layout)?;
     let mut waiting: BTreeSet<&str> = record.names().collect();
     while !waiting.is_empty() {
-        let ready = kubectl.json(&["get", "nodes"]).map(|list| ready_nodes(&list)).unwrap_or_default();
+        let ready = kubectl
+            .json(&["get", "nodes"])
+            .map(|list| ready_nodes(&list))
+            .unwrap_or_default();
         for name in record.names() {
             if ready.contains(name) && waiting.remove(name) {
-                let guest = guest_ready_seconds(&fs::read_to_string(layout.node(name).log).unwrap_or_default());
-                let guest = guest.map(|seconds| format!(" ({seconds:.1} s after its kernel started)")).unwrap_or_default();
+                let guest =
+                    guest_ready_seconds(&fs::read_to_string(layout.node(name).log).unwrap_or_default());
+                let guest = guest
+                    .map(|seconds| format!(" ({seconds:.1} s after its kernel started)"))
+                    .unwrap_or_default();
                 stages.done(&format!("{name}  Ready{guest}"));
             }
         }
         if !waiting.is_empty() {
-            check(record, layout, deadline, || format!("not Ready: {}", Vec::from_iter(waiting.iter().copied()).join(", ")))?;
+            check(record, layout, deadline, || {
+                format!(
+                    "not Ready: {}",
+                    Vec::from_iter(waiting.iter().copied()).join(", ")
+                )
+            })?;
         }
     }
     Ok(kubectl)
 }
 
 fn wait_for_kubeconfig(record: &Record, layout: &Layout, deadline: Instant) -> anyhow::Result<()> {
-    let master = record.nodes.iter().find(|node| node.role == Role::Master).context("the cluster has no master")?;
+    let master = record
+        .nodes
+        .iter()
+        .find(|node| node.role == Role::Master)
+        .context("the cluster has no master")?;
     let published = layout.node(&master.name).published;
     loop {
         let text = fs::read_to_string(&published).unwrap_or_default();
@@ -46,20 +65,35 @@ fn wait_for_kubeconfig(record: &Record, layout: &Layout, deadline: Instant) -> a
             let path = layout.kubeconfig();
             return kubeconfig::write(&path, &config).with_context(|| format!("write {}", path.display()));
         }
-        check(record, layout, deadline, || format!("{} has not published its kubeconfig", master.name))?;
+        check(record, layout, deadline, || {
+            format!("{} has not published its kubeconfig", master.name)
+        })?;
     }
 }
 
 /// One turn of waiting: fails when a machine has ended or the time is over, with what the consoles said.
-fn check(record: &Record, layout: &Layout, deadline: Instant, waiting_for: impl Fn() -> String) -> anyhow::Result<()> {
+fn check(
+    record: &Record,
+    layout: &Layout,
+    deadline: Instant,
+    waiting_for: impl Fn() -> String,
+) -> anyhow::Result<()> {
     for name in record.names() {
         if !record.is_running(name) {
             let said = fs::read_to_string(layout.node(name).qemu_log).unwrap_or_default();
-            bail!("the machine {name} has ended: {}\n{}", said.trim(), consoles(record, layout));
+            bail!(
+                "the machine {name} has ended: {}\n{}",
+                said.trim(),
+                consoles(record, layout)
+            );
         }
     }
     if Instant::now() >= deadline {
-        bail!("the time is over, {}; the machines run on\n{}", waiting_for(), consoles(record, layout));
+        bail!(
+            "the time is over, {}; the machines run on\n{}",
+            waiting_for(),
+            consoles(record, layout)
+        );
     }
     thread::sleep(POLL);
     Ok(())
@@ -68,7 +102,9 @@ fn check(record: &Record, layout: &Layout, deadline: Instant, waiting_for: impl 
 fn consoles(record: &Record, layout: &Layout) -> String {
     let tail = |name: &str| {
         let path = layout.node(name).log;
-        let text = fs::read(&path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+        let text = fs::read(&path)
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
         let last = lines[lines.len().saturating_sub(CONSOLE_LINES)..].join("\n  ");
         format!("--- the end of {}\n  {last}", path.display())
@@ -80,10 +116,16 @@ fn consoles(record: &Record, layout: &Layout) -> String {
 fn ready_nodes(list: &Value) -> BTreeSet<String> {
     let ready = |node: &&Value| {
         let conditions = node["status"]["conditions"].as_array();
-        conditions.is_some_and(|conditions| conditions.iter().any(|condition| condition["type"] == "Ready" && condition["status"] == "True"))
+        conditions.is_some_and(|conditions| {
+            conditions
+                .iter()
+                .any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
+        })
     };
     let nodes = list["items"].as_array().into_iter().flatten().filter(ready);
-    nodes.filter_map(|node| node["metadata"]["name"].as_str().map(str::to_owned)).collect()
+    nodes
+        .filter_map(|node| node["metadata"]["name"].as_str().map(str::to_owned))
+        .collect()
 }
 
 /// Seconds from kernel start to Ready, from the agent's last `node ready` line on the console.

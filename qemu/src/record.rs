@@ -26,7 +26,9 @@ impl Record {
             return Ok(None);
         }
         let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-        serde_json::from_str(&text).map(Some).with_context(|| format!("{}: not a cluster's record", path.display()))
+        serde_json::from_str(&text)
+            .map(Some)
+            .with_context(|| format!("{}: not a cluster's record", path.display()))
     }
 
     /// It holds the bootstrap token, so only its owner may read it.

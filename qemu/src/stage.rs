@@ -10,7 +10,10 @@ pub struct Stages {
 impl Stages {
     pub fn start() -> Self {
         let now = Instant::now();
-        Self { start: now, last: now }
+        Self {
+            start: now,
+            last: now,
+        }
     }
 
     /// A stage is over: prints what it was and how long it took.

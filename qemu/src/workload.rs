@@ -17,15 +17,41 @@ const REQUESTS: usize = 24;
 
 /// Applies the manifest, waits for the pods, and asks the Service from a pod on each node until all pods answered.
 pub fn run(kubectl: &Kubectl, stages: &mut Stages, deadline: Instant) -> anyhow::Result<()> {
-    let left = |deadline: Instant| deadline.saturating_duration_since(Instant::now()).as_secs().max(1);
+    let left = |deadline: Instant| {
+        deadline
+            .saturating_duration_since(Instant::now())
+            .as_secs()
+            .max(1)
+    };
     kubectl.run(&["apply", "-f", "-"], MANIFEST)?;
-    kubectl.run(&["rollout", "status", DEPLOYMENT, &format!("--timeout={}s", left(deadline))], "")?;
-    let pods = pods(&kubectl.json(&["get", "pods", "-l", "app=hello", "--field-selector=status.phase=Running"])?);
+    kubectl.run(
+        &[
+            "rollout",
+            "status",
+            DEPLOYMENT,
+            &format!("--timeout={}s", left(deadline)),
+        ],
+        "",
+    )?;
+    let pods = pods(&kubectl.json(&[
+        "get",
+        "pods",
+        "-l",
+        "app=hello",
+        "--field-selector=status.phase=Running",
+    ])?);
     let nodes: BTreeSet<&str> = pods.iter().map(|pod| pod.node.as_str()).collect();
-    stages.done(&format!("workload: {DEPLOYMENT} {}/{} on {}", pods.len(), pods.len(), Vec::from_iter(nodes).join(" and ")));
+    stages.done(&format!(
+        "workload: {DEPLOYMENT} {}/{} on {}",
+        pods.len(),
+        pods.len(),
+        Vec::from_iter(nodes).join(" and ")
+    ));
 
     let service = kubectl.json(&["get", "service", SERVICE])?;
-    let address = service["spec"]["clusterIP"].as_str().context("the Service has no clusterIP")?;
+    let address = service["spec"]["clusterIP"]
+        .as_str()
+        .context("the Service has no clusterIP")?;
     let expected: BTreeSet<String> = pods.iter().map(|pod| pod.name.clone()).collect();
     for pod in &pods {
         let script = format!("for i in $(seq {REQUESTS}); do wget -q -O - http://{address}/; done");
@@ -34,12 +60,24 @@ pub fn run(kubectl: &Kubectl, stages: &mut Stages, deadline: Instant) -> anyhow:
             match &outcome {
                 Ok(text) if answered(text) == expected => break,
                 _ if Instant::now() < deadline => thread::sleep(Duration::from_secs(1)),
-                Ok(text) => bail!("asked from {} on {}, the Service {address} was answered by {:?}, not by {expected:?}", pod.name, pod.node, answered(text)),
-                Err(error) => bail!("asking the Service {address} from {} on {}: {error:#}", pod.name, pod.node),
+                Ok(text) => bail!(
+                    "asked from {} on {}, the Service {address} was answered by {:?}, not by {expected:?}",
+                    pod.name,
+                    pod.node,
+                    answered(text)
+                ),
+                Err(error) => bail!(
+                    "asking the Service {address} from {} on {}: {error:#}",
+                    pod.name,
+                    pod.node
+                ),
             }
         }
     }
-    stages.done(&format!("workload: answered by {} pods through its Service ({address}), asked from each of them", expected.len()));
+    stages.done(&format!(
+        "workload: answered by {} pods through its Service ({address}), asked from each of them",
+        expected.len()
+    ));
     Ok(())
 }
 
@@ -50,11 +88,23 @@ struct Pod {
 
 /// The pods of a PodList that are not going away.
 fn pods(list: &Value) -> Vec<Pod> {
-    let staying = list["items"].as_array().into_iter().flatten().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null());
+    let staying = list["items"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|pod| pod["metadata"]["deletionTimestamp"].is_null());
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    staying.map(|pod| Pod { name: text(&pod["metadata"]["name"]), node: text(&pod["spec"]["nodeName"]) }).collect()
+    staying
+        .map(|pod| Pod {
+            name: text(&pod["metadata"]["name"]),
+            node: text(&pod["spec"]["nodeName"]),
+        })
+        .collect()
 }
 
 fn answered(text: &str) -> BTreeSet<String> {
-    text.lines().map(|line| line.trim().to_owned()).filter(|line| !line.is_empty()).collect()
+    text.lines()
+        .map(|line| line.trim().to_owned())
+        .filter(|line| !line.is_empty())
+        .collect()
 }

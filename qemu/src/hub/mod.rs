@@ -8,13 +8,7 @@ mod switch;
 
 use port::Port;
 use rustix::event::{PollFd, PollFlags, poll};
-use std::{
-    collections::BTreeMap,
-    fs, io,
-    os::fd::AsFd,
-    os::unix::net::UnixListener,
-    path::Path,
-};
+use std::{collections::BTreeMap, fs, io, os::fd::AsFd, os::unix::net::UnixListener, path::Path};
 use switch::{Forward, PortId, Switch};
 
 /// Serves until killed.
@@ -25,7 +19,11 @@ pub fn run(socket: &Path) -> io::Result<()> {
     }
     let listener = UnixListener::bind(socket)?;
     listener.set_nonblocking(true)?;
-    let mut hub = Hub { ports: BTreeMap::new(), switch: Switch::default(), next: 0 };
+    let mut hub = Hub {
+        ports: BTreeMap::new(),
+        switch: Switch::default(),
+        next: 0,
+    };
     loop {
         hub.turn(&listener)?;
     }
@@ -43,7 +41,11 @@ impl Hub {
         let ids: Vec<PortId> = self.ports.keys().copied().collect();
         let mut waits = vec![PollFd::new(listener, PollFlags::IN)];
         for port in self.ports.values() {
-            let flags = if port.has_output() { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
+            let flags = if port.has_output() {
+                PollFlags::IN | PollFlags::OUT
+            } else {
+                PollFlags::IN
+            };
             waits.push(PollFd::from_borrowed_fd(port.stream.as_fd(), flags));
         }
         match poll(&mut waits, None) {
@@ -55,7 +57,9 @@ impl Hub {
             self.accept(listener)?;
         }
         for (id, event) in ids.into_iter().zip(&events[1..]) {
-            if event.contains(PollFlags::OUT) && self.ports.get_mut(&id).is_some_and(|port| port.flush().is_err()) {
+            if event.contains(PollFlags::OUT)
+                && self.ports.get_mut(&id).is_some_and(|port| port.flush().is_err())
+            {
                 self.remove(id);
             }
             if event.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
@@ -79,7 +83,9 @@ impl Hub {
     }
 
     fn receive(&mut self, from: PortId) {
-        let Some(port) = self.ports.get_mut(&from) else { return };
+        let Some(port) = self.ports.get_mut(&from) else {
+            return;
+        };
         let frames = match port.receive() {
             Ok(frames) => frames,
             Err(_) => return self.remove(from),
@@ -91,7 +97,11 @@ impl Hub {
                 Forward::Flood => self.ports.keys().copied().filter(|port| *port != from).collect(),
             };
             for target in targets {
-                if self.ports.get_mut(&target).is_some_and(|port| port.send(&frame).is_err()) {
+                if self
+                    .ports
+                    .get_mut(&target)
+                    .is_some_and(|port| port.send(&frame).is_err())
+                {
                     self.remove(target);
                 }
             }
@@ -139,7 +149,9 @@ mod tests {
         thread::spawn(move || run(&listener_socket).unwrap());
         let connect = || loop {
             if let Ok(stream) = UnixStream::connect(&socket) {
-                stream.set_read_timeout(Some(std::time::Duration::from_secs(30))).unwrap();
+                stream
+                    .set_read_timeout(Some(std::time::Duration::from_secs(30)))
+                    .unwrap();
                 break stream;
             }
             thread::yield_now();

@@ -20,7 +20,11 @@ pub struct Port {
 
 impl Port {
     pub fn new(stream: UnixStream) -> Self {
-        Self { stream, input: Vec::new(), output: VecDeque::new() }
+        Self {
+            stream,
+            input: Vec::new(),
+            output: VecDeque::new(),
+        }
     }
 
     pub fn has_output(&self) -> bool {
@@ -36,7 +40,14 @@ impl Port {
                 self.input.extend_from_slice(&buffer[..count]);
                 frames(&mut self.input)
             }
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(Vec::new()),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                ) =>
+            {
+                Ok(Vec::new())
+            }
             Err(error) => Err(error),
         }
     }
@@ -75,9 +86,14 @@ fn frames(input: &mut Vec<u8>) -> io::Result<Vec<Vec<u8>>> {
     while let Some((length, body)) = rest.split_first_chunk::<LENGTH>() {
         let length = u32::from_be_bytes(*length) as usize;
         if length > MAX_FRAME {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a frame of {length} bytes")));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("a frame of {length} bytes"),
+            ));
         }
-        let Some((frame, after)) = body.split_at_checked(length) else { break };
+        let Some((frame, after)) = body.split_at_checked(length) else {
+            break;
+        };
         found.push(frame.to_vec());
         rest = after;
     }

@@ -23,7 +23,10 @@ const GROUP: u8 = 1;
 impl Switch {
     /// Learns where the sender is and says where the frame goes.
     pub fn forward(&mut self, from: PortId, frame: &[u8]) -> Forward {
-        let (Some(Ok(to)), Some(Ok(source))) = (frame.get(0..6).map(Address::try_from), frame.get(6..12).map(Address::try_from)) else {
+        let (Some(Ok(to)), Some(Ok(source))) = (
+            frame.get(0..6).map(Address::try_from),
+            frame.get(6..12).map(Address::try_from),
+        ) else {
             return Forward::Drop;
         };
         if source[0] & GROUP == 0 {
@@ -55,8 +58,16 @@ mod tests {
         assert_eq!(switch.forward(2, &frame(1, 2)), Forward::To(1));
         assert_eq!(switch.forward(1, &frame(2, 1)), Forward::To(2));
         assert_eq!(switch.forward(1, &broadcast), Forward::Flood);
-        assert_eq!(switch.forward(2, &frame(2, 3)), Forward::Drop, "the destination is on the port it came from");
-        assert_eq!(switch.forward(3, &frame(1, 2)), Forward::To(1), "a machine may move to another port");
+        assert_eq!(
+            switch.forward(2, &frame(2, 3)),
+            Forward::Drop,
+            "the destination is on the port it came from"
+        );
+        assert_eq!(
+            switch.forward(3, &frame(1, 2)),
+            Forward::To(1),
+            "a machine may move to another port"
+        );
         assert_eq!(switch.forward(1, &frame(2, 1)), Forward::To(3));
         switch.forget(3);
         assert_eq!(switch.forward(1, &frame(2, 1)), Forward::Flood);
