@@ -121,8 +121,9 @@ pub fn parse_patch(media: MediaType, body: &[u8]) -> Result<Value, CodecError> {
     parsed.map(|(value, _)| value).map_err(|error| CodecError::BadRequest(format!("error decoding patch: {error}")))
 }
 
-pub fn to_yaml(object: &Value) -> Result<String, CodecError> {
-    serde_saphyr::to_string(object).map_err(|error| CodecError::BadRequest(format!("error converting to YAML: {error}")))
+/// JSON is YAML too: what the YAML writer cannot express comes out as JSON.
+pub fn to_yaml(object: &Value) -> String {
+    serde_saphyr::to_string(object).unwrap_or_else(|_| object.to_string())
 }
 
 fn type_meta(object: &Value) -> (String, String) {
