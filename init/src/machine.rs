@@ -90,7 +90,8 @@ impl Machine {
             let send = machine.send();
             network::start(machine.boot.config.clone(), move |snapshot| send(Event::Network(snapshot)));
             let send = machine.send();
-            disk::start(machine.boot.config.disk.clone(), machine.boot.reaper.clone(), move |state| send(Event::State(state)));
+            let (selector, settled) = (machine.boot.config.disk.clone(), machine.boot.devices_settled.clone());
+            disk::start(selector, settled, machine.boot.reaper.clone(), move |state| send(Event::State(state)));
             let send = machine.send();
             time::follow(servers, move || send(Event::TimeSet));
         }
@@ -201,6 +202,7 @@ impl Machine {
         if !self.facts.time_settled && self.facts.node_ip.is_some() {
             self.settle_time(now);
         }
+        self.facts.image.kubeconfig_port = Path::new(table::KUBECONFIG_PORT).exists();
         let plan = table::plan(&self.boot.config, &self.facts);
         self.supervisor.add(plan.services);
         self.waiting = plan.waiting;

@@ -17,7 +17,7 @@ use crate::{
 };
 use node_config::NodeConfig;
 use rustix::system::{RebootCommand, reboot};
-use std::{io, path::PathBuf, process::ExitCode, sync::Arc};
+use std::{io, path::PathBuf, process::ExitCode, sync::{Arc, atomic::AtomicBool}};
 
 /// Above all services' cgroups.
 pub const SERVICE_CGROUPS: &str = "/sys/fs/cgroup/system";
@@ -28,6 +28,8 @@ pub struct Boot {
     pub config: Arc<NodeConfig>,
     pub image: ImageFacts,
     pub reaper: Reaper,
+    /// The drivers of all devices present are loaded.
+    pub devices_settled: Arc<AtomicBool>,
     /// Why no service may run, when the machine is beyond that.
     pub rescue: Option<String>,
 }

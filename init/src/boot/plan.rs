@@ -3,9 +3,13 @@
 use super::{
     Boot, Policy::{Degrade, Rescue}, Step, StepError, cgroups, files, mounts, root, sysctls,
 };
-use crate::{console, disk, modules, services::table, thread::keep, time};
+use crate::{console, modules, services::table, sys::clock, thread::keep, time};
 use node_config::NodeConfig;
-use std::{fs, io, path::Path, sync::Arc};
+use std::{
+    fs, io,
+    path::Path,
+    sync::{Arc, atomic::Ordering},
+};
 
 pub(super) const STEPS: &[Step] = &[
     Step { name: "mounts", on_failure: Degrade, run: |_| mounts::mount_all() },
@@ -13,10 +17,9 @@ pub(super) const STEPS: &[Step] = &[
     Step { name: "modules for the root", on_failure: Degrade, run: |_| listed_modules() },
     Step { name: "root", on_failure: Rescue, run: |_| root::enter() },
     Step { name: "parameters", on_failure: Degrade, run: parameters },
-    Step { name: "modules", on_failure: Degrade, run: |_| listed_modules() },
-    Step { name: "devices", on_failure: Degrade, run: |_| devices() },
-    Step { name: "cgroups", on_failure: Degrade, run: |_| cgroups::delegate() },
+    Step { name: "drivers", on_failure: Degrade, run: drivers },
     Step { name: "kernel settings", on_failure: Degrade, run: |_| sysctls::apply() },
+    Step { name: "cgroups", on_failure: Degrade, run: |_| cgroups::delegate() },
     Step { name: "clock", on_failure: Degrade, run: |_| Ok(time::from_battery()?) },
     Step { name: "files", on_failure: Degrade, run: |_| files::prepare() },
     Step { name: "image", on_failure: Degrade, run: image },
@@ -68,32 +71,47 @@ fn listed_modules() -> Result<(), StepError> {
     collect(names.filter_map(|name| loader.load(name).err()))
 }
 
-fn devices() -> Result<(), StepError> {
+/// Drivers of the devices present and to come, then the modules that no device announces, beside the rest of boot:
+/// it is seconds of work on a slow machine, the first pod is far, and who needs a module sooner has the kernel ask for
+/// it. Settings of modules come after them.
+fn drivers(boot: &mut Boot) -> Result<(), StepError> {
+    let settled = boot.devices_settled.clone();
     if !Path::new("/usr/lib/modules").exists() {
+        settled.store(true, Ordering::Release);
         return Ok(());
     }
-    let loader = modules::Loader::of_running_kernel()?;
+    let loader = Arc::new(modules::Loader::of_running_kernel()?);
     let listener = modules::Listener::open()?;
-    let failed: Vec<_> =
-        modules::devices_present().iter().filter_map(|alias| loader.load_for_device(alias).err()).collect();
-    modules::name_virtio_ports();
+    let for_late_devices = loader.clone();
     keep("devices", move || {
-        while let Err(error) = listener.serve(&loader) {
+        while let Err(error) = listener.serve(&for_late_devices) {
             console::say(format_args!("device events: {error}"));
             std::thread::sleep(std::time::Duration::from_secs(1));
         }
     });
-    collect(failed.into_iter())
+    keep("drivers", move || {
+        let started = clock::since_boot();
+        modules::load_for_devices_present(&loader);
+        modules::name_virtio_ports();
+        settled.store(true, Ordering::Release);
+        let devices = clock::since_boot();
+        for error in [listed_modules(), sysctls::apply()].into_iter().filter_map(Result::err) {
+            console::say(format_args!("modules and their settings: {error}"));
+        }
+        let (devices, modules) = ((devices - started).as_millis(), (clock::since_boot() - devices).as_millis());
+        console::say(format_args!("drivers of devices: {devices} ms, other modules: {modules} ms, beside the boot"));
+    });
+    Ok(())
 }
 
 fn image(boot: &mut Boot) -> Result<(), StepError> {
     boot.image = table::ImageFacts {
         control_plane: Path::new("/usr/bin/control-plane").exists(),
         openapi_descriptions: Path::new(table::OPENAPI_DESCRIPTIONS).exists(),
-        kubeconfig_port: Path::new(table::KUBECONFIG_PORT).exists(),
+        // Ports are announced while boot goes on.
+        kubeconfig_port: false,
     };
-    let devices: Vec<String> = disk::block_devices().iter().map(|path| path.display().to_string()).collect();
-    console::say(format_args!("role {}; disks: {}", table::role(&boot.config, &boot.image), devices.join(" ")));
+    console::say(format_args!("role {}", table::role(&boot.config, &boot.image)));
     Ok(())
 }
 
@@ -116,10 +134,8 @@ mod tests {
         for (before, after) in [
             ("mounts", "consoles"),
             ("modules for the root", "root"),
-            ("root", "modules"),
+            ("root", "drivers"),
             ("root", "parameters"),
-            ("modules", "kernel settings"),
-            ("devices", "image"),
             ("parameters", "image"),
         ] {
             assert!(position(before) < position(after), "{before} must come before {after}");

@@ -43,7 +43,8 @@ const SETTINGS: &[(&str, &str, &str)] = &[
 pub(super) fn apply() -> Result<(), StepError> {
     collect(SETTINGS.iter().filter_map(|(name, value, reason)| {
         let path = PathBuf::from("/proc/sys").join(name);
-        match fs::write(&path, value) {
+        // With its newline: printk_devkmsg insists on one.
+        match fs::write(&path, format!("{value}\n")) {
             Ok(()) => None,
             // The kernel was built without it, or its module is not loaded: then it has no effect either.
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,

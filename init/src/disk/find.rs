@@ -13,7 +13,7 @@ use std::{
 };
 
 /// All disks and partitions with media, in name order; no loop, RAM or compressed-RAM devices.
-pub fn block_devices() -> Vec<PathBuf> {
+fn block_devices() -> Vec<PathBuf> {
     let entries = fs::read_dir("/sys/class/block").into_iter().flatten().flatten();
     let mut names: Vec<String> = entries
         .filter(|entry| fs::read_to_string(entry.path().join("size")).is_ok_and(|size| size.trim() != "0"))

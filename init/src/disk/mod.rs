@@ -7,9 +7,16 @@ mod signature;
 use crate::{console, services::reaper::Reaper, sys::clock, thread::keep};
 use node_config::DiskSelector;
 use rustix::mount::{MountFlags, mount};
-use std::{io, path::PathBuf, thread, time::Duration};
-
-pub use find::block_devices;
+use std::{
+    io,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
 
 pub const MOUNT_POINT: &str = "/var";
 
@@ -47,20 +54,25 @@ pub enum State {
 
 /// Mounts /var, in a thread of its own, and tells when that is done. A disk that the command line names is waited
 /// for without end: a node told to keep its state must not begin a new life in memory.
-pub fn start(selector: Option<DiskSelector>, reaper: Reaper, ready: impl Fn(State) + Send + 'static) {
+pub fn start(
+    selector: Option<DiskSelector>,
+    devices_settled: Arc<AtomicBool>,
+    reaper: Reaper,
+    ready: impl Fn(State) + Send + 'static,
+) {
     keep("state-disk", move || {
-        let state = settle(selector.as_ref(), &reaper);
+        let state = settle(selector.as_ref(), &devices_settled, &reaper);
         ready(state);
     });
 }
 
-fn settle(selector: Option<&DiskSelector>, reaper: &Reaper) -> State {
+fn settle(selector: Option<&DiskSelector>, devices_settled: &AtomicBool, reaper: &Reaper) -> State {
     let optional = selector.is_none();
     let selector = selector.cloned().unwrap_or_else(|| DiskSelector::Label(LABEL.to_owned()));
     if selector == DiskSelector::None {
         return memory("ironlet.disk=none");
     }
-    let started = clock::since_boot();
+    let mut started = clock::since_boot();
     let mut told: Option<(String, Duration)> = None;
     loop {
         let error = match prepare::state_disk(&selector, reaper) {
@@ -68,6 +80,10 @@ fn settle(selector: Option<&DiskSelector>, reaper: &Reaper) -> State {
             Err(error) => error,
         };
         let now = clock::since_boot();
+        if !devices_settled.load(Ordering::Acquire) {
+            // No driver, no disk: the wait for it begins later.
+            started = now;
+        }
         if optional && matches!(error, DiskError::Absent(_)) {
             if now - started > OPTIONAL_WITHIN {
                 return memory(&format!("no disk is labelled {LABEL}"));

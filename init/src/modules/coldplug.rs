@@ -8,13 +8,15 @@ use std::{
     fs, io,
     os::unix::fs::symlink,
     path::Path,
+    sync::{Mutex, PoisonError},
+    thread,
 };
 
 /// The kernel's multicast group of uevents (not udev's).
 const KERNEL_EVENTS: u32 = 1;
 
 /// The aliases of all devices, each once.
-pub fn devices_present() -> BTreeSet<String> {
+fn devices_present() -> BTreeSet<String> {
     let mut aliases = BTreeSet::new();
     for bus in children(Path::new("/sys/bus")) {
         for device in children(&bus.join("devices")) {
@@ -24,6 +26,22 @@ pub fn devices_present() -> BTreeSet<String> {
         }
     }
     aliases
+}
+
+/// Loads the drivers of all devices present, several at a time: some take long to find out what they drive.
+pub fn load_for_devices_present(loader: &Loader) {
+    const AT_A_TIME: usize = 4;
+    let aliases = Mutex::new(devices_present().into_iter());
+    let next = || aliases.lock().unwrap_or_else(PoisonError::into_inner).next();
+    thread::scope(|scope| {
+        for _ in 0..AT_A_TIME {
+            scope.spawn(|| {
+                while let Some(alias) = next() {
+                    load(loader, &alias);
+                }
+            });
+        }
+    });
 }
 
 fn children(dir: &Path) -> Vec<std::path::PathBuf> {

@@ -20,12 +20,12 @@ struct Module {
 }
 
 /// A name is one with dashes or underscores; the kernel uses underscores.
-pub fn canonical(name: &str) -> String {
+fn canonical(name: &str) -> String {
     name.replace('-', "_")
 }
 
 /// The module's name from its file: `kernel/fs/ext4/ext4.ko.xz` is `ext4`.
-fn name_of(file: &str) -> String {
+pub fn name_of(file: &str) -> String {
     let base = file.rsplit('/').next().unwrap_or(file);
     canonical(base.split(".ko").next().unwrap_or(base))
 }

@@ -4,7 +4,7 @@ mod coldplug;
 mod index;
 mod load;
 
-pub use coldplug::{Listener, devices_present, name_virtio_ports};
+pub use coldplug::{Listener, load_for_devices_present, name_virtio_ports};
 pub use load::{LoadError, Loader};
 
 use std::process::ExitCode;
