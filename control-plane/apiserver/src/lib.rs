@@ -4,14 +4,40 @@
 //! authorization (crate `auth`) → `endpoints` (verbs) → `pipeline` (admission) → `registry`
 //! (strategies, storage) → store. Reads are served by `cache`.
 
+pub mod admission { pub fn chain(_: std::sync::Arc<auth::Authorizer>) -> crate::pipeline::Chain { Default::default() } }
+mod background;
+mod cache;
 pub mod config;
 pub mod connect;
+mod endpoints;
+mod metrics;
+mod negotiate;
+pub mod object;
+mod options;
 pub mod pipeline;
+pub mod proxy { pub async fn connect(_: crate::connect::ConnectRequest) -> Result<crate::connect::ConnectResponse, crate::ApiError> { Err(crate::ApiError::service_unavailable("no proxy yet")) } }
+mod registry;
 pub mod request_info;
+pub mod selectors;
+mod server;
+mod state;
 pub mod status;
+
+use std::sync::{Arc, OnceLock};
+
+use auth::{Authenticator, Authorizer, TokenIssuer};
+use pki::{ServiceAccountKey, ServiceAccountVerifier};
+use schema::Catalog;
+use tokio::net::TcpListener;
+use tokio::sync::{Mutex, watch};
+use tokio_util::sync::CancellationToken;
 
 pub use config::{Config, Handle, KeyPair, ServiceAccountKeys};
 pub use status::ApiError;
+
+use registry::Registry;
+use registry::service::Allocator;
+use state::ApiServer;
 
 /// Why the server could not start.
 #[derive(Debug, thiserror::Error)]
@@ -22,16 +48,46 @@ pub enum RunError {
         source: std::io::Error,
     },
     #[error("{field}: {message}")]
-    Config {
-        field: &'static str,
-        message: String,
-    },
+    Config { field: &'static str, message: String },
     #[error("store: {0}")]
     Store(#[from] store::StoreError),
 }
 
 /// Starts serving; returns when the port is bound (readiness: [`Handle::ready`]).
-pub async fn run(config: Config) -> Result<Handle, RunError> {
-    let _ = config;
-    Err(RunError::Config { field: "store", message: "not started".into() })
+pub async fn run(mut config: Config) -> Result<Handle, RunError> {
+    let tls = server::tls_config(&config)?;
+    let services = Allocator::new(&config.service_cidrs, config.node_port_range)
+        .map_err(|message| RunError::Config { field: "service_cidrs", message })?;
+    let issuer = config.service_account.issuer.clone();
+    let signing = ServiceAccountKey::from_pem(&config.service_account.signing_key)
+        .map_err(|error| RunError::Config { field: "service_account.signing_key", message: error.to_string() })?;
+    let verifier = ServiceAccountVerifier::from_pem(&config.service_account.public_keys.join("\n"))
+        .map_err(|error| RunError::Config { field: "service_account.public_keys", message: error.to_string() })?;
+    let bind = |source| RunError::Bind { address: config.bind_address, source };
+    let listener = TcpListener::bind(config.bind_address).await.map_err(bind)?;
+    let address = listener.local_addr().map_err(bind)?;
+    config.bind_address = address;
+    let authorizer = Arc::new(Authorizer::default());
+    let shutdown = CancellationToken::new();
+    let store = config.store.clone();
+    let server = Arc::new(ApiServer {
+        registry: Registry::new(Catalog::builtin(), store.clone(), shutdown.clone()),
+        admission: admission::chain(authorizer.clone()),
+        authenticator: Authenticator::new(verifier, issuer.clone()),
+        authorizer,
+        tokens: TokenIssuer::new(signing, issuer),
+        services,
+        openapi: OnceLock::new(),
+        metrics: metrics::Metrics::default(),
+        ready: watch::Sender::new(false),
+        shutdown: shutdown.clone(),
+        event_lease: Mutex::new(None),
+        config: Arc::new(config),
+        store,
+    });
+    let ready = server.ready.subscribe();
+    let task = tokio::spawn(async move {
+        tokio::join!(server::serve(server.clone(), listener, tls), background::run(server, address.port()));
+    });
+    Ok(Handle { address, ready, shutdown, task })
 }

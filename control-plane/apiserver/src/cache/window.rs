@@ -1,0 +1,79 @@
+//! The latest changes of a kind, so that watchers can start a little in the past or fall a little behind.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use store::Revision;
+
+use super::Entry;
+
+/// Changes kept; a watcher further behind must list again.
+const CAPACITY: usize = 2048;
+
+#[derive(Debug)]
+pub struct Change {
+    pub revision: Revision,
+    /// None: deleted; `before` then carries the deletion's revision.
+    pub now: Option<Arc<Entry>>,
+    pub before: Option<Arc<Entry>>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub struct TooOld {
+    /// The oldest revision a watch may start from.
+    pub oldest: Revision,
+}
+
+#[derive(Debug, Default)]
+pub struct Window {
+    /// All changes after this revision are here.
+    start: Revision,
+    changes: VecDeque<Arc<Change>>,
+}
+
+impl Window {
+    pub fn starting_at(revision: Revision) -> Self {
+        Self { start: revision, changes: VecDeque::new() }
+    }
+
+    pub fn push(&mut self, change: Change) {
+        if self.changes.len() == CAPACITY
+            && let Some(oldest) = self.changes.pop_front()
+        {
+            self.start = oldest.revision;
+        }
+        self.changes.push_back(Arc::new(change));
+    }
+
+    pub fn after(&self, revision: Revision) -> Result<Vec<Arc<Change>>, TooOld> {
+        if revision < self.start {
+            return Err(TooOld { oldest: self.start });
+        }
+        let first = self.changes.partition_point(|change| change.revision <= revision);
+        Ok(self.changes.range(first..).cloned().collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn change(revision: Revision) -> Change {
+        Change { revision, now: None, before: None }
+    }
+
+    #[test]
+    fn a_window_knows_what_it_forgot() {
+        let mut window = Window::starting_at(10);
+        for revision in 11..11 + CAPACITY as Revision {
+            window.push(change(revision));
+        }
+        assert_eq!(window.after(10).unwrap().len(), CAPACITY);
+        assert_eq!(window.after(9).unwrap_err(), TooOld { oldest: 10 });
+        window.push(change(50_000));
+        assert_eq!(window.after(10).unwrap_err(), TooOld { oldest: 11 });
+        let latest = window.after(40_000).unwrap();
+        assert_eq!(latest.iter().map(|c| c.revision).collect::<Vec<_>>(), [50_000]);
+        assert!(window.after(50_000).unwrap().is_empty());
+    }
+}

@@ -1,0 +1,198 @@
+//! From an HTTP request to its answer: who, may they, what, and then the verb's own module.
+
+mod body;
+mod connect;
+mod delete;
+mod meta;
+pub mod openapi;
+mod read;
+mod respond;
+mod reviews;
+mod scale;
+mod subresources;
+mod watch;
+mod write;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use auth::{Attributes, Credentials, Impersonation, ImpersonationError, Unauthenticated, UserInfo};
+use bytes::Bytes;
+use http::header::AUTHORIZATION;
+use http::{HeaderMap, Request, Response};
+use hyper::body::Incoming;
+use schema::Resource;
+
+use crate::connect::Body;
+use crate::negotiate::{self, Wanted};
+use crate::request_info::{RequestInfo, query_values};
+use crate::state::ApiServer;
+use crate::status::ApiError;
+
+pub use crate::connect::BoxError;
+pub use write::{Intent, create_object, update_object};
+
+/// What the verbs work on.
+pub struct ResourceRequest {
+    pub info: RequestInfo,
+    pub user: UserInfo,
+    pub resource: Arc<Resource>,
+    pub headers: HeaderMap,
+    pub query: String,
+    pub wanted: Wanted,
+    pub body: Bytes,
+}
+
+impl ResourceRequest {
+    pub fn qualified(&self) -> String {
+        self.resource.qualified_name()
+    }
+}
+
+/// Answers one request; errors become Status objects here.
+pub async fn handle(server: Arc<ApiServer>, request: Request<Incoming>, certificate: Option<Bytes>) -> Response<Body> {
+    let started = Instant::now();
+    let info = RequestInfo::parse(request.method(), request.uri().path(), request.uri().query().unwrap_or_default());
+    let (verb, resource) = (info.verb.clone(), info.resource.clone());
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let response = match answer(&server, request, info, certificate).await {
+        Ok(response) => response,
+        Err(error) => {
+            if error.code.is_server_error() {
+                tracing::warn!(%method, path, error = error.message, "request failed");
+            }
+            respond::error(&error)
+        }
+    };
+    tracing::debug!(%method, path, code = response.status().as_u16(), "request");
+    server.metrics.request(&verb, &resource, response.status().as_u16(), started.elapsed());
+    response
+}
+
+async fn answer(
+    server: &Arc<ApiServer>,
+    request: Request<Incoming>,
+    info: RequestInfo,
+    certificate: Option<Bytes>,
+) -> Result<Response<Body>, ApiError> {
+    let query = request.uri().query().unwrap_or_default().to_owned();
+    let user = authenticate(server, request.headers(), certificate.as_deref()).await?;
+    authorize(server, &user, &info, &query)?;
+    if !info.is_resource {
+        return meta::answer(server, &info, request.headers(), &query).await;
+    }
+    let catalog = server.registry.catalog();
+    let resource = catalog
+        .resource(&info.group, &info.version, &info.resource)
+        .cloned()
+        .ok_or_else(ApiError::no_such_path)?;
+    check_shape(&info, &resource)?;
+    if connect::is_connect(&info) {
+        return connect::answer(server, info, user, request).await;
+    }
+    let (parts, incoming) = request.into_parts();
+    let wanted = negotiate::negotiate(&parts.headers)?;
+    let body = body::collect(incoming).await?;
+    let request = ResourceRequest { info, user, resource, headers: parts.headers, query, wanted, body };
+    dispatch(server, request).await
+}
+
+/// The path must fit the kind's scope and sub-resources.
+fn check_shape(info: &RequestInfo, resource: &Resource) -> Result<(), ApiError> {
+    let is_namespaces = resource.group.is_empty() && resource.plural == "namespaces";
+    if !resource.namespaced() && !info.namespace.is_empty() && !is_namespaces {
+        return Err(ApiError::no_such_path());
+    }
+    if resource.namespaced() && info.namespace.is_empty() && !info.name.is_empty() && info.verb != "list" && info.verb != "watch" {
+        return Err(ApiError::no_such_path());
+    }
+    if !info.subresource.is_empty() && resource.subresource(&info.subresource).is_none() {
+        return Err(ApiError::no_such_path());
+    }
+    Ok(())
+}
+
+async fn dispatch(server: &Arc<ApiServer>, request: ResourceRequest) -> Result<Response<Body>, ApiError> {
+    let verbs = match request.info.subresource.as_str() {
+        "" => &request.resource.verbs,
+        name => &request.resource.subresource(name).ok_or_else(ApiError::no_such_path)?.verbs,
+    };
+    if !verbs.contains(&request.info.verb) {
+        return Err(ApiError::method_not_allowed());
+    }
+    if reviews::is_review(&request.resource) {
+        return reviews::answer(server, &request).await;
+    }
+    match (request.info.subresource.as_str(), request.info.verb.as_str()) {
+        ("", "get") => read::get(server, &request).await,
+        ("", "list") => read::list(server, &request).await,
+        ("", "watch") => watch::start(server, request).await,
+        ("", "create") => match request.resource.plural.as_str() {
+            "bindings" => subresources::bind(server, &request).await,
+            _ => write::create(server, &request).await,
+        },
+        ("", "update") => write::update(server, &request).await,
+        ("", "patch") => write::patch(server, &request).await,
+        ("", "delete") => delete::one(server, &request).await,
+        ("", "deletecollection") => delete::collection(server, &request).await,
+        ("scale", _) => scale::answer(server, &request).await,
+        ("binding", "create") => subresources::bind(server, &request).await,
+        ("eviction", "create") => subresources::evict(server, &request).await,
+        ("token", "create") => subresources::token(server, &request).await,
+        (_, "get") => read::get(server, &request).await,
+        (_, "update") => write::update(server, &request).await,
+        (_, "patch") => write::patch(server, &request).await,
+        _ => Err(ApiError::method_not_allowed()),
+    }
+}
+
+async fn authenticate(server: &ApiServer, headers: &HeaderMap, certificate: Option<&[u8]>) -> Result<UserInfo, ApiError> {
+    let text = |name: &http::HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
+    let credentials = Credentials {
+        certificate,
+        authorization: text(&AUTHORIZATION),
+        websocket_protocol: text(&http::header::SEC_WEBSOCKET_PROTOCOL),
+    };
+    let user = match server.authenticator.authenticate(credentials, server, jiff::Timestamp::now()).await {
+        Ok(user) => user,
+        Err(Unauthenticated::Rejected(reason)) => {
+            tracing::info!(reason, "unauthenticated");
+            return Err(ApiError::unauthorized());
+        }
+        Err(Unauthenticated::Lookup(error)) => return Err(ApiError::internal(error)),
+    };
+    let pairs = headers.iter().filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?)));
+    match Impersonation::from_headers(pairs) {
+        None => Ok(user),
+        Some(wanted) => auth::impersonate(&server.authorizer, &user, &wanted).map_err(|error| match error {
+            ImpersonationError::NoUser(_) => ApiError::internal(error),
+            ImpersonationError::Forbidden { group, resource, name, message } => {
+                ApiError::forbidden(&crate::status::qualified(resource, group), &name, &message)
+            }
+        }),
+    }
+}
+
+fn authorize(server: &ApiServer, user: &UserInfo, info: &RequestInfo, query: &str) -> Result<(), ApiError> {
+    let selector = query_values(query, "fieldSelector").next().unwrap_or_default();
+    let attributes = Attributes {
+        user,
+        verb: &info.verb,
+        group: &info.group,
+        version: &info.version,
+        resource: &info.resource,
+        subresource: &info.subresource,
+        namespace: &info.namespace,
+        name: &info.name,
+        path: &info.path,
+        is_resource: info.is_resource,
+        field_selector: &selector,
+    };
+    let verdict = server.authorizer.authorize(&attributes);
+    if verdict.is_allowed() {
+        return Ok(());
+    }
+    let why = auth::forbidden_message(&attributes, &verdict.reason);
+    let qualified = if info.is_resource { crate::status::qualified(&info.resource, &info.group) } else { String::new() };
+    Err(ApiError::forbidden(&qualified, &info.name, &why))
+}

@@ -1,0 +1,60 @@
+//! OpenAPI v2 and v3: documents from the catalog, with prose from the description pack if there is one.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{CACHE_CONTROL, ETAG, EXPIRES, IF_NONE_MATCH, LOCATION};
+use http::{HeaderMap, Response, StatusCode};
+use schema::Catalog;
+use schema::openapi::OpenApi;
+
+use super::respond;
+use crate::connect::Body;
+use crate::negotiate::{Wanted, header};
+use crate::request_info::query_values;
+use crate::state::ApiServer;
+use crate::status::ApiError;
+
+pub fn load(catalog: &Arc<Catalog>, _pack: Option<&Path>) -> OpenApi {
+    OpenApi::new(catalog.as_ref().clone(), None)
+}
+
+pub fn index(server: &ApiServer, wanted: Wanted) -> Response<Body> {
+    respond::json_bytes(StatusCode::OK, server.openapi().index().to_string().into(), wanted)
+}
+
+/// One group version's document. Its hash in the query makes it immutable for caches.
+pub fn document(
+    server: &ApiServer,
+    path: &str,
+    headers: &HeaderMap,
+    query: &str,
+    wanted: Wanted,
+) -> Result<Response<Body>, ApiError> {
+    let openapi = server.openapi();
+    let hash = openapi.hash(path).ok_or_else(ApiError::no_such_path)?;
+    let asked = query_values(query, "hash").next();
+    if asked.as_ref().is_some_and(|asked| *asked != hash) {
+        let mut response = respond::plain(StatusCode::MOVED_PERMANENTLY, "text/plain", "");
+        respond::set_header(&mut response, LOCATION, &format!("/openapi/v3/{path}?hash={hash}"));
+        return Ok(response);
+    }
+    let tag = format!("\"{hash}\"");
+    let mut response = if header(headers, &IF_NONE_MATCH) == tag {
+        respond::plain(StatusCode::NOT_MODIFIED, "application/json", "")
+    } else {
+        let bytes = openapi.document(path).ok_or_else(ApiError::no_such_path)?;
+        respond::json_bytes(StatusCode::OK, Bytes::from(bytes), wanted)
+    };
+    respond::set_header(&mut response, ETAG, &tag);
+    if asked.is_some() {
+        respond::set_header(&mut response, CACHE_CONTROL, "public, immutable");
+        respond::set_header(&mut response, EXPIRES, "Fri, 31 Dec 2100 23:59:59 GMT");
+    }
+    Ok(response)
+}
+
+pub fn v2(server: &ApiServer, wanted: Wanted) -> Response<Body> {
+    respond::json_bytes(StatusCode::OK, Bytes::from(server.openapi().v2()), wanted)
+}

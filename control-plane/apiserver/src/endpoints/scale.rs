@@ -1,0 +1,121 @@
+//! The scale sub-resource: replicas of any workload through one kind.
+
+use http::header::CONTENT_TYPE;
+use http::{Response, StatusCode};
+use schema::patch::PatchType;
+use schema::{Kind, MediaType};
+use serde_json::{Value, json};
+
+use super::write::{Intent, update_object};
+use super::{ResourceRequest, body, respond};
+use crate::connect::Body;
+use crate::negotiate::header;
+use crate::object::{self, text};
+use crate::options::WriteOptions;
+use crate::selectors;
+use crate::state::ApiServer;
+use crate::status::{ApiError, Cause};
+
+pub async fn answer(server: &ApiServer, request: &ResourceRequest) -> Result<Response<Body>, ApiError> {
+    let (resource, info) = (&request.resource, &request.info);
+    let subresource = resource.subresource("scale").ok_or_else(ApiError::no_such_path)?;
+    let kind = &subresource.kind;
+    let scale = match info.verb.as_str() {
+        "get" => {
+            let object = server.read(&resource.group, &resource.plural, &info.namespace, &info.name).await?;
+            of(kind, &object.ok_or_else(|| ApiError::not_found(&request.qualified(), &info.name))?)
+        }
+        verb => {
+            let options = WriteOptions::parse(&request.query, "UpdateOptions")?;
+            let wanted: Box<dyn Fn(&Value) -> Result<Value, ApiError> + Send + Sync> = if verb == "update" {
+                let scale = body::decode(&server.registry.catalog(), request, kind, options.field_validation)?.0;
+                Box::new(move |_| Ok(scale.clone()))
+            } else {
+                let unsupported = || ApiError::unsupported_media_type("the body of the request was in an unknown format");
+                let patch_type = PatchType::parse(header(&request.headers, &CONTENT_TYPE)).ok_or_else(unsupported)?;
+                if patch_type == PatchType::Apply {
+                    return Err(unsupported());
+                }
+                let patch = schema::codec::parse_patch(MediaType::Json, &request.body).map_err(body::codec_error)?;
+                let kind = kind.clone();
+                Box::new(move |current| {
+                    schema::patch::apply(&kind, patch_type, &of(&kind, current), &patch)
+                        .map_err(|error| ApiError::bad_request(error.message))
+                })
+            };
+            // The change is one of the workload's spec, so it counts as a new generation.
+            let parent = ResourceRequest {
+                info: crate::request_info::RequestInfo { subresource: String::new(), ..info.clone() },
+                user: request.user.clone(),
+                resource: resource.clone(),
+                headers: http::HeaderMap::new(),
+                query: String::new(),
+                wanted: request.wanted,
+                body: bytes::Bytes::new(),
+            };
+            let intent = Intent { request: &parent, dry_run: options.dry_run };
+            let written = update_object(server, intent, |current| apply(current, &wanted(current)?)).await?;
+            of(kind, &written.object)
+        }
+    };
+    Ok(respond::value(&server.registry.catalog(), StatusCode::OK, &scale, request.wanted))
+}
+
+/// A workload as a Scale.
+fn of(kind: &Kind, object: &Value) -> Value {
+    let selector = &object["spec"]["selector"];
+    let labels = selector.get("matchLabels").unwrap_or(selector);
+    let labels = serde_json::from_value(labels.clone()).unwrap_or_default();
+    let mut metadata = json!({});
+    for field in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
+        metadata[field] = object["metadata"][field].clone();
+    }
+    json!({
+        "kind": kind.gvk.kind,
+        "apiVersion": kind.gvk.api_version(),
+        "metadata": metadata,
+        "spec": {"replicas": object["spec"]["replicas"].as_i64().unwrap_or(0)},
+        "status": {
+            "replicas": object["status"]["replicas"].as_i64().unwrap_or(0),
+            "selector": selectors::render(&labels),
+        },
+    })
+}
+
+/// The workload with the Scale's replicas.
+fn apply(current: &Value, scale: &Value) -> Result<Value, ApiError> {
+    let replicas = scale["spec"]["replicas"].as_i64().unwrap_or(0);
+    if replicas < 0 {
+        let cause = Cause {
+            reason: "FieldValueInvalid",
+            message: format!("Invalid value: {replicas}: must be greater than or equal to 0"),
+            field: "spec.replicas".into(),
+        };
+        return Err(ApiError::invalid("autoscaling", "Scale", object::name(current), vec![cause]));
+    }
+    let mut object = current.clone();
+    object::field(&mut object, "spec").insert("replicas".into(), json!(replicas));
+    let given = text(scale, "/metadata/resourceVersion");
+    if given.is_empty() {
+        object::metadata(&mut object).remove("resourceVersion");
+    } else {
+        object::metadata(&mut object).insert("resourceVersion".into(), json!(given));
+    }
+    Ok(object)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replicas_travel_through_scale() {
+        let deployment = json!({"metadata": {"name": "d", "resourceVersion": "5"}, "spec": {"replicas": 2, "selector": {"matchLabels": {"a": "b"}}}});
+        let mut scaled = apply(&deployment, &json!({"metadata": {}, "spec": {"replicas": 4}})).unwrap();
+        assert_eq!(scaled["spec"]["replicas"], 4);
+        assert!(scaled["metadata"].get("resourceVersion").is_none(), "unconditional");
+        scaled = apply(&deployment, &json!({"metadata": {"resourceVersion": "4"}, "spec": {}})).unwrap();
+        assert_eq!((&scaled["spec"]["replicas"], &scaled["metadata"]["resourceVersion"]), (&json!(0), &json!("4")));
+        assert!(apply(&deployment, &json!({"spec": {"replicas": -1}})).is_err());
+    }
+}

@@ -1,0 +1,58 @@
+//! The fields that field selectors may use, besides `metadata.name` and `metadata.namespace`.
+
+use crate::cache::SelectableField;
+use crate::selectors::FieldSelector;
+use crate::status::ApiError;
+
+const POD: &[SelectableField] = &[
+    ("spec.nodeName", "/spec/nodeName"),
+    ("spec.restartPolicy", "/spec/restartPolicy"),
+    ("spec.schedulerName", "/spec/schedulerName"),
+    ("spec.serviceAccountName", "/spec/serviceAccountName"),
+    ("spec.hostNetwork", "/spec/hostNetwork"),
+    ("status.phase", "/status/phase"),
+    ("status.podIP", "/status/podIP"),
+    ("status.nominatedNodeName", "/status/nominatedNodeName"),
+];
+const EVENT: &[SelectableField] = &[
+    ("involvedObject.kind", "/involvedObject/kind"),
+    ("involvedObject.namespace", "/involvedObject/namespace"),
+    ("involvedObject.name", "/involvedObject/name"),
+    ("involvedObject.uid", "/involvedObject/uid"),
+    ("involvedObject.apiVersion", "/involvedObject/apiVersion"),
+    ("involvedObject.resourceVersion", "/involvedObject/resourceVersion"),
+    ("involvedObject.fieldPath", "/involvedObject/fieldPath"),
+    ("reason", "/reason"),
+    ("reportingComponent", "/reportingComponent"),
+    ("source", "/source/component"),
+    ("type", "/type"),
+];
+
+pub fn selectable(group: &str, plural: &str) -> &'static [SelectableField] {
+    match (group, plural) {
+        ("", "pods") => POD,
+        ("", "events") | ("events.k8s.io", "events") => EVENT,
+        ("", "nodes") => &[("spec.unschedulable", "/spec/unschedulable")],
+        ("", "namespaces") => &[("status.phase", "/status/phase")],
+        ("", "secrets") => &[("type", "/type")],
+        ("", "services") => &[("spec.clusterIP", "/spec/clusterIP"), ("spec.type", "/spec/type")],
+        ("", "replicationcontrollers") => &[("status.replicas", "/status/replicas")],
+        ("apps", "replicasets") => &[("status.replicas", "/status/replicas")],
+        ("batch", "jobs") => &[("status.successful", "/status/succeeded")],
+        ("certificates.k8s.io", "certificatesigningrequests") => &[("spec.signerName", "/spec/signerName")],
+        ("resource.k8s.io", "resourceslices") => &[("spec.nodeName", "/spec/nodeName"), ("spec.driver", "/spec/driver")],
+        _ => &[],
+    }
+}
+
+/// A selector on a field that cannot be selected is a bad request, never an empty list.
+pub fn check(selector: &FieldSelector, selectable: &[SelectableField]) -> Result<(), ApiError> {
+    for field in selector.fields() {
+        let known =
+            matches!(field, "metadata.name" | "metadata.namespace") || selectable.iter().any(|(name, _)| *name == field);
+        if !known {
+            return Err(ApiError::bad_request(format!("field label not supported: {field}")));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,99 @@
+//! What every request handler shares.
+
+use std::sync::{Arc, OnceLock};
+
+use async_trait::async_trait;
+use auth::{Authenticator, Authorizer, LookupError, ObjectLookup, TokenIssuer};
+use schema::openapi::OpenApi;
+use serde_json::Value;
+use store::{LeaseId, Store};
+use tokio::sync::{Mutex, watch};
+use tokio::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
+
+use crate::cache::{Selection, WatchCache, store_error};
+use crate::config::Config;
+use crate::metrics::Metrics;
+use crate::object;
+use crate::pipeline::{Chain, ObjectReader};
+use crate::registry::service::Allocator;
+use crate::registry::{self, Registry};
+use crate::status::ApiError;
+
+/// Events share a lease this long, so that there are few leases.
+const LEASE_SHARING: Duration = Duration::from_secs(60);
+
+pub struct ApiServer {
+    pub config: Arc<Config>,
+    pub store: Arc<dyn Store>,
+    pub registry: Registry,
+    pub admission: Chain,
+    pub authenticator: Authenticator,
+    pub authorizer: Arc<Authorizer>,
+    pub tokens: TokenIssuer,
+    pub services: Allocator,
+    pub openapi: OnceLock<OpenApi>,
+    pub metrics: Metrics,
+    pub ready: watch::Sender<bool>,
+    pub shutdown: CancellationToken,
+    pub event_lease: Mutex<Option<(LeaseId, Instant)>>,
+}
+
+impl ApiServer {
+    pub fn cache(&self, group: &str, resource: &str) -> Arc<WatchCache> {
+        self.registry.cache(group, resource)
+    }
+
+    /// The newest state of an object.
+    pub async fn read(&self, group: &str, resource: &str, namespace: &str, name: &str) -> Result<Option<Value>, ApiError> {
+        let key = registry::key(group, resource, namespace, name);
+        let (kv, _) = self.store.get(key).await.map_err(store_error)?;
+        kv.map(|kv| object::decode(&kv.value, kv.mod_revision)).transpose().map_err(ApiError::internal)
+    }
+
+    /// A lease that ends an event after its time; shared by events created close together.
+    pub async fn lease_for_events(&self) -> Result<LeaseId, ApiError> {
+        let mut shared = self.event_lease.lock().await;
+        if let Some((lease, until)) = *shared
+            && Instant::now() < until
+        {
+            return Ok(lease);
+        }
+        let ttl = self.config.event_ttl_seconds + LEASE_SHARING.as_secs() as i64;
+        let lease = self.store.grant_lease(ttl).await.map_err(store_error)?;
+        *shared = Some((lease, Instant::now() + LEASE_SHARING));
+        Ok(lease)
+    }
+
+    /// Built when first asked for.
+    pub fn openapi(&self) -> &OpenApi {
+        self.openapi.get_or_init(|| crate::endpoints::openapi::load(&self.registry.catalog(), self.config.openapi_descriptions.as_deref()))
+    }
+}
+
+#[async_trait]
+impl ObjectReader for ApiServer {
+    /// From the cache; what it does not have is looked for in the store.
+    async fn get(&self, group: &str, resource: &str, namespace: &str, name: &str) -> Result<Option<Value>, ApiError> {
+        let cached = self.cache(group, resource).get(&registry::relative_key(namespace, name));
+        match cached {
+            Some(entry) => serde_json::from_slice(&entry.bytes).map(Some).map_err(ApiError::internal),
+            None => self.read(group, resource, namespace, name).await,
+        }
+    }
+
+    async fn list(&self, group: &str, resource: &str, namespace: &str) -> Result<Vec<Value>, ApiError> {
+        let cache = self.cache(group, resource);
+        cache.wait_for(0).await?;
+        let selection = Selection { namespace: namespace.to_owned(), ..Selection::default() };
+        let listed = cache.list(&selection, 0);
+        listed.entries.iter().map(|e| serde_json::from_slice(&e.bytes).map_err(ApiError::internal)).collect()
+    }
+}
+
+#[async_trait]
+impl ObjectLookup for ApiServer {
+    async fn get(&self, group: &str, resource: &str, namespace: &str, name: &str) -> Result<Option<Value>, LookupError> {
+        ObjectReader::get(self, group, resource, namespace, name).await.map_err(|error| LookupError(error.message))
+    }
+}
