@@ -40,6 +40,14 @@ impl CertificateInfo {
         Self::from_der(&first_certificate(text)?)
     }
 
+    /// True when the first certificate of `text` bears the signature of the authority with this certificate.
+    pub fn is_issued_by(text: &str, authority_pem: &str) -> Result<bool, CertificateError> {
+        let (leaf, authority) = (first_certificate(text)?, first_certificate(authority_pem)?);
+        let (leaf, authority) = (parse(&leaf)?, parse(&authority)?);
+        Ok(leaf.issuer() == authority.subject()
+            && leaf.verify_signature(Some(authority.public_key())).is_ok())
+    }
+
     pub fn from_der(der: &[u8]) -> Result<Self, CertificateError> {
         let certificate = parse(der)?;
         let mut alt_names = SubjectAltNames::default();

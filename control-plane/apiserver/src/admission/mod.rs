@@ -1,0 +1,82 @@
+//! The built-in admission plug-ins, in upstream's order. Names, decisions and messages are upstream's.
+
+mod certificates;
+mod default_toleration_seconds;
+mod namespace_lifecycle;
+mod node_restriction;
+mod priority;
+mod service_account;
+mod taint_nodes_by_condition;
+
+use std::sync::Arc;
+
+use auth::Authorizer;
+use serde_json::Value;
+
+use crate::pipeline::{AdmissionContext, Chain};
+use crate::status::{ApiError, qualified};
+
+pub use priority::system_priority_classes;
+
+/// Plug-ins that ask the authorizer get it here.
+pub fn chain(authorizer: Arc<Authorizer>) -> Chain {
+    Chain(vec![
+        Box::new(namespace_lifecycle::NamespaceLifecycle),
+        Box::new(service_account::ServiceAccount),
+        Box::new(node_restriction::NodeRestriction { authorizer: authorizer.clone() }),
+        Box::new(taint_nodes_by_condition::TaintNodesByCondition),
+        Box::new(priority::Priority),
+        Box::new(default_toleration_seconds::DefaultTolerationSeconds),
+        Box::new(certificates::CertificateApproval { authorizer: authorizer.clone() }),
+        Box::new(certificates::CertificateSigning { authorizer }),
+        Box::new(certificates::CertificateSubjectRestriction),
+    ])
+}
+
+/// Upstream's `admission.NewForbidden`: an object that has no name yet goes by its `generateName`.
+fn forbidden(context: &AdmissionContext<'_>, object: Option<&Value>, why: impl Into<String>) -> ApiError {
+    let metadata = object.map(|object| &object["metadata"]);
+    let from_object = |field: &str| metadata.and_then(|metadata| metadata[field].as_str()).filter(|n| !n.is_empty());
+    let name = Some(context.info.name.as_str())
+        .filter(|name| !name.is_empty())
+        .or_else(|| from_object("name"))
+        .or_else(|| from_object("generateName"))
+        .unwrap_or("Unknown");
+    ApiError::forbidden(&qualified(&context.info.resource, &context.info.group), name, &why.into())
+}
+
+/// True for this resource itself, not for its sub-resources.
+fn is(context: &AdmissionContext<'_>, group: &str, resource: &str) -> bool {
+    is_sub(context, group, resource, "")
+}
+
+fn is_sub(context: &AdmissionContext<'_>, group: &str, resource: &str, subresource: &str) -> bool {
+    context.info.group == group && context.info.resource == resource && context.info.subresource == subresource
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}
+
+fn items(value: &Value) -> &[Value] {
+    value.as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
+/// The list at `field`, made when it is not there.
+fn list_mut<'a>(object: &'a mut Value, field: &str) -> &'a mut Vec<Value> {
+    let list = &mut object[field];
+    if !list.is_array() {
+        *list = Value::Array(Vec::new());
+    }
+    match list {
+        Value::Array(items) => items,
+        _ => unreachable!("made an array above"),
+    }
+}
+
+fn is_mirror_pod(pod: &Value) -> bool {
+    !pod["metadata"]["annotations"]["kubernetes.io/config.mirror"].is_null()
+}
+
+#[cfg(test)]
+mod testing;

@@ -1,0 +1,110 @@
+//! A connection to a target: TCP, and TLS where the target speaks it.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use super::target::{Scheme, Target};
+use crate::config::Config;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+pub async fn dial(config: &Config, target: &Target) -> io::Result<Box<dyn Stream>> {
+    let connecting = async {
+        let tcp = TcpStream::connect((target.host.as_str(), target.port)).await?;
+        tcp.set_nodelay(true)?;
+        let tls = match target.scheme {
+            Scheme::Http => return Ok(Box::new(tcp) as Box<dyn Stream>),
+            Scheme::Https => unverified().with_no_client_auth(),
+            Scheme::Kubelet | Scheme::UnverifiedKubelet => kubelet(config, target.scheme)?,
+        };
+        let name = ServerName::try_from(target.host.clone()).map_err(io::Error::other)?;
+        let stream = TlsConnector::from(Arc::new(tls)).connect(name, tcp).await?;
+        Ok(Box::new(stream) as Box<dyn Stream>)
+    };
+    let timed_out = |_| io::Error::new(io::ErrorKind::TimedOut, "i/o timeout");
+    tokio::time::timeout(CONNECT_TIMEOUT, connecting).await.map_err(timed_out)?
+}
+
+fn kubelet(config: &Config, scheme: Scheme) -> io::Result<ClientConfig> {
+    let verified = scheme == Scheme::Kubelet && !config.kubelet_ca.trim().is_empty();
+    let builder = if verified {
+        let mut roots = RootCertStore::empty();
+        for certificate in certificates(&config.kubelet_ca)? {
+            roots.add(certificate).map_err(io::Error::other)?;
+        }
+        ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(io::Error::other)?
+            .with_root_certificates(roots)
+    } else {
+        unverified()
+    };
+    let chain = certificates(&config.kubelet_client.certificate)?;
+    let key = PrivateKeyDer::from_pem_slice(config.kubelet_client.key.as_bytes()).map_err(io::Error::other)?;
+    builder.with_client_auth_cert(chain, key).map_err(io::Error::other)
+}
+
+fn certificates(pem: &str) -> io::Result<Vec<CertificateDer<'static>>> {
+    CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<_, _>>().map_err(io::Error::other)
+}
+
+fn unverified() -> rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert> {
+    let provider = Arc::new(ring::default_provider());
+    ClientConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .expect("ring supports the default protocol versions")
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
+}
+
+/// Upstream's transport for pods and services, and for kubelets without a CA: encrypted, not authenticated.
+#[derive(Debug)]
+struct AnyCertificate(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for AnyCertificate {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}

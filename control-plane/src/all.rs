@@ -1,0 +1,196 @@
+//! `control-plane all`: the API server, then its two most important clients, in one process. They speak to it over
+//! TLS on loopback like any other client.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
+
+use anyhow::Context as _;
+use apiserver::{KeyPair, ServiceAccountKeys};
+use controller_manager::Signer;
+use pki::BootstrapToken;
+use tokio::task::JoinSet;
+
+use crate::components::{self, client, issuer, open_store, url};
+use crate::flags::{self, StoreKind};
+use crate::founding::{self, files};
+use crate::objects::{self, Joining};
+use crate::{files as disk, process};
+
+pub async fn run(flags: flags::All) -> anyhow::Result<()> {
+    let shutdown = process::shutdown_signal()?;
+    let directory = flags.founding.data_dir.clone();
+    let advertise_address = flags.serving.advertised()?;
+    disk::create_directory(&directory)?;
+    let _lock = disk::lock(&directory.join("lock"))?;
+    let own_address = own_address(flags.serving.bind_address);
+    let request = |port| {
+        founding::request(
+            &flags.founding,
+            &flags.cluster,
+            advertise_address,
+            own_address,
+            port,
+        )
+    };
+    founding::found(&flags.founding, &request(flags.serving.secure_port)?)?;
+
+    let server = apiserver::run(server_config(&flags, &directory, advertise_address).await?).await?;
+    let port = server.address.port();
+    // Port 0 is known only now.
+    founding::found(&flags.founding, &request(port)?)?;
+
+    let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
+    let ready = async {
+        server.ready().await;
+        start(
+            &flags,
+            &directory,
+            url(advertise_address, port),
+            &shutdown,
+            &mut tasks,
+        )
+        .await?;
+        anyhow::Ok(())
+    };
+    tokio::select! {
+        started = ready => started?,
+        () = shutdown.cancelled() => {}
+    }
+    if !shutdown.is_cancelled() {
+        println!(
+            "Control plane ready: {} (kubeconfig {})",
+            url(own_address, port),
+            directory.join(files::ADMIN).display()
+        );
+    }
+    let outcome = watch(&mut tasks, &shutdown).await;
+    shutdown.cancel();
+    while tasks.join_next().await.is_some() {}
+    server.shutdown().await;
+    outcome
+}
+
+/// A component that ends before it is told to takes the process with it: whoever supervises us starts all anew.
+async fn watch(
+    tasks: &mut JoinSet<anyhow::Result<()>>,
+    shutdown: &tokio_util::sync::CancellationToken,
+) -> anyhow::Result<()> {
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            Some(ended) = tasks.join_next() => ended.context("a component panicked")??,
+        }
+    }
+}
+
+async fn start(
+    flags: &flags::All,
+    directory: &Path,
+    join_server: String,
+    shutdown: &tokio_util::sync::CancellationToken,
+    tasks: &mut JoinSet<anyhow::Result<()>>,
+) -> anyhow::Result<()> {
+    let read = |name: &str| disk::read(&directory.join(name));
+    // The embedded store has one owner, so there is no second instance to elect against. With etcd the name stays the
+    // same over restarts: a restarted master takes its own Lease back at once.
+    let leader_elect = flags.store.store == StoreKind::Etcd;
+    let identity = join_server.clone();
+    let ca_pem = read("pki/ca.crt")?;
+
+    let scheduler_client = client(&directory.join(files::SCHEDULER)).await?;
+    let config = scheduler::Config {
+        leader_elect,
+        identity: identity.clone(),
+        ..scheduler::Config::default()
+    };
+    let stop = shutdown.clone();
+    tasks.spawn(async move {
+        scheduler::run(scheduler_client, config, stop.clone())
+            .await
+            .context("scheduler")?;
+        anyhow::ensure!(stop.is_cancelled(), "the scheduler ended by itself");
+        Ok(())
+    });
+
+    let manager_client = client(&directory.join(files::CONTROLLER_MANAGER)).await?;
+    let mut config =
+        components::controllers_config(&flags.controllers, &flags.cluster.service_cluster_ip_range);
+    config.leader_elect = leader_elect;
+    config.identity = identity;
+    config.cluster_signing = Some(Signer {
+        cert_pem: ca_pem.clone(),
+        key_pem: read("pki/ca.key")?,
+    });
+    config.root_ca_pem = Some(ca_pem.clone());
+    let stop = shutdown.clone();
+    tasks.spawn(async move {
+        controller_manager::run(manager_client, config, stop.clone())
+            .await
+            .context("controller manager")?;
+        anyhow::ensure!(stop.is_cancelled(), "the controller manager ended by itself");
+        Ok(())
+    });
+
+    let joining = Joining {
+        token: BootstrapToken::parse(read(files::BOOTSTRAP_TOKEN)?.trim()).context("bootstrap-token")?,
+        server: join_server,
+        ca_pem,
+    };
+    let admin = client(&directory.join(files::ADMIN)).await?;
+    let stop = shutdown.clone();
+    tasks.spawn(async move {
+        tokio::select! {
+            () = objects::publish(admin, &joining) => {}
+            () = stop.cancelled() => {}
+        }
+        Ok(())
+    });
+
+    if let Some(path) = &flags.publish_kubeconfig {
+        disk::write(path, &read(files::ADMIN)?).context("--publish-kubeconfig")?;
+    }
+    Ok(())
+}
+
+async fn server_config(
+    flags: &flags::All,
+    directory: &Path,
+    advertise_address: IpAddr,
+) -> anyhow::Result<apiserver::Config> {
+    let read = |name: String| disk::read(&directory.join(name));
+    let key_pair = |stem: &str| -> anyhow::Result<KeyPair> {
+        Ok(KeyPair {
+            certificate: read(format!("{stem}.crt"))?,
+            key: read(format!("{stem}.key"))?,
+        })
+    };
+    let ca = read(format!("{}.crt", files::CA))?;
+    Ok(apiserver::Config {
+        store: open_store(&flags.store, Some(directory)).await?,
+        bind_address: SocketAddr::new(flags.serving.bind_address, flags.serving.secure_port),
+        advertise_address,
+        serving: key_pair(files::APISERVER)?,
+        client_ca: ca,
+        kubelet_client: key_pair(files::KUBELET_CLIENT)?,
+        kubelet_ca: components::kubelet_ca(&flags.serving)?,
+        service_account: ServiceAccountKeys {
+            signing_key: read(files::SERVICE_ACCOUNT_KEY.into())?,
+            public_keys: vec![read(files::SERVICE_ACCOUNT_PUBLIC.into())?],
+            issuer: issuer(&flags.cluster.cluster_domain),
+        },
+        service_cidrs: flags.cluster.service_cluster_ip_range.clone(),
+        node_port_range: flags.serving.service_node_port_range,
+        cluster_domain: flags.cluster.cluster_domain.clone(),
+        openapi_descriptions: flags.serving.openapi_descriptions.clone(),
+        event_ttl_seconds: i64::try_from(flags.serving.event_ttl.as_secs()).unwrap_or(i64::MAX),
+    })
+}
+
+/// Where our own clients find the server.
+fn own_address(bind_address: IpAddr) -> IpAddr {
+    match bind_address {
+        IpAddr::V4(address) if address.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(address) if address.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        address => address,
+    }
+}

@@ -1,0 +1,191 @@
+//! Each component alone: flags to configuration, then run until told to stop.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use apiserver::{KeyPair, ServiceAccountKeys};
+use controller_manager::Signer;
+
+use crate::flags::{self, StoreKind};
+use crate::{files, process};
+
+pub fn url(address: IpAddr, port: u16) -> String {
+    format!("https://{}", SocketAddr::new(address, port))
+}
+
+pub fn issuer(cluster_domain: &str) -> String {
+    format!("https://kubernetes.default.svc.{cluster_domain}")
+}
+
+pub async fn open_store(
+    flags: &flags::Store,
+    data_dir: Option<&Path>,
+) -> anyhow::Result<Arc<dyn store::Store>> {
+    match (flags.store, data_dir) {
+        (StoreKind::Embedded, Some(directory)) => {
+            let path = directory.join("store");
+            files::create_directory(&path)?;
+            // The embedded store does blocking work when it opens.
+            let opened = tokio::task::block_in_place(|| store::EmbeddedStore::open(&path));
+            Ok(opened
+                .with_context(|| format!("--data-dir {}: cannot open the store", directory.display()))?)
+        }
+        (StoreKind::Embedded, None) => anyhow::bail!("--data-dir is needed for --store embedded"),
+        (StoreKind::Etcd, _) => {
+            let config = etcd_config(flags, data_dir)?;
+            let servers = flags.etcd_servers.join(",");
+            let connected = store::EtcdStore::connect(&config).await;
+            Ok(connected.with_context(|| format!("--etcd-servers {servers}: cannot connect"))?)
+        }
+    }
+}
+
+fn etcd_config(flags: &flags::Store, data_dir: Option<&Path>) -> anyhow::Result<store::EtcdConfig> {
+    let tls = flags
+        .etcd_servers
+        .iter()
+        .any(|server| server.starts_with("https://"));
+    let read = |given: &Option<PathBuf>, default: &str| -> anyhow::Result<Option<String>> {
+        let path = match (given, data_dir) {
+            (Some(path), _) => path.clone(),
+            (None, Some(directory)) if tls => directory.join(default),
+            _ => return Ok(None),
+        };
+        Ok(Some(files::read(&path)?))
+    };
+    Ok(store::EtcdConfig {
+        endpoints: flags.etcd_servers.clone(),
+        ca: read(&flags.etcd_cafile, "pki/etcd/ca.crt")?,
+        certificate: read(&flags.etcd_certfile, "pki/apiserver-etcd-client.crt")?,
+        key: read(&flags.etcd_keyfile, "pki/apiserver-etcd-client.key")?,
+    })
+}
+
+/// Empty when kubelets are not to be verified (upstream's and kubeadm's default: theirs sign for themselves).
+pub fn kubelet_ca(flags: &flags::Serving) -> anyhow::Result<String> {
+    Ok(flags
+        .kubelet_certificate_authority
+        .as_deref()
+        .map(files::read)
+        .transpose()?
+        .unwrap_or_default())
+}
+
+/// The configuration of the controller manager but for its credentials.
+pub fn controllers_config(
+    flags: &flags::Controllers,
+    service_cluster_ip_range: &[String],
+) -> controller_manager::Config {
+    controller_manager::Config {
+        controllers: flags.controllers.clone(),
+        cluster_cidr: flags.cluster_cidr.clone(),
+        service_cluster_ip_range: service_cluster_ip_range.to_vec(),
+        node_cidr_mask_size_ipv4: flags.node_cidr_mask_size_ipv4,
+        node_cidr_mask_size_ipv6: flags.node_cidr_mask_size_ipv6,
+        node_monitor_period: flags.node_monitor_period,
+        node_monitor_grace_period: flags.node_monitor_grace_period,
+        cluster_signing_duration: flags.cluster_signing_duration,
+        terminated_pod_gc_threshold: flags.terminated_pod_gc_threshold,
+        ..controller_manager::Config::default()
+    }
+}
+
+/// A client from a kubeconfig file.
+pub async fn client(kubeconfig: &Path) -> anyhow::Result<kube::Client> {
+    let named = || format!("kubeconfig {}", kubeconfig.display());
+    let file = kube::config::Kubeconfig::read_from(kubeconfig).with_context(named)?;
+    let options = kube::config::KubeConfigOptions::default();
+    let config = kube::Config::from_custom_kubeconfig(file, &options)
+        .await
+        .with_context(named)?;
+    kube::Client::try_from(config).with_context(named)
+}
+
+pub async fn apiserver(flags: flags::ApiServer) -> anyhow::Result<()> {
+    let shutdown = process::shutdown_signal()?;
+    let advertise_address = flags.serving.advertised()?;
+    let _lock = match &flags.data_dir {
+        Some(directory) => {
+            files::create_directory(directory)?;
+            Some(files::lock(&directory.join("lock"))?)
+        }
+        None => None,
+    };
+    let key_pair = |certificate: &Path, key: &Path| -> anyhow::Result<KeyPair> {
+        Ok(KeyPair {
+            certificate: files::read(certificate)?,
+            key: files::read(key)?,
+        })
+    };
+    let public_keys = flags
+        .service_account_key_file
+        .iter()
+        .map(|path| files::read(path));
+    let config = apiserver::Config {
+        store: open_store(&flags.store, flags.data_dir.as_deref()).await?,
+        bind_address: SocketAddr::new(flags.serving.bind_address, flags.serving.secure_port),
+        advertise_address,
+        serving: key_pair(&flags.tls_cert_file, &flags.tls_private_key_file)?,
+        client_ca: files::read(&flags.client_ca_file)?,
+        kubelet_client: key_pair(&flags.kubelet_client_certificate, &flags.kubelet_client_key)?,
+        kubelet_ca: kubelet_ca(&flags.serving)?,
+        service_account: ServiceAccountKeys {
+            signing_key: files::read(&flags.service_account_signing_key_file)?,
+            public_keys: public_keys.collect::<Result<_, _>>()?,
+            issuer: flags
+                .service_account_issuer
+                .clone()
+                .unwrap_or_else(|| issuer(&flags.cluster.cluster_domain)),
+        },
+        service_cidrs: flags.cluster.service_cluster_ip_range.clone(),
+        node_port_range: flags.serving.service_node_port_range,
+        cluster_domain: flags.cluster.cluster_domain.clone(),
+        openapi_descriptions: flags.serving.openapi_descriptions.clone(),
+        event_ttl_seconds: i64::try_from(flags.serving.event_ttl.as_secs()).unwrap_or(i64::MAX),
+    };
+    let server = apiserver::run(config).await?;
+    tokio::select! {
+        () = server.ready() => println!("API server ready: {}", url(advertise_address, server.address.port())),
+        () = shutdown.cancelled() => {}
+    }
+    shutdown.cancelled().await;
+    server.shutdown().await;
+    Ok(())
+}
+
+pub async fn scheduler(flags: flags::Scheduler) -> anyhow::Result<()> {
+    let shutdown = process::shutdown_signal()?;
+    let config = scheduler::Config {
+        leader_elect: flags.leader_elect,
+        identity: identity(),
+        ..scheduler::Config::default()
+    };
+    Ok(scheduler::run(client(&flags.kubeconfig).await?, config, shutdown).await?)
+}
+
+pub async fn controller_manager(flags: flags::ControllerManager) -> anyhow::Result<()> {
+    let shutdown = process::shutdown_signal()?;
+    let mut config = controllers_config(&flags.controllers, &flags.service_cluster_ip_range);
+    config.leader_elect = flags.leader_elect;
+    config.identity = identity();
+    if let (Some(certificate), Some(key)) =
+        (&flags.cluster_signing_cert_file, &flags.cluster_signing_key_file)
+    {
+        config.cluster_signing = Some(Signer {
+            cert_pem: files::read(certificate)?,
+            key_pem: files::read(key)?,
+        });
+    }
+    if let Some(path) = &flags.root_ca_file {
+        config.root_ca_pem = Some(files::read(path)?);
+    }
+    Ok(controller_manager::run(client(&flags.kubeconfig).await?, config, shutdown).await?)
+}
+
+/// Differs between processes, so that two of them never both hold a Lease.
+fn identity() -> String {
+    let host = files::read(Path::new("/proc/sys/kernel/hostname")).unwrap_or_default();
+    format!("{}_{}", host.trim(), std::process::id())
+}

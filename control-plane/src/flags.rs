@@ -1,0 +1,358 @@
+//! The command line: upstream's flag names where upstream has the flag.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum StoreKind {
+    /// A database inside --data-dir
+    Embedded,
+    /// The etcd at --etcd-servers
+    Etcd,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct Cluster {
+    /// Networks Services get their addresses from; the first is the primary family
+    #[arg(long, value_name = "CIDR,…", value_delimiter = ',', default_value = "10.96.0.0/12", value_parser = cidr)]
+    #[arg(visible_alias = "service-cidr")]
+    pub service_cluster_ip_range: Vec<String>,
+    /// DNS domain of the cluster
+    #[arg(long, value_name = "DOMAIN", default_value = "cluster.local", value_parser = domain)]
+    pub cluster_domain: String,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct Serving {
+    /// Address to listen on
+    #[arg(long, value_name = "IP", default_value = "127.0.0.1")]
+    pub bind_address: IpAddr,
+    /// Port to listen on; 0 takes any free one
+    #[arg(long, value_name = "PORT", default_value_t = 6443)]
+    pub secure_port: u16,
+    /// Address the other nodes reach this API server at [default: --bind-address]
+    #[arg(long, value_name = "IP")]
+    pub advertise_address: Option<IpAddr>,
+    /// Ports for Services of type NodePort
+    #[arg(long, value_name = "FROM-TO", default_value = "30000-32767", value_parser = port_range)]
+    pub service_node_port_range: (u16, u16),
+    /// How long events are kept
+    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = duration)]
+    pub event_ttl: Duration,
+    /// Compressed descriptions of the API for `kubectl explain`
+    #[arg(long, value_name = "FILE")]
+    pub openapi_descriptions: Option<PathBuf>,
+    /// CA of the kubelets' serving certificates; without it they are not verified
+    #[arg(long, value_name = "FILE")]
+    pub kubelet_certificate_authority: Option<PathBuf>,
+}
+
+impl Serving {
+    /// The address to tell others; a wildcard is nobody's address.
+    pub fn advertised(&self) -> anyhow::Result<IpAddr> {
+        match self.advertise_address {
+            Some(address) if address.is_unspecified() => {
+                anyhow::bail!("--advertise-address: {address} is not an address others can reach")
+            }
+            Some(address) => Ok(address),
+            None if self.bind_address.is_unspecified() => {
+                anyhow::bail!(
+                    "--advertise-address is needed when --bind-address is {}",
+                    self.bind_address
+                )
+            }
+            None => Ok(self.bind_address),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct Store {
+    /// Where objects are kept
+    #[arg(long, value_enum, default_value_t = StoreKind::Embedded)]
+    pub store: StoreKind,
+    /// etcd's client URLs
+    #[arg(
+        long,
+        value_name = "URL,…",
+        value_delimiter = ',',
+        required_if_eq("store", "etcd")
+    )]
+    pub etcd_servers: Vec<String>,
+    /// CA of etcd's certificate [default for https: DATA-DIR/pki/etcd/ca.crt]
+    #[arg(long, value_name = "FILE")]
+    pub etcd_cafile: Option<PathBuf>,
+    /// Our certificate towards etcd [default for https: DATA-DIR/pki/apiserver-etcd-client.crt]
+    #[arg(long, value_name = "FILE", requires = "etcd_keyfile")]
+    pub etcd_certfile: Option<PathBuf>,
+    /// Its key
+    #[arg(long, value_name = "FILE", requires = "etcd_certfile")]
+    pub etcd_keyfile: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct Founding {
+    /// Directory of the control plane: pki/, kubeconfigs, and the embedded store
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: PathBuf,
+    /// Bootstrap token joining nodes use; written here when the file does not exist yet
+    #[arg(long, value_name = "FILE")]
+    pub bootstrap_token_file: Option<PathBuf>,
+    /// More names or addresses for the API server's certificate
+    #[arg(long, value_name = "NAME|IP,…", value_delimiter = ',')]
+    pub apiserver_cert_extra_sans: Vec<String>,
+    /// Refuse a --data-dir that belongs to another cluster than this
+    #[arg(long, value_name = "ID")]
+    pub cluster_id: Option<String>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct Found {
+    #[command(flatten)]
+    pub founding: Founding,
+    #[command(flatten)]
+    pub cluster: Cluster,
+    /// Address the other nodes reach this API server at
+    #[arg(long, value_name = "IP", default_value = "127.0.0.1")]
+    pub advertise_address: IpAddr,
+    /// Port of the API server, for the kubeconfigs
+    #[arg(long, value_name = "PORT", default_value_t = 6443)]
+    pub secure_port: u16,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct All {
+    #[command(flatten)]
+    pub founding: Founding,
+    #[command(flatten)]
+    pub cluster: Cluster,
+    #[command(flatten)]
+    pub serving: Serving,
+    #[command(flatten)]
+    pub store: Store,
+    #[command(flatten)]
+    pub controllers: Controllers,
+    /// Write the administrator's kubeconfig here, too, once the API server is ready
+    #[arg(long, value_name = "PATH")]
+    pub publish_kubeconfig: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct Controllers {
+    /// Networks the nodes' pod networks are cut out of; none are handed out when empty
+    #[arg(long, value_name = "CIDR,…", value_delimiter = ',', value_parser = cidr)]
+    pub cluster_cidr: Vec<String>,
+    /// Size of a node's IPv4 pod network
+    #[arg(long, value_name = "BITS", default_value_t = 24, value_parser = clap::value_parser!(u8).range(1..=32))]
+    pub node_cidr_mask_size_ipv4: u8,
+    /// Size of a node's IPv6 pod network
+    #[arg(long, value_name = "BITS", default_value_t = 64, value_parser = clap::value_parser!(u8).range(1..=128))]
+    pub node_cidr_mask_size_ipv6: u8,
+    /// Controllers to run: * all by default, name one more, -name one less
+    #[arg(
+        long,
+        value_name = "NAME,…",
+        value_delimiter = ',',
+        default_value = "*",
+        allow_hyphen_values = true
+    )]
+    pub controllers: Vec<String>,
+    /// How often node leases are looked at
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration)]
+    pub node_monitor_period: Duration,
+    /// Silence after which a node counts as unreachable
+    #[arg(long, value_name = "DURATION", default_value = "50s", value_parser = duration)]
+    pub node_monitor_grace_period: Duration,
+    /// Lifetime of the certificates that are signed
+    #[arg(long, value_name = "DURATION", default_value = "8760h", value_parser = duration)]
+    pub cluster_signing_duration: Duration,
+    /// Ended pods kept before the garbage collector deletes some
+    #[arg(long, value_name = "COUNT", default_value_t = 12_500)]
+    pub terminated_pod_gc_threshold: usize,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct ApiServer {
+    #[command(flatten)]
+    pub cluster: Cluster,
+    #[command(flatten)]
+    pub serving: Serving,
+    #[command(flatten)]
+    pub store: Store,
+    /// Directory of the embedded store
+    #[arg(long, value_name = "DIR", required_if_eq("store", "embedded"))]
+    pub data_dir: Option<PathBuf>,
+    /// CA of the clients' certificates
+    #[arg(long, value_name = "FILE")]
+    pub client_ca_file: PathBuf,
+    /// Serving certificate
+    #[arg(long, value_name = "FILE")]
+    pub tls_cert_file: PathBuf,
+    /// Its key
+    #[arg(long, value_name = "FILE")]
+    pub tls_private_key_file: PathBuf,
+    /// Our certificate towards kubelets
+    #[arg(long, value_name = "FILE")]
+    pub kubelet_client_certificate: PathBuf,
+    /// Its key
+    #[arg(long, value_name = "FILE")]
+    pub kubelet_client_key: PathBuf,
+    /// Public keys service-account tokens are verified with
+    #[arg(long, value_name = "FILE,…", value_delimiter = ',', required = true)]
+    pub service_account_key_file: Vec<PathBuf>,
+    /// Private key service-account tokens are signed with
+    #[arg(long, value_name = "FILE")]
+    pub service_account_signing_key_file: PathBuf,
+    /// Issuer of service-account tokens [default: https://kubernetes.default.svc.CLUSTER-DOMAIN]
+    #[arg(long, value_name = "URL")]
+    pub service_account_issuer: Option<String>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct Scheduler {
+    /// How to reach the API server
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: PathBuf,
+    /// Wait for the Lease before scheduling
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    pub leader_elect: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct ControllerManager {
+    /// How to reach the API server
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: PathBuf,
+    /// Wait for the Lease before controlling
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    pub leader_elect: bool,
+    #[command(flatten)]
+    pub controllers: Controllers,
+    /// Networks Services get their addresses from; never handed out as pod network
+    #[arg(long, value_name = "CIDR,…", value_delimiter = ',', value_parser = cidr)]
+    pub service_cluster_ip_range: Vec<String>,
+    /// CA certificate that signs requests
+    #[arg(long, value_name = "FILE", requires = "cluster_signing_key_file")]
+    pub cluster_signing_cert_file: Option<PathBuf>,
+    /// Its key
+    #[arg(long, value_name = "FILE", requires = "cluster_signing_cert_file")]
+    pub cluster_signing_key_file: Option<PathBuf>,
+    /// CA certificate published to pods in kube-root-ca.crt
+    #[arg(long, value_name = "FILE")]
+    pub root_ca_file: Option<PathBuf>,
+}
+
+fn cidr(text: &str) -> Result<String, String> {
+    let (address, bits) = text.split_once('/').ok_or("expected ADDRESS/BITS")?;
+    let address: IpAddr = address
+        .parse()
+        .map_err(|_| format!("{address:?} is not an IP address"))?;
+    let longest = if address.is_ipv4() { 32 } else { 128 };
+    match bits.parse::<u8>() {
+        Ok(bits) if bits <= longest => Ok(text.to_owned()),
+        _ => Err(format!("{bits:?} is not a prefix length between 0 and {longest}")),
+    }
+}
+
+fn domain(text: &str) -> Result<String, String> {
+    let valid = |label: &str| {
+        !label.is_empty()
+            && label.len() <= 63
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label
+                .bytes()
+                .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+    };
+    if text.split('.').all(valid) {
+        Ok(text.to_owned())
+    } else {
+        Err("not a DNS domain in lower case".into())
+    }
+}
+
+fn port_range(text: &str) -> Result<(u16, u16), String> {
+    let bounds = text
+        .split_once('-')
+        .and_then(|(from, to)| Some((from.parse().ok()?, to.parse().ok()?)));
+    match bounds {
+        Some((from, to)) if 0 < from && from <= to => Ok((from, to)),
+        _ => Err("expected FROM-TO, two ports in order".into()),
+    }
+}
+
+/// Go's notation: `1h30m`, `50s`, `100ms`.
+fn duration(text: &str) -> Result<Duration, String> {
+    const UNITS: [(&str, u64); 4] = [("ms", 1), ("h", 3_600_000), ("m", 60_000), ("s", 1000)];
+    let wrong = || "expected a duration such as 1h30m, 50s or 100ms".to_owned();
+    let mut rest = text;
+    let mut total: u64 = 0;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
+        let (number, tail) = rest.split_at(digits);
+        let number: u64 = number.parse().map_err(|_| wrong())?;
+        let (unit, factor) = UNITS
+            .iter()
+            .find(|(unit, _)| tail.starts_with(unit))
+            .ok_or_else(wrong)?;
+        total = number
+            .checked_mul(*factor)
+            .and_then(|part| total.checked_add(part))
+            .ok_or_else(wrong)?;
+        rest = &tail[unit.len()..];
+    }
+    if text.is_empty() {
+        Err(wrong())
+    } else {
+        Ok(Duration::from_millis(total))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_gos() {
+        for (text, millis) in [
+            ("1h", 3_600_000),
+            ("1h0m0s", 3_600_000),
+            ("50s", 50_000),
+            ("1m30s", 90_000),
+            ("100ms", 100),
+        ] {
+            assert_eq!(duration(text), Ok(Duration::from_millis(millis)), "{text}");
+        }
+        for text in ["", "5", "s", "1x", "-1s", "99999999999999999999h"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn values_are_checked_where_they_are_typed() {
+        for good in ["10.96.0.0/12", "fd00::/108"] {
+            assert_eq!(cidr(good).as_deref(), Ok(good));
+        }
+        for bad in [
+            "10.96.0.0",
+            "10.96.0.0/33",
+            "x/8",
+            "fd00::/129",
+            "/",
+            "1.2.3.4/-1",
+        ] {
+            assert!(cidr(bad).is_err(), "{bad}");
+        }
+        assert_eq!(port_range("30000-32767"), Ok((30000, 32767)));
+        for bad in ["30000", "2-1", "0-5", "1-70000"] {
+            assert!(port_range(bad).is_err(), "{bad}");
+        }
+        assert!(domain("cluster.local").is_ok());
+        for bad in ["", "a..b", "-a", "A.b", "a b"] {
+            assert!(domain(bad).is_err(), "{bad}");
+        }
+    }
+}
