@@ -175,6 +175,15 @@ impl Action {
         }
     }
 
+    /// As [`Self::delete`], without grace: nobody is left who would stop the pod.
+    pub fn force_delete<K: Resource<DynamicType = ()> + 'static>(object: &K) -> Self {
+        let mut action = Self::delete(object);
+        if let Self::Delete { options, .. } = &mut action {
+            options["gracePeriodSeconds"] = json!(0);
+        }
+        action
+    }
+
     pub fn event<K: Resource<DynamicType = ()>>(
         about: &K,
         kind: &'static str,

@@ -10,12 +10,11 @@ use std::sync::Arc;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-/// Keys of one controller worked on together.
-const WORKERS: usize = 5;
-
 /// Decides what to do about one key.
 pub trait Controller: Send + Sync + 'static {
     const NAME: &'static str;
+    /// Keys worked on together.
+    const WORKERS: usize = 5;
 
     /// Observes, then reconciles. Most observe caches only; some ask the API server.
     fn plan(&self, key: &Key, now: Timestamp) -> impl Future<Output = Result<Vec<Action>, Error>> + Send;
@@ -26,7 +25,7 @@ pub trait Controller: Send + Sync + 'static {
 
 /// Runs until the task is dropped.
 pub async fn run<C: Controller>(controller: Arc<C>, queue: Arc<Queue>, executor: Arc<Executor>) {
-    let workers = Arc::new(Semaphore::new(WORKERS));
+    let workers = Arc::new(Semaphore::new(C::WORKERS));
     let mut tasks = JoinSet::new();
     loop {
         let Ok(permit) = workers.clone().acquire_owned().await else {

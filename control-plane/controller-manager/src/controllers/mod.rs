@@ -1,7 +1,17 @@
 //! The list of controllers, and what each is given.
 
+mod csr_approving;
+mod csr_cleaner;
+mod csr_signing;
 mod deployment;
+mod endpoints;
+mod endpointslice;
+mod node_ipam;
+mod node_lifecycle;
 mod replicaset;
+mod root_ca_publisher;
+mod serviceaccount;
+mod taint_eviction;
 
 use crate::caches::Caches;
 use crate::config::{Config, Error};
@@ -9,6 +19,7 @@ use crate::executor::Executor;
 use crate::key::Key;
 use crate::queue::Queue;
 use crate::runner::{self, Controller};
+use k8s_openapi::api::core::v1::Namespace;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -27,8 +38,24 @@ type Start = fn(&Context) -> Result<Running, Error>;
 
 /// Upstream's names, for `--controllers`.
 const CONTROLLERS: &[(&str, Start)] = &[
+    (
+        "certificatesigningrequest-approving-controller",
+        csr_approving::start,
+    ),
+    ("certificatesigningrequest-cleaner-controller", csr_cleaner::start),
+    ("certificatesigningrequest-signing-controller", csr_signing::start),
     ("deployment-controller", deployment::start),
+    ("endpoints-controller", endpoints::start),
+    ("endpointslice-controller", endpointslice::start),
+    ("node-ipam-controller", node_ipam::start),
+    ("node-lifecycle-controller", node_lifecycle::start),
     ("replicaset-controller", replicaset::start),
+    (
+        "root-ca-certificate-publisher-controller",
+        root_ca_publisher::start,
+    ),
+    ("serviceaccount-controller", serviceaccount::start),
+    ("taint-eviction-controller", taint_eviction::start),
 ];
 
 /// Every enabled controller, its handlers attached to the caches.
@@ -82,6 +109,26 @@ fn enqueue_owner(
             &owner.name,
         ));
     }
+}
+
+/// Adds to `queue` the Services that select, or did select, a pod that changed.
+fn enqueue_services_of_pods(context: &Context, queue: &Arc<Queue>) {
+    let (to, services) = (queue.clone(), context.caches.services.clone());
+    context.caches.pods.on(move |change| {
+        for service in services.list_in(&change.key.namespace) {
+            let selector = service.spec.as_ref().and_then(|s| s.selector.as_ref());
+            let selects = |labels| selector.is_some_and(|s| api::selector::matches_map(s, labels));
+            if change.sides().any(|pod| selects(pod.metadata.labels.as_ref())) {
+                to.add(Key::of(&service.metadata));
+            }
+        }
+    });
+}
+
+/// Things are still put into this namespace.
+fn is_live(namespace: &Namespace) -> bool {
+    let phase = namespace.status.as_ref().and_then(|s| s.phase.as_deref());
+    namespace.metadata.deletion_timestamp.is_none() && phase != Some("Terminating")
 }
 
 #[cfg(test)]
