@@ -1,9 +1,12 @@
 //! Host tools, run with their failures named.
 
 use std::{
-    io,
+    env, io,
     process::{Command, Stdio},
 };
+
+/// Where depmod is; users other than root do not have it in their PATH.
+const SYSTEM_PROGRAMS: &str = "/usr/sbin:/sbin";
 
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
@@ -28,7 +31,8 @@ pub fn stdout(command: &mut Command) -> Result<String, RunError> {
 }
 
 pub fn output(command: &mut Command) -> Result<Vec<u8>, RunError> {
-    let result = command.stdin(Stdio::null()).output();
+    let path = format!("{}:{SYSTEM_PROGRAMS}", env::var("PATH").unwrap_or_default());
+    let result = command.env("PATH", path).stdin(Stdio::null()).output();
     let output = result.map_err(|error| RunError::Start {
         program: command.get_program().to_string_lossy().into_owned(),
         error,

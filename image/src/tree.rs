@@ -103,11 +103,6 @@ impl Tree {
         self.entries.iter().map(|(path, entry)| (path.as_str(), entry))
     }
 
-    #[cfg(test)]
-    pub fn get(&self, path: &str) -> Option<&Entry> {
-        self.entries.get(path)
-    }
-
     /// Writes the tree below `root`, with exactly these modes whatever the umask.
     pub fn write_to(&self, root: &Path) -> io::Result<()> {
         for (path, entry) in self.iter() {
