@@ -91,9 +91,21 @@ pub fn write_forever() {
     }
 }
 
-/// Services may print anything; a console must not be steered by it.
+/// Services may print anything; a console must not be steered by it. Colours (CSI sequences) are left out, other
+/// control characters shown as question marks.
 fn printable(line: &str) -> String {
-    line.chars().map(|c| if c.is_control() && c != '\t' { '?' } else { c }).collect()
+    let mut text = String::with_capacity(line.len());
+    let mut chars = line.chars().peekable();
+    while let Some(c) = chars.next() {
+        if c == '\x1b' && chars.next_if_eq(&'[').is_some() {
+            // Parameters, then one final letter.
+            while chars.next_if(|c| matches!(c, '\x20'..='\x3f')).is_some() {}
+            chars.next();
+        } else {
+            text.push(if c.is_control() && c != '\t' { '?' } else { c });
+        }
+    }
+    text
 }
 
 /// The consoles the kernel uses (every `console=` that exists), or whatever /dev/console is.
@@ -130,6 +142,10 @@ mod tests {
 
     #[test]
     fn services_cannot_steer_the_console() {
-        assert_eq!(printable("a\x1b[2J\tb\rc é"), "a?[2J\tb?c é");
+        assert_eq!(printable("a\x1b[2J\tb\rc é"), "a\tb?c é");
+        assert_eq!(printable("\x1b[2m2026\x1b[0m \x1b[38;5;9mERROR\x1b[0m x"), "2026 ERROR x");
+        for cut in ["\x1b", "\x1b[", "\x1b[3", "x\x1b]0;title\x07"] {
+            assert!(!printable(cut).contains(char::is_control), "{cut:?}");
+        }
     }
 }

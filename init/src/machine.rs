@@ -34,6 +34,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How often the machine looks at itself and reminds of what it waits for.
 const LOOK: Duration = Duration::from_secs(10);
 
+/// The same reasons are told again after this long.
+const REMIND: Duration = Duration::from_secs(60);
+
 /// Below this share of free space the state disk counts as full.
 const FULL_PERCENT: u64 = 5;
 
@@ -58,8 +61,11 @@ pub struct Machine {
     /// When the network first was there, for the patience with time servers.
     network_since: Option<Duration>,
     waiting: Vec<String>,
+    reminded: (Vec<String>, Duration),
     looked: Duration,
     full: bool,
+    /// /etc/hosts has the node's own name.
+    published: bool,
     ending: Option<Request>,
 }
 
@@ -79,8 +85,10 @@ impl Machine {
             started: clock::since_boot(),
             network_since: None,
             waiting: vec![],
+            reminded: (vec![], Duration::ZERO),
             looked: clock::since_boot(),
             full: false,
+            published: false,
             ending: None,
             boot,
         };
@@ -199,6 +207,12 @@ impl Machine {
         if self.facts.hostname.is_none() && self.facts.state_ready {
             self.decide_hostname(patient);
         }
+        if let (false, Some(ip), Some(name)) = (self.published, self.facts.node_ip, &self.facts.hostname) {
+            self.published = true;
+            if let Err(error) = identity::publish(ip, name) {
+                console::say(format_args!("/etc/hosts: {error}"));
+            }
+        }
         if !self.facts.time_settled && self.facts.node_ip.is_some() {
             self.settle_time(now);
         }
@@ -212,7 +226,7 @@ impl Machine {
         let networks = self.network.hostname().filter(|_| !patient);
         let Some(name) = identity::hostname(&self.boot.config, networks) else { return };
         console::say(format_args!("host name {name}"));
-        for error in identity::assume(&name, self.facts.node_ip) {
+        for error in identity::assume(&name) {
             console::say(error);
         }
         self.facts.hostname = Some(name);
@@ -233,11 +247,12 @@ impl Machine {
     /// Reminds of what is missing and looks at the state disk.
     fn look(&mut self, now: Duration) {
         self.looked = now;
-        for reason in &self.waiting {
-            console::say(format_args!("waiting for {reason}"));
-        }
-        for name in &self.network.missing {
-            console::say(format_args!("network: {name} is not there"));
+        let waiting = self.waiting.iter().map(|reason| format!("waiting for {reason}"));
+        let missing = self.network.missing.iter().map(|name| format!("network: {name} is not there"));
+        let reasons: Vec<String> = waiting.chain(missing).collect();
+        if reasons != self.reminded.0 || now >= self.reminded.1 + REMIND {
+            reasons.iter().for_each(console::say);
+            self.reminded = (reasons, now);
         }
         let Ok(space) = rustix::fs::statvfs(disk::MOUNT_POINT) else { return };
         let full = self.facts.state_ready && space.f_bavail * 100 < space.f_blocks * FULL_PERCENT;

@@ -11,13 +11,18 @@ pub(super) fn delegate() -> Result<(), StepError> {
     collect(failed)
 }
 
-/// Enables each controller by itself, so that one that cannot be does not keep the others off.
+/// Enables all controllers at once, which is the quick way; where that fails each by itself, so that one that cannot
+/// be does not keep the others off.
 fn enable_all(dir: &Path) -> Vec<String> {
     let control = dir.join("cgroup.subtree_control");
     let available = match fs::read_to_string(dir.join("cgroup.controllers")) {
         Ok(available) => available,
         Err(error) => return vec![format!("{}: {error}", dir.display())],
     };
+    let all: Vec<String> = available.split_whitespace().map(|name| format!("+{name}")).collect();
+    if fs::write(&control, all.join(" ")).is_ok() {
+        return vec![];
+    }
     let enable = |name: &str| -> Option<String> {
         let result: io::Result<()> = fs::write(&control, format!("+{name}"));
         result.err().map(|error| format!("{}: {name}: {error}", control.display()))

@@ -5,6 +5,7 @@ use super::{
 };
 use crate::{console, modules, services::table, sys::clock, thread::keep, time};
 use node_config::NodeConfig;
+use rustix::process::{Resource, Rlimit, setrlimit};
 use std::{
     fs, io,
     path::Path,
@@ -17,6 +18,7 @@ pub(super) const STEPS: &[Step] = &[
     Step { name: "modules for the root", on_failure: Degrade, run: |_| listed_modules() },
     Step { name: "root", on_failure: Rescue, run: |_| root::enter() },
     Step { name: "parameters", on_failure: Degrade, run: parameters },
+    Step { name: "limits", on_failure: Degrade, run: |_| limits() },
     Step { name: "drivers", on_failure: Degrade, run: drivers },
     Step { name: "kernel settings", on_failure: Degrade, run: |_| sysctls::apply() },
     Step { name: "cgroups", on_failure: Degrade, run: |_| cgroups::delegate() },
@@ -69,6 +71,19 @@ fn listed_modules() -> Result<(), StepError> {
     let loader = modules::Loader::of_running_kernel()?;
     let names = list.lines().map(str::trim).filter(|name| !name.is_empty() && !name.starts_with('#'));
     collect(names.filter_map(|name| loader.load(name).err()))
+}
+
+/// Resources of every process to come. The kernel starts PID 1 with 4096 files at most; etcd, the agent and servers
+/// in containers need more.
+fn limits() -> Result<(), StepError> {
+    const FILES: u64 = 1 << 20;
+    let limit = |most| Rlimit { current: most, maximum: most };
+    let limits = [
+        (Resource::Nofile, limit(Some(FILES))),
+        (Resource::Nproc, limit(None)),
+        (Resource::Core, Rlimit { current: Some(0), maximum: None }),
+    ];
+    collect(limits.into_iter().filter_map(|(resource, limit)| setrlimit(resource, limit).err().map(io::Error::from)))
 }
 
 /// Drivers of the devices present and to come, then the modules that no device announces, beside the rest of boot:

@@ -10,7 +10,6 @@ const SETTINGS: &[(&str, &str, &str)] = &[
     ("net/bridge/bridge-nf-call-ip6tables", "1", "likewise"),
     ("net/ipv4/conf/all/rp_filter", "0", "answers may come another way: masquerade, overlays, several interfaces"),
     ("net/ipv4/conf/default/rp_filter", "0", "likewise, for interfaces to come"),
-    ("net/ipv4/conf/all/arp_ignore", "1", "an interface answers for its own addresses only"),
     ("net/ipv4/neigh/default/gc_thresh3", "8192", "room for the neighbours of a large cluster"),
     ("net/netfilter/nf_conntrack_max", "262144", "upstream kube-proxy's value for 8 cores; the default is by memory"),
     ("net/netfilter/nf_conntrack_tcp_timeout_established", "86400", "kube-proxy's default"),

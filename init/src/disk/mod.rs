@@ -29,7 +29,7 @@ const OPTIONAL_WITHIN: Duration = Duration::from_secs(2);
 const RETRY: Duration = Duration::from_millis(250);
 
 /// The same trouble is told again after this long.
-const REMIND: Duration = Duration::from_secs(15);
+const REMIND: Duration = Duration::from_secs(60);
 
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {

@@ -123,14 +123,18 @@ pub fn hostname(config: &NodeConfig, networks: Option<String>) -> Option<String>
 }
 
 /// Becomes the machine of that name.
-pub fn assume(name: &str, ip: Option<IpAddr>) -> Vec<String> {
-    let steps: [(&str, io::Result<()>); 4] = [
+pub fn assume(name: &str) -> Vec<String> {
+    let steps: [(&str, io::Result<()>); 3] = [
         ("setting the host name", rustix::system::sethostname(name.as_bytes()).map_err(Into::into)),
         ("/etc/hostname", write_atomically(Path::new("/etc/hostname"), &format!("{name}\n"))),
-        ("/etc/hosts", write_atomically(Path::new("/etc/hosts"), &hosts(ip.map(|ip| (ip, name))))),
         ("keeping the host name", write_private(&kept("hostname"), name.as_bytes())),
     ];
     steps.into_iter().filter_map(|(what, result)| result.err().map(|error| format!("{what}: {error}"))).collect()
+}
+
+/// Lets the machine find itself under its own name.
+pub fn publish(ip: IpAddr, name: &str) -> io::Result<()> {
+    write_atomically(Path::new("/etc/hosts"), &hosts(Some((ip, name))))
 }
 
 /// hosts(5)

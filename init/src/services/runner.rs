@@ -7,9 +7,7 @@ use crate::{
 };
 use std::{
     collections::HashMap,
-    fs,
-    fs::File,
-    io,
+    fs, io,
     path::{Path, PathBuf},
     process::Stdio,
     thread,
@@ -21,11 +19,13 @@ pub struct Runner {
     cgroups: Option<PathBuf>,
     logs: PathBuf,
     outputs: HashMap<String, Output>,
+    /// What the kernel keeps for each service; their sum is what it must keep for the cgroup above them.
+    protected: HashMap<String, u64>,
 }
 
 impl Runner {
     pub fn new(reaper: Reaper, cgroups: Option<&Path>, logs: &Path) -> Self {
-        Self { reaper, cgroups: cgroups.map(Path::to_owned), logs: logs.to_owned(), outputs: HashMap::new() }
+        Self { reaper, cgroups: cgroups.map(Path::to_owned), logs: logs.to_owned(), outputs: HashMap::new(), protected: HashMap::new() }
     }
 
     /// Starts the service; `on_exit` gets its process number and how it ended.
@@ -57,16 +57,14 @@ impl Runner {
     }
 
     /// The service's cgroup, made when missing. A machine whose cgroups fail still runs its services.
-    fn cgroup(&self, service: &Service) -> Option<PathBuf> {
-        let dir = self.cgroups.as_ref()?.join(&service.name);
-        let made = fs::create_dir_all(&dir).and_then(|()| {
-            if service.memory_min == 0 {
-                return Ok(());
-            }
-            let min = dir.join("memory.min");
-            File::options().write(true).open(&min)?;
-            fs::write(min, service.memory_min.to_string())
-        });
+    fn cgroup(&mut self, service: &Service) -> Option<PathBuf> {
+        let parent = self.cgroups.as_ref()?;
+        let dir = parent.join(&service.name);
+        self.protected.insert(service.name.clone(), service.memory_min);
+        let sum: u64 = self.protected.values().sum();
+        let made = fs::create_dir_all(&dir)
+            .and_then(|()| fs::write(dir.join("memory.min"), service.memory_min.to_string()))
+            .and_then(|()| fs::write(parent.join("memory.min"), sum.to_string()));
         if let Err(error) = made {
             console::say(format_args!("{}: cgroup {}: {error}", service.name, dir.display()));
         }

@@ -62,7 +62,10 @@ pub fn plan(config: &NodeConfig, facts: &Facts) -> Plan {
         plan.waiting.push("a host name (ironlet.hostname, or a network interface)".to_owned());
     }
     if facts.node_ip.is_none() {
-        plan.waiting.push("an IP address".to_owned());
+        plan.waiting.push(match config.node_ip {
+            Some(wanted) => format!("an interface with the IP address {wanted} (ironlet.node-ip)"),
+            None => "an IP address".to_owned(),
+        });
     }
     if !facts.time_settled {
         plan.waiting.push("the time".to_owned());
@@ -311,7 +314,9 @@ mod tests {
     #[test]
     fn what_is_missing_is_named_and_the_rest_runs() {
         let server = config("ironlet.server=m");
-        let cases: [(&str, NodeConfig, Facts); 7] = [
+        let node_ip = config("ironlet.server=m ironlet.node-ip=10.9.9.9");
+        let cases: [(&str, NodeConfig, Facts); 8] = [
+            ("10.9.9.9 (ironlet.node-ip)", node_ip, Facts { node_ip: None, ..ready(false) }),
             ("state disk", server.clone(), Facts { state_ready: false, ..ready(false) }),
             ("host name", server.clone(), Facts { hostname: None, ..ready(false) }),
             ("IP address", server.clone(), Facts { node_ip: None, ..ready(false) }),

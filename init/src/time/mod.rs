@@ -4,7 +4,7 @@ mod sntp;
 
 use crate::{console, sys::clock, thread::keep};
 use std::{
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     path::Path,
     sync::{Mutex, PoisonError, mpsc},
     thread,
@@ -63,7 +63,7 @@ pub fn follow(servers: mpsc::Receiver<Vec<IpAddr>>, set: impl Fn() + Send + 'sta
 fn ask_all(servers: &[IpAddr], told: &mut bool) -> bool {
     let mut reasons = Vec::new();
     for server in servers {
-        match sntp::ask(*server).and_then(|offset| correct(offset).map(|()| offset)) {
+        match sntp::ask(SocketAddr::new(*server, sntp::PORT)).and_then(|offset| correct(offset).map(|()| offset)) {
             Ok(offset) => {
                 console::say(format_args!("time: {offset:+.3} s from {server}"));
                 *told = false;

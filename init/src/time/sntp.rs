@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-const PORT: u16 = 123;
+pub const PORT: u16 = 123;
 const PACKET: usize = 48;
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 
@@ -15,10 +15,10 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 const UNIX_EPOCH: u64 = 2_208_988_800;
 
 /// How far our calendar is behind the server's, in seconds.
-pub fn ask(server: IpAddr) -> io::Result<f64> {
+pub fn ask(server: SocketAddr) -> io::Result<f64> {
     let any: IpAddr = if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind(SocketAddr::new(any, 0))?;
-    socket.connect(SocketAddr::new(server, PORT))?;
+    socket.connect(server)?;
     socket.set_read_timeout(Some(ANSWER_WITHIN))?;
     // Instead of our time, which is nobody's business: a number only the asked server can echo.
     let mut nonce = [0; 8];
@@ -97,6 +97,24 @@ mod tests {
         let packet = answer((ntp(1_700_000_100), 0), (ntp(1_700_000_100), 1 << 31));
         let offset = offset(&packet, NONCE, Duration::from_secs(1_700_000_000), Duration::from_millis(1_700_000_001_500));
         assert!((offset.unwrap() - 99.5).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_server_is_asked_and_understood() {
+        let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let address = server.local_addr().unwrap();
+        let serving = std::thread::spawn(move || {
+            let mut asked = [0; 512];
+            let (length, client) = server.recv_from(&mut asked).unwrap();
+            assert_eq!((length, asked[0]), (PACKET, 0x23));
+            let an_hour_ahead = ntp(clock::calendar().as_secs() + 3600);
+            let mut packet = answer((an_hour_ahead, 0), (an_hour_ahead, 0));
+            packet[24..32].copy_from_slice(&asked[40..48]);
+            server.send_to(&packet, client).unwrap();
+        });
+        let offset = ask(address).unwrap();
+        serving.join().unwrap();
+        assert!((offset - 3600.0).abs() < 10.0, "{offset}");
     }
 
     #[test]
