@@ -3,7 +3,7 @@
 use crate::{
     addons,
     contents::{CMDLINE, INITRAMFS_DIRECTORIES, Load, MODULES_LOAD},
-    cpio,
+    cpio, descriptions,
     kernel::{Kernel, load_list},
     manifest::{self, Manifest, Part, Versions},
     packages::Packages,
@@ -52,6 +52,14 @@ pub fn build(request: &Request) -> anyhow::Result<Manifest> {
     };
     let mut root = rootfs::build(&inputs, &mut versions)?;
     addons::add_busybox(&mut root, &packages, &mut versions)?;
+    if *role == Role::Master {
+        descriptions::add(
+            &mut root,
+            &request.cache.join("pypi"),
+            request.refresh,
+            &mut versions,
+        )?;
+    }
     let squashfs = squashfs::pack(&root, &work.sub("squashfs")?)?;
     let init = rootfs::own(binaries, "init")?;
     let initramfs = initramfs(&kernel, &init, squashfs, &work.sub("early")?)?;

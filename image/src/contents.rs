@@ -341,6 +341,7 @@ pub const CMDLINE: &str = "console=tty0 console=ttyS0,115200 panic=10 loglevel=4
 pub const PARAMETERS: &str = "usr/lib/ironlet/cmdline";
 pub const MODULES_LOAD: &str = "usr/lib/ironlet/modules.load";
 pub const IMAGES: &str = "usr/share/ironlet/images";
+pub const DESCRIPTIONS: &str = "usr/share/ironlet/openapi-descriptions.zst";
 
 #[cfg(test)]
 mod tests {

@@ -7,7 +7,11 @@ use crate::{
     run::{RunError, output, run},
     tree::{Tree, TreeError},
 };
-use std::{fs, io, path::{Path, PathBuf}, process::Command};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 /// The package with upstream's definitions, prose included, of many Kubernetes versions.
 const PACKAGE: &str = "kubernetes-validate";
@@ -27,7 +31,11 @@ sys.exit(f'{sys.argv[1]}: no definitions of {sys.argv[2]}') if not names else sy
 #[derive(Debug, thiserror::Error)]
 pub enum DescriptionsError {
     #[error("{action} {path}: {error}")]
-    Io { action: &'static str, path: PathBuf, error: io::Error },
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        error: io::Error,
+    },
     #[error("no wheel of {PACKAGE} in {0}")]
     NoWheel(PathBuf),
     #[error("the definitions of {PACKAGE}: {0}")]
@@ -39,16 +47,41 @@ pub enum DescriptionsError {
 }
 
 fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DescriptionsError {
-    move |error| DescriptionsError::Io { action, path: path.to_owned(), error }
+    move |error| DescriptionsError::Io {
+        action,
+        path: path.to_owned(),
+        error,
+    }
 }
 
 /// Adds the pack to the root file system; `cache` keeps the wheels.
-pub fn add(tree: &mut Tree, cache: &Path, refresh: bool, versions: &mut Versions) -> Result<(), DescriptionsError> {
+pub fn add(
+    tree: &mut Tree,
+    cache: &Path,
+    refresh: bool,
+    versions: &mut Versions,
+) -> Result<(), DescriptionsError> {
     let wheel = wheel(cache, refresh)?;
-    let definitions = output(Command::new("python3").args(["-c", EXTRACT]).arg(&wheel).arg(KUBERNETES))?;
-    let pack = schema::openapi::pack(&definitions).map_err(|error| DescriptionsError::Definitions(error.to_string()))?;
-    let name = wheel.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    versions.set(PART, &format!("{KUBERNETES}, {PACKAGE} {}", wheel_version(&name).unwrap_or_default()));
+    let definitions = output(
+        Command::new("python3")
+            .args(["-c", EXTRACT])
+            .arg(&wheel)
+            .arg(KUBERNETES),
+    )?;
+    let pack = schema::openapi::build_pack(&definitions)
+        .map_err(|error| DescriptionsError::Definitions(error.to_string()))?;
+    let name = wheel
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
+    versions.set(
+        PART,
+        &format!(
+            "{KUBERNETES}, {PACKAGE} {}",
+            wheel_version(&name).unwrap_or_default()
+        ),
+    );
     tree.file(DESCRIPTIONS, 0o644, pack, PART)?;
     Ok(())
 }
@@ -59,7 +92,14 @@ fn wheel(cache: &Path, refresh: bool) -> Result<PathBuf, DescriptionsError> {
     let stamp = cache.join("refreshed");
     if refresh || older_than(&stamp, INDEX_LIFETIME) {
         let download = run(Command::new("python3")
-            .args(["-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check"])
+            .args([
+                "-m",
+                "pip",
+                "download",
+                "--quiet",
+                "--no-deps",
+                "--disable-pip-version-check",
+            ])
             .args(["--only-binary", ":all:", "--dest"])
             .arg(cache)
             .arg(PACKAGE));
@@ -72,9 +112,16 @@ fn wheel(cache: &Path, refresh: bool) -> Result<PathBuf, DescriptionsError> {
         }
     }
     let files = fs::read_dir(cache).map_err(io_error("read", cache))?;
-    let paths = files.flatten().map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|extension| extension == "whl"));
+    let paths = files
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "whl"));
     let newest = paths.max_by_key(|path| {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         wheel_version(&name).map(numbers)
     });
     newest.ok_or_else(|| DescriptionsError::NoWheel(cache.to_owned()))
@@ -96,7 +143,10 @@ mod tests {
     #[test]
     fn versions_of_wheels_compare_as_numbers() {
         let version = |name| wheel_version(name).map(numbers);
-        assert_eq!(wheel_version("kubernetes_validate-1.37.0-py3-none-any.whl"), Some("1.37.0"));
+        assert_eq!(
+            wheel_version("kubernetes_validate-1.37.0-py3-none-any.whl"),
+            Some("1.37.0")
+        );
         assert!(version("a-1.100.0-py3.whl") > version("a-1.37.2-py3.whl"));
     }
 }

@@ -4,6 +4,7 @@ mod addons;
 mod build;
 mod contents;
 mod cpio;
+mod descriptions;
 mod digest;
 mod elf;
 mod kernel;
