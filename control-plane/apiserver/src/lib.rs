@@ -56,14 +56,29 @@ pub enum RunError {
 /// Starts serving; returns when the port is bound (readiness: [`Handle::ready`]).
 pub async fn run(mut config: Config) -> Result<Handle, RunError> {
     let tls = server::tls_config(&config)?;
-    let services = Allocator::new(&config.service_cidrs, config.node_port_range)
-        .map_err(|message| RunError::Config { field: "service_cidrs", message })?;
+    let services = Allocator::new(&config.service_cidrs, config.node_port_range).map_err(|message| {
+        RunError::Config {
+            field: "service_cidrs",
+            message,
+        }
+    })?;
     let issuer = config.service_account.issuer.clone();
-    let signing = ServiceAccountKey::from_pem(&config.service_account.signing_key)
-        .map_err(|error| RunError::Config { field: "service_account.signing_key", message: error.to_string() })?;
-    let verifier = ServiceAccountVerifier::from_pem(&config.service_account.public_keys.join("\n"))
-        .map_err(|error| RunError::Config { field: "service_account.public_keys", message: error.to_string() })?;
-    let bind = |source| RunError::Bind { address: config.bind_address, source };
+    let signing = ServiceAccountKey::from_pem(&config.service_account.signing_key).map_err(|error| {
+        RunError::Config {
+            field: "service_account.signing_key",
+            message: error.to_string(),
+        }
+    })?;
+    let verifier = ServiceAccountVerifier::from_pem(&config.service_account.public_keys.join("\n")).map_err(
+        |error| RunError::Config {
+            field: "service_account.public_keys",
+            message: error.to_string(),
+        },
+    )?;
+    let bind = |source| RunError::Bind {
+        address: config.bind_address,
+        source,
+    };
     let listener = TcpListener::bind(config.bind_address).await.map_err(bind)?;
     let address = listener.local_addr().map_err(bind)?;
     config.bind_address = address;
@@ -87,7 +102,15 @@ pub async fn run(mut config: Config) -> Result<Handle, RunError> {
     });
     let ready = server.ready.subscribe();
     let task = tokio::spawn(async move {
-        tokio::join!(server::serve(server.clone(), listener, tls), background::run(server, address.port()));
+        tokio::join!(
+            server::serve(server.clone(), listener, tls),
+            background::run(server, address.port())
+        );
     });
-    Ok(Handle { address, ready, shutdown, task })
+    Ok(Handle {
+        address,
+        ready,
+        shutdown,
+        task,
+    })
 }

@@ -22,7 +22,11 @@ pub struct Wanted {
 
 impl Default for Wanted {
     fn default() -> Self {
-        Self { media: MediaType::Json, view: View::Object, gzip: false }
+        Self {
+            media: MediaType::Json,
+            view: View::Object,
+            gzip: false,
+        }
     }
 }
 
@@ -30,19 +34,30 @@ const ACCEPTED: &str = "application/json, application/yaml, application/vnd.kube
 
 /// Picks the first clause we can serve. JSON beats protobuf where both are accepted.
 pub fn negotiate(headers: &HeaderMap) -> Result<Wanted, ApiError> {
-    let gzip = header(headers, &ACCEPT_ENCODING).split(',').any(|e| e.trim().split(';').next() == Some("gzip"));
+    let gzip = header(headers, &ACCEPT_ENCODING)
+        .split(',')
+        .any(|e| e.trim().split(';').next() == Some("gzip"));
     let accept = header(headers, &ACCEPT);
     if accept.is_empty() {
-        return Ok(Wanted { gzip, ..Wanted::default() });
+        return Ok(Wanted {
+            gzip,
+            ..Wanted::default()
+        });
     }
     let mut fallback = None;
     for clause in accept.split(',') {
-        let Some((media, view)) = parse(clause) else { continue };
+        let Some((media, view)) = parse(clause) else {
+            continue;
+        };
         let wanted = Wanted { media, view, gzip };
         if media != MediaType::Protobuf {
             // A protobuf clause with a wanted view, before this one, decides the view.
             return Ok(match fallback {
-                Some(Wanted { view: earlier, .. }) if earlier != view => Wanted { media: MediaType::Protobuf, view: earlier, gzip },
+                Some(Wanted { view: earlier, .. }) if earlier != view => Wanted {
+                    media: MediaType::Protobuf,
+                    view: earlier,
+                    gzip,
+                },
                 _ => wanted,
             });
         }
@@ -80,12 +95,17 @@ fn parse(clause: &str) -> Option<(MediaType, View)> {
 /// Whether the client asks for the aggregated discovery document.
 pub fn wants_aggregated_discovery(headers: &HeaderMap) -> bool {
     header(headers, &ACCEPT).split(',').any(|clause| {
-        clause.contains("as=APIGroupDiscoveryList") && clause.contains("v=v2") && !clause.contains("v=v2beta1")
+        clause.contains("as=APIGroupDiscoveryList")
+            && clause.contains("v=v2")
+            && !clause.contains("v=v2beta1")
     })
 }
 
 pub fn header<'a>(headers: &'a HeaderMap, name: &http::HeaderName) -> &'a str {
-    headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+    headers
+        .get(name)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -95,7 +115,9 @@ mod tests {
     fn wanted(accept: &'static str) -> Result<(MediaType, View), u16> {
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT, accept.parse().unwrap());
-        negotiate(&headers).map(|w| (w.media, w.view)).map_err(|e| e.code.as_u16())
+        negotiate(&headers)
+            .map(|w| (w.media, w.view))
+            .map_err(|e| e.code.as_u16())
     }
 
     #[test]
@@ -104,13 +126,25 @@ mod tests {
         for (accept, expected) in [
             ("*/*", Ok((MediaType::Json, View::Object))),
             (table, Ok((MediaType::Json, View::Table))),
-            ("application/vnd.kubernetes.protobuf,application/json", Ok((MediaType::Json, View::Object))),
-            ("application/vnd.kubernetes.protobuf", Ok((MediaType::Protobuf, View::Object))),
+            (
+                "application/vnd.kubernetes.protobuf,application/json",
+                Ok((MediaType::Json, View::Object)),
+            ),
+            (
+                "application/vnd.kubernetes.protobuf",
+                Ok((MediaType::Protobuf, View::Object)),
+            ),
             ("application/yaml", Ok((MediaType::Yaml, View::Object))),
-            ("application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1", Ok((MediaType::Json, View::PartialMetadata))),
+            (
+                "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1",
+                Ok((MediaType::Json, View::PartialMetadata)),
+            ),
             ("application/json;as=Table;g=meta.k8s.io;v=v9", Err(406)),
             ("text/html", Err(406)),
-            ("text/html, application/json;q=0.5", Ok((MediaType::Json, View::Object))),
+            (
+                "text/html, application/json;q=0.5",
+                Ok((MediaType::Json, View::Object)),
+            ),
         ] {
             assert_eq!(wanted(accept), expected, "{accept}");
         }

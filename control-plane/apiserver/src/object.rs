@@ -7,7 +7,10 @@ use store::Revision;
 
 /// Text at a JSON pointer, empty when absent.
 pub fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
-    object.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
+    object
+        .pointer(pointer)
+        .and_then(Value::as_str)
+        .unwrap_or_default()
 }
 
 pub fn name(object: &Value) -> &str {
@@ -32,7 +35,11 @@ pub fn is_terminating(object: &Value) -> bool {
 
 pub fn finalizers(object: &Value) -> Vec<String> {
     let list = object.pointer("/metadata/finalizers").and_then(Value::as_array);
-    list.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
+    list.into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .map(str::to_owned)
+        .collect()
 }
 
 pub fn set_finalizers(object: &mut Value, finalizers: &[String]) {
@@ -154,17 +161,29 @@ impl<'a> Scanner<'a> {
         }
         self.expect(b'{')?;
         if self.peek()? == b'}' {
-            return Some(Place { at: self.at, comma_before: false, comma_after: false });
+            return Some(Place {
+                at: self.at,
+                comma_before: false,
+                comma_after: false,
+            });
         }
         loop {
             let start = self.at;
             if self.string()? > b"resourceVersion".as_slice() {
-                return Some(Place { at: start, comma_before: false, comma_after: true });
+                return Some(Place {
+                    at: start,
+                    comma_before: false,
+                    comma_after: true,
+                });
             }
             self.expect(b':')?;
             self.skip_value()?;
             if self.peek()? == b'}' {
-                return Some(Place { at: self.at, comma_before: true, comma_after: false });
+                return Some(Place {
+                    at: self.at,
+                    comma_before: true,
+                    comma_after: false,
+                });
             }
             self.expect(b',')?;
         }

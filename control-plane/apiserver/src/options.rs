@@ -62,7 +62,9 @@ impl ListOptions {
                             return Err(refuse(
                                 "FieldValueNotSupported",
                                 "resourceVersionMatch",
-                                format!("Unsupported value: \"{value}\": supported values: \"Exact\", \"NotOlderThan\""),
+                                format!(
+                                    "Unsupported value: \"{value}\": supported values: \"Exact\", \"NotOlderThan\""
+                                ),
                             ));
                         }
                     };
@@ -83,7 +85,8 @@ impl ListOptions {
 
     /// Upstream's `ValidateListOptions`.
     pub fn validate(&self, watch: bool) -> Result<(), ApiError> {
-        let forbidden = |field, why: &str| Err(refuse("FieldValueForbidden", field, format!("Forbidden: {why}")));
+        let forbidden =
+            |field, why: &str| Err(refuse("FieldValueForbidden", field, format!("Forbidden: {why}")));
         if watch {
             match (self.send_initial_events, self.version_match) {
                 (Some(_), None | Some(Match::Exact)) => {
@@ -110,7 +113,10 @@ impl ListOptions {
                 );
             }
             if !self.continue_token.is_empty() {
-                return forbidden("resourceVersionMatch", "resourceVersionMatch is forbidden when continue is provided");
+                return forbidden(
+                    "resourceVersionMatch",
+                    "resourceVersionMatch is forbidden when continue is provided",
+                );
             }
             if wanted == Match::Exact && self.resource_version == "0" {
                 return forbidden(
@@ -148,17 +154,30 @@ pub fn parse_revision(text: &str) -> Result<Option<Revision>, ApiError> {
     if text.is_empty() {
         return Ok(None);
     }
-    text.parse::<u64>().ok().and_then(|n| Revision::try_from(n).ok()).map(Some).ok_or_else(|| {
-        refuse(
-            "FieldValueInvalid",
-            "resourceVersion",
-            format!("Invalid value: \"{text}\": strconv.ParseUint: parsing \"{text}\": invalid syntax"),
-        )
-    })
+    text.parse::<u64>()
+        .ok()
+        .and_then(|n| Revision::try_from(n).ok())
+        .map(Some)
+        .ok_or_else(|| {
+            refuse(
+                "FieldValueInvalid",
+                "resourceVersion",
+                format!("Invalid value: \"{text}\": strconv.ParseUint: parsing \"{text}\": invalid syntax"),
+            )
+        })
 }
 
 fn refuse(reason: &'static str, field: &str, message: String) -> ApiError {
-    ApiError::invalid("meta.k8s.io", "ListOptions", "", vec![Cause { reason, message, field: field.to_owned() }])
+    ApiError::invalid(
+        "meta.k8s.io",
+        "ListOptions",
+        "",
+        vec![Cause {
+            reason,
+            message,
+            field: field.to_owned(),
+        }],
+    )
 }
 
 fn flag(value: &str) -> bool {
@@ -170,7 +189,9 @@ fn number(key: &str, value: &str) -> Result<usize, ApiError> {
         return Ok(0);
     }
     value.parse().map_err(|_| {
-        ApiError::bad_request(format!("unable to convert query parameter {key}: invalid value \"{value}\""))
+        ApiError::bad_request(format!(
+            "unable to convert query parameter {key}: invalid value \"{value}\""
+        ))
     })
 }
 
@@ -186,7 +207,11 @@ pub struct Continue {
 
 impl Continue {
     pub fn new(revision: Revision, start: String) -> Self {
-        Self { v: "meta.k8s.io/v1".into(), revision, start }
+        Self {
+            v: "meta.k8s.io/v1".into(),
+            revision,
+            start,
+        }
     }
 
     pub fn encode(&self) -> String {
@@ -195,13 +220,20 @@ impl Continue {
 
     pub fn decode(token: &str) -> Result<Self, ApiError> {
         let bad = |why: &str| ApiError::bad_request(format!("continue key is not valid: {why}"));
-        let bytes = URL_SAFE_NO_PAD.decode(token.trim_end_matches('=')).map_err(|error| bad(&error.to_string()))?;
+        let bytes = URL_SAFE_NO_PAD
+            .decode(token.trim_end_matches('='))
+            .map_err(|error| bad(&error.to_string()))?;
         let token: Self = serde_json::from_slice(&bytes).map_err(|error| bad(&error.to_string()))?;
         if token.v != "meta.k8s.io/v1" {
-            return Err(bad(&format!("server does not recognize this encoded version \"{}\"", token.v)));
+            return Err(bad(&format!(
+                "server does not recognize this encoded version \"{}\"",
+                token.v
+            )));
         }
         if token.revision <= 0 || token.start.is_empty() || token.start.contains("..") {
-            return Err(bad("incorrect encoded start resourceVersion or key (version meta.k8s.io/v1)"));
+            return Err(bad(
+                "incorrect encoded start resourceVersion or key (version meta.k8s.io/v1)",
+            ));
         }
         Ok(token)
     }
@@ -227,7 +259,11 @@ impl WriteOptions {
         let mut options = Self::default();
         let refuse = |field: &str, value: &str, allowed: &str| {
             let message = format!("Unsupported value: \"{value}\": supported values: {allowed}");
-            let cause = Cause { reason: "FieldValueNotSupported", message, field: field.into() };
+            let cause = Cause {
+                reason: "FieldValueNotSupported",
+                message,
+                field: field.into(),
+            };
             ApiError::invalid("meta.k8s.io", kind, "", vec![cause])
         };
         for (key, value) in query_pairs(query) {
@@ -239,7 +275,11 @@ impl WriteOptions {
                 ("fieldValidation", "" | "Warn") => options.field_validation = FieldValidation::Warn,
                 ("fieldValidation", "Strict") => options.field_validation = FieldValidation::Strict,
                 ("fieldValidation", _) => {
-                    return Err(refuse("fieldValidation", &value, "\"Ignore\", \"Strict\", \"Warn\""));
+                    return Err(refuse(
+                        "fieldValidation",
+                        &value,
+                        "\"Ignore\", \"Strict\", \"Warn\"",
+                    ));
                 }
                 _ => {}
             }
@@ -261,8 +301,14 @@ mod tests {
             ("resourceVersion=0&limit=5", Freshness::Any),
             ("resourceVersion=7", Freshness::NotOlderThan(7)),
             ("resourceVersion=7&limit=5", Freshness::Exact(7)),
-            ("resourceVersion=7&resourceVersionMatch=Exact", Freshness::Exact(7)),
-            ("resourceVersion=7&limit=5&resourceVersionMatch=NotOlderThan", Freshness::NotOlderThan(7)),
+            (
+                "resourceVersion=7&resourceVersionMatch=Exact",
+                Freshness::Exact(7),
+            ),
+            (
+                "resourceVersion=7&limit=5&resourceVersionMatch=NotOlderThan",
+                Freshness::NotOlderThan(7),
+            ),
         ] {
             let options = ListOptions::parse(query).unwrap();
             options.validate(false).unwrap();
@@ -292,7 +338,13 @@ mod tests {
     fn continue_tokens_come_back() {
         let token = Continue::new(12, "default/web\0".into());
         assert_eq!(Continue::decode(&token.encode()).unwrap(), token);
-        for bad in ["", "###", "e30", &Continue::new(0, "x".into()).encode(), &Continue::new(1, "../x".into()).encode()] {
+        for bad in [
+            "",
+            "###",
+            "e30",
+            &Continue::new(0, "x".into()).encode(),
+            &Continue::new(1, "../x".into()).encode(),
+        ] {
             assert_eq!(Continue::decode(bad).unwrap_err().code.as_u16(), 400, "{bad}");
         }
     }
@@ -300,7 +352,13 @@ mod tests {
     #[test]
     fn write_options_are_checked() {
         let options = WriteOptions::parse("dryRun=All&fieldValidation=Strict", "CreateOptions").unwrap();
-        assert_eq!(options, WriteOptions { dry_run: true, field_validation: FieldValidation::Strict });
+        assert_eq!(
+            options,
+            WriteOptions {
+                dry_run: true,
+                field_validation: FieldValidation::Strict
+            }
+        );
         assert!(WriteOptions::parse("dryRun=Some", "CreateOptions").is_err());
         assert!(WriteOptions::parse("fieldValidation=x", "CreateOptions").is_err());
     }

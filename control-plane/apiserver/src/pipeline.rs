@@ -19,8 +19,13 @@ pub enum Operation {
 #[async_trait]
 pub trait ObjectReader: Send + Sync {
     /// `namespace` is empty for cluster-scoped kinds.
-    async fn get(&self, group: &str, resource: &str, namespace: &str, name: &str)
-    -> Result<Option<Value>, ApiError>;
+    async fn get(
+        &self,
+        group: &str,
+        resource: &str,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<Value>, ApiError>;
 
     /// An empty `namespace` lists all of them.
     async fn list(&self, group: &str, resource: &str, namespace: &str) -> Result<Vec<Value>, ApiError>;
@@ -51,7 +56,11 @@ pub trait Admission: Send + Sync {
     }
 
     /// May refuse. `object` is `None` on delete and on connect without a body.
-    async fn validate(&self, _context: &AdmissionContext<'_>, _object: Option<&Value>) -> Result<(), ApiError> {
+    async fn validate(
+        &self,
+        _context: &AdmissionContext<'_>,
+        _object: Option<&Value>,
+    ) -> Result<(), ApiError> {
         Ok(())
     }
 }
@@ -68,7 +77,11 @@ impl Chain {
         Ok(())
     }
 
-    pub async fn validate(&self, context: &AdmissionContext<'_>, object: Option<&Value>) -> Result<(), ApiError> {
+    pub async fn validate(
+        &self,
+        context: &AdmissionContext<'_>,
+        object: Option<&Value>,
+    ) -> Result<(), ApiError> {
         for plugin in &self.0 {
             plugin.validate(context, object).await?;
         }

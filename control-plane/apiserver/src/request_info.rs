@@ -88,7 +88,8 @@ fn verb(method: &http::Method, info: &RequestInfo, watch_prefix: bool, query: &s
 }
 
 fn asks_watch(query: &str) -> bool {
-    query_values(query, "watch").any(|v| matches!(v.as_str(), "" | "1" | "true" | "True" | "TRUE" | "t" | "T"))
+    query_values(query, "watch")
+        .any(|v| matches!(v.as_str(), "" | "1" | "true" | "True" | "TRUE" | "t" | "T"))
 }
 
 /// A list restricted to one name by field selector is authorized for that name.
@@ -155,17 +156,107 @@ mod tests {
             ("GET", "/api/v1/pods", "list", "", "", "pods", "", ""),
             ("GET", "/api/v1/pods?watch=true", "watch", "", "", "pods", "", ""),
             ("GET", "/api/v1/pods?watch=0", "list", "", "", "pods", "", ""),
-            ("GET", "/api/v1/watch/namespaces/a/pods", "watch", "", "a", "pods", "", ""),
+            (
+                "GET",
+                "/api/v1/watch/namespaces/a/pods",
+                "watch",
+                "",
+                "a",
+                "pods",
+                "",
+                "",
+            ),
             ("GET", "/api/v1/namespaces", "list", "", "", "namespaces", "", ""),
-            ("GET", "/api/v1/namespaces/a", "get", "", "a", "namespaces", "a", ""),
-            ("PUT", "/api/v1/namespaces/a/finalize", "update", "", "a", "namespaces", "a", "finalize"),
-            ("PATCH", "/api/v1/namespaces/a/status", "patch", "", "a", "namespaces", "a", "status"),
-            ("POST", "/api/v1/namespaces/a/pods/p/binding", "create", "", "a", "pods", "p", "binding"),
-            ("DELETE", "/api/v1/namespaces/a/pods", "deletecollection", "", "a", "pods", "", ""),
-            ("DELETE", "/apis/apps/v1/namespaces/a/deployments/d", "delete", "apps", "a", "deployments", "d", ""),
-            ("PATCH", "/apis/apps/v1/namespaces/a/deployments/d/scale", "patch", "apps", "a", "deployments", "d", "scale"),
-            ("GET", "/api/v1/pods?fieldSelector=metadata.name%3Dx", "list", "", "", "pods", "x", ""),
-            ("GET", "/api/v1/nodes/n/proxy/stats/summary", "get", "", "", "nodes", "n", "proxy"),
+            (
+                "GET",
+                "/api/v1/namespaces/a",
+                "get",
+                "",
+                "a",
+                "namespaces",
+                "a",
+                "",
+            ),
+            (
+                "PUT",
+                "/api/v1/namespaces/a/finalize",
+                "update",
+                "",
+                "a",
+                "namespaces",
+                "a",
+                "finalize",
+            ),
+            (
+                "PATCH",
+                "/api/v1/namespaces/a/status",
+                "patch",
+                "",
+                "a",
+                "namespaces",
+                "a",
+                "status",
+            ),
+            (
+                "POST",
+                "/api/v1/namespaces/a/pods/p/binding",
+                "create",
+                "",
+                "a",
+                "pods",
+                "p",
+                "binding",
+            ),
+            (
+                "DELETE",
+                "/api/v1/namespaces/a/pods",
+                "deletecollection",
+                "",
+                "a",
+                "pods",
+                "",
+                "",
+            ),
+            (
+                "DELETE",
+                "/apis/apps/v1/namespaces/a/deployments/d",
+                "delete",
+                "apps",
+                "a",
+                "deployments",
+                "d",
+                "",
+            ),
+            (
+                "PATCH",
+                "/apis/apps/v1/namespaces/a/deployments/d/scale",
+                "patch",
+                "apps",
+                "a",
+                "deployments",
+                "d",
+                "scale",
+            ),
+            (
+                "GET",
+                "/api/v1/pods?fieldSelector=metadata.name%3Dx",
+                "list",
+                "",
+                "",
+                "pods",
+                "x",
+                "",
+            ),
+            (
+                "GET",
+                "/api/v1/nodes/n/proxy/stats/summary",
+                "get",
+                "",
+                "",
+                "nodes",
+                "n",
+                "proxy",
+            ),
         ];
         for (method, uri, verb, group, namespace, resource, name, subresource) in cases {
             let info = parse(method, uri);
@@ -183,12 +274,23 @@ mod tests {
                 "{method} {uri}"
             );
         }
-        assert_eq!(parse("GET", "/api/v1/nodes/n/proxy/stats/summary").rest, "stats/summary");
+        assert_eq!(
+            parse("GET", "/api/v1/nodes/n/proxy/stats/summary").rest,
+            "stats/summary"
+        );
     }
 
     #[test]
     fn other_paths_are_no_resources() {
-        for uri in ["/", "/api", "/apis", "/api/v1", "/apis/apps/v1", "/healthz", "/openapi/v3/apis/apps/v1"] {
+        for uri in [
+            "/",
+            "/api",
+            "/apis",
+            "/api/v1",
+            "/apis/apps/v1",
+            "/healthz",
+            "/openapi/v3/apis/apps/v1",
+        ] {
             let info = parse("GET", uri);
             assert!(!info.is_resource, "{uri}");
             assert_eq!(info.verb, "get");

@@ -51,13 +51,27 @@ impl LabelSelector {
     /// From a `metav1.LabelSelector` object.
     pub fn from_object(selector: &serde_json::Value) -> Self {
         let mut requirements = Vec::new();
-        for (key, value) in selector.get("matchLabels").and_then(|m| m.as_object()).into_iter().flatten() {
+        for (key, value) in selector
+            .get("matchLabels")
+            .and_then(|m| m.as_object())
+            .into_iter()
+            .flatten()
+        {
             let value = value.as_str().unwrap_or_default().to_owned();
             requirements.push(Requirement::In(key.clone(), vec![value]));
         }
-        for expression in selector.get("matchExpressions").and_then(|e| e.as_array()).into_iter().flatten() {
+        for expression in selector
+            .get("matchExpressions")
+            .and_then(|e| e.as_array())
+            .into_iter()
+            .flatten()
+        {
             let key = crate::object::text(expression, "/key").to_owned();
-            let values = expression.get("values").and_then(|v| v.as_array()).into_iter().flatten();
+            let values = expression
+                .get("values")
+                .and_then(|v| v.as_array())
+                .into_iter()
+                .flatten();
             let values = values.filter_map(|v| v.as_str()).map(str::to_owned).collect();
             requirements.push(match crate::object::text(expression, "/operator") {
                 "In" => Requirement::In(key, values),
@@ -83,7 +97,8 @@ fn tokens(text: &str) -> Vec<&str> {
         } else if "=!,()<>".contains(first) {
             1
         } else {
-            rest.find(|c: char| c.is_whitespace() || "=!,()<>".contains(c)).unwrap_or(rest.len())
+            rest.find(|c: char| c.is_whitespace() || "=!,()<>".contains(c))
+                .unwrap_or(rest.len())
         };
         tokens.push(&rest[..length]);
         rest = rest[length..].trim_start();
@@ -103,25 +118,46 @@ fn requirement<'a, 'b>(tokens: &'b [&'a str]) -> Parsed<'a, 'b, Requirement> {
             };
             let key = label_key(key)?;
             let wanted = vec![value];
-            Ok((if *operator == "!=" { Requirement::NotIn(key, wanted) } else { Requirement::In(key, wanted) }, rest))
+            Ok((
+                if *operator == "!=" {
+                    Requirement::NotIn(key, wanted)
+                } else {
+                    Requirement::In(key, wanted)
+                },
+                rest,
+            ))
         }
         [key, operator @ (">" | "<"), value, rest @ ..] => {
-            let bound = value
-                .parse()
-                .map_err(|_| format!("for 'Gt', 'Lt' operators, the value must be an integer: \"{value}\""))?;
+            let bound = value.parse().map_err(|_| {
+                format!("for 'Gt', 'Lt' operators, the value must be an integer: \"{value}\"")
+            })?;
             let key = label_key(key)?;
-            Ok((if *operator == ">" { Requirement::Greater(key, bound) } else { Requirement::Less(key, bound) }, rest))
+            Ok((
+                if *operator == ">" {
+                    Requirement::Greater(key, bound)
+                } else {
+                    Requirement::Less(key, bound)
+                },
+                rest,
+            ))
         }
         [key, operator @ ("in" | "notin"), "(", rest @ ..] => {
             let (values, rest) = values(rest)?;
             let key = label_key(key)?;
-            Ok((if *operator == "in" { Requirement::In(key, values) } else { Requirement::NotIn(key, values) }, rest))
+            Ok((
+                if *operator == "in" {
+                    Requirement::In(key, values)
+                } else {
+                    Requirement::NotIn(key, values)
+                },
+                rest,
+            ))
         }
         [key] => Ok((Requirement::Exists(label_key(key)?), &[])),
         [key, rest @ ..] if rest[0] == "," => Ok((Requirement::Exists(label_key(key)?), rest)),
-        [_, other, ..] => {
-            Err(format!("unable to parse requirement: found '{other}', expected: in, notin, =, ==, !=, gt, lt"))
-        }
+        [_, other, ..] => Err(format!(
+            "unable to parse requirement: found '{other}', expected: in, notin, =, ==, !=, gt, lt"
+        )),
         [] => Err("unable to parse requirement: found '', expected: identifier".into()),
     }
 }
@@ -130,7 +166,16 @@ fn values<'a, 'b>(mut tokens: &'b [&'a str]) -> Parsed<'a, 'b, Vec<String>> {
     let mut values = Vec::new();
     loop {
         match tokens {
-            [")", rest @ ..] => return Ok((if values.is_empty() { vec![String::new()] } else { values }, rest)),
+            [")", rest @ ..] => {
+                return Ok((
+                    if values.is_empty() {
+                        vec![String::new()]
+                    } else {
+                        values
+                    },
+                    rest,
+                ));
+            }
             [",", rest @ ..] => {
                 if values.is_empty() {
                     values.push(String::new());
@@ -154,12 +199,17 @@ fn is_name(text: &str) -> bool {
     text.len() <= 63
         && edge(text.chars().next())
         && edge(text.chars().last())
-        && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+        && text
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
 }
 
 fn label_key(text: &str) -> Result<String, String> {
     let (prefix, name) = text.split_once('/').unwrap_or(("x", text));
-    let prefix_ok = prefix.len() <= 253 && prefix.split('.').all(|part| is_name(part) && part == part.to_lowercase());
+    let prefix_ok = prefix.len() <= 253
+        && prefix
+            .split('.')
+            .all(|part| is_name(part) && part == part.to_lowercase());
     if prefix_ok && is_name(name) {
         Ok(text.to_owned())
     } else {
@@ -214,12 +264,16 @@ impl FieldSelector {
 
     /// `field` answers what an object has; absent fields are empty.
     pub fn matches<'a>(&self, field: impl Fn(&str) -> &'a str) -> bool {
-        self.0.iter().all(|(name, value, equal)| (field(name) == value) == *equal)
+        self.0
+            .iter()
+            .all(|(name, value, equal)| (field(name) == value) == *equal)
     }
 
     /// The value a field must equal, if the selector says so.
     pub fn exactly(&self, field: &str) -> Option<&str> {
-        self.0.iter().find_map(|(name, value, equal)| (name == field && *equal).then_some(value.as_str()))
+        self.0
+            .iter()
+            .find_map(|(name, value, equal)| (name == field && *equal).then_some(value.as_str()))
     }
 }
 
@@ -241,14 +295,22 @@ fn unescape(value: &str) -> String {
     let mut out = String::new();
     let mut chars = value.chars();
     while let Some(c) = chars.next() {
-        out.push(if c == '\\' { chars.next().unwrap_or('\\') } else { c });
+        out.push(if c == '\\' {
+            chars.next().unwrap_or('\\')
+        } else {
+            c
+        });
     }
     out
 }
 
 /// `a=b,c=d`, as `status.selector` of a Scale shows a map of labels.
 pub fn render(labels: &BTreeMap<String, String>) -> String {
-    labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
+    labels
+        .iter()
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect::<Vec<_>>()
+        .join(",")
 }
 
 #[cfg(test)]
@@ -290,7 +352,9 @@ mod tests {
 
     #[test]
     fn broken_label_selectors_are_refused() {
-        for selector in ["a in b", "a=b c", "a in (b", "=b", "a=-b", "a,,b", "n>x", "a b", "/x=y", "a=b,"] {
+        for selector in [
+            "a in b", "a=b c", "a in (b", "=b", "a=-b", "a,,b", "n>x", "a b", "/x=y", "a=b,",
+        ] {
             assert!(LabelSelector::parse(selector).is_err(), "{selector}");
         }
     }
@@ -321,7 +385,11 @@ mod tests {
             ("spec.nodeName=", true),
             ("spec.nodeName!=", false),
         ] {
-            assert_eq!(FieldSelector::parse(selector).unwrap().matches(field), expected, "{selector}");
+            assert_eq!(
+                FieldSelector::parse(selector).unwrap().matches(field),
+                expected,
+                "{selector}"
+            );
         }
         assert!(FieldSelector::parse("nonsense").is_err());
         let selector = FieldSelector::parse("metadata.name=x,spec.a!=b").unwrap();

@@ -45,10 +45,18 @@ impl ApiServer {
     }
 
     /// The newest state of an object.
-    pub async fn read(&self, group: &str, resource: &str, namespace: &str, name: &str) -> Result<Option<Value>, ApiError> {
+    pub async fn read(
+        &self,
+        group: &str,
+        resource: &str,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<Value>, ApiError> {
         let key = registry::key(group, resource, namespace, name);
         let (kv, _) = self.store.get(key).await.map_err(store_error)?;
-        kv.map(|kv| object::decode(&kv.value, kv.mod_revision)).transpose().map_err(ApiError::internal)
+        kv.map(|kv| object::decode(&kv.value, kv.mod_revision))
+            .transpose()
+            .map_err(ApiError::internal)
     }
 
     /// A lease that ends an event after its time; shared by events created close together.
@@ -67,17 +75,32 @@ impl ApiServer {
 
     /// Built when first asked for.
     pub fn openapi(&self) -> &OpenApi {
-        self.openapi.get_or_init(|| crate::endpoints::openapi::load(&self.registry.catalog(), self.config.openapi_descriptions.as_deref()))
+        self.openapi.get_or_init(|| {
+            crate::endpoints::openapi::load(
+                &self.registry.catalog(),
+                self.config.openapi_descriptions.as_deref(),
+            )
+        })
     }
 }
 
 #[async_trait]
 impl ObjectReader for ApiServer {
     /// From the cache; what it does not have is looked for in the store.
-    async fn get(&self, group: &str, resource: &str, namespace: &str, name: &str) -> Result<Option<Value>, ApiError> {
-        let cached = self.cache(group, resource).get(&registry::relative_key(namespace, name));
+    async fn get(
+        &self,
+        group: &str,
+        resource: &str,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<Value>, ApiError> {
+        let cached = self
+            .cache(group, resource)
+            .get(&registry::relative_key(namespace, name));
         match cached {
-            Some(entry) => serde_json::from_slice(&entry.bytes).map(Some).map_err(ApiError::internal),
+            Some(entry) => serde_json::from_slice(&entry.bytes)
+                .map(Some)
+                .map_err(ApiError::internal),
             None => self.read(group, resource, namespace, name).await,
         }
     }
@@ -85,15 +108,30 @@ impl ObjectReader for ApiServer {
     async fn list(&self, group: &str, resource: &str, namespace: &str) -> Result<Vec<Value>, ApiError> {
         let cache = self.cache(group, resource);
         cache.wait_for(0).await?;
-        let selection = Selection { namespace: namespace.to_owned(), ..Selection::default() };
+        let selection = Selection {
+            namespace: namespace.to_owned(),
+            ..Selection::default()
+        };
         let listed = cache.list(&selection, 0);
-        listed.entries.iter().map(|e| serde_json::from_slice(&e.bytes).map_err(ApiError::internal)).collect()
+        listed
+            .entries
+            .iter()
+            .map(|e| serde_json::from_slice(&e.bytes).map_err(ApiError::internal))
+            .collect()
     }
 }
 
 #[async_trait]
 impl ObjectLookup for ApiServer {
-    async fn get(&self, group: &str, resource: &str, namespace: &str, name: &str) -> Result<Option<Value>, LookupError> {
-        ObjectReader::get(self, group, resource, namespace, name).await.map_err(|error| LookupError(error.message))
+    async fn get(
+        &self,
+        group: &str,
+        resource: &str,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<Value>, LookupError> {
+        ObjectReader::get(self, group, resource, namespace, name)
+            .await
+            .map_err(|error| LookupError(error.message))
     }
 }

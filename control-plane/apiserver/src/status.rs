@@ -92,8 +92,7 @@ impl ApiError {
             (false, true) => format!("{qualified} is forbidden: {why}"),
             (false, false) => format!("{qualified} \"{name}\" is forbidden: {why}"),
         };
-        Self::new(StatusCode::FORBIDDEN, "Forbidden", message)
-            .with_details(resource_details(qualified, name))
+        Self::new(StatusCode::FORBIDDEN, "Forbidden", message).with_details(resource_details(qualified, name))
     }
 
     pub fn unauthorized() -> Self {
@@ -251,10 +250,7 @@ mod tests {
                 ApiError::modified("pods", "x"),
                 r#"Operation cannot be fulfilled on pods "x": the object has been modified; please apply your changes to the latest version and try again"#,
             ),
-            (
-                ApiError::forbidden("pods", "", "no"),
-                "pods is forbidden: no",
-            ),
+            (ApiError::forbidden("pods", "", "no"), "pods is forbidden: no"),
         ];
         for (error, message) in cases {
             assert_eq!(error.message, message);

@@ -18,7 +18,14 @@ async fn open() -> (Arc<dyn Store>, tempfile::TempDir) {
 suite!(open());
 
 fn put(key: String, value: Vec<u8>) -> Txn {
-    Txn { compares: vec![], writes: vec![Write::Put { key: key.into(), value: value.into(), lease: 0 }] }
+    Txn {
+        compares: vec![],
+        writes: vec![Write::Put {
+            key: key.into(),
+            value: value.into(),
+            lease: 0,
+        }],
+    }
 }
 
 #[tokio::test]
@@ -32,7 +39,10 @@ async fn everything_is_there_after_a_restart() {
     drop(store);
     let store = EmbeddedStore::open(directory.path()).unwrap();
     assert_eq!(store.range(Range::prefix("/")).await.unwrap(), before);
-    let past = Range { revision: before.revision - 1, ..Range::prefix("/") };
+    let past = Range {
+        revision: before.revision - 1,
+        ..Range::prefix("/")
+    };
     assert_eq!(store.range(past).await.unwrap().kvs[0].value, "1");
     assert_eq!(store.grant_lease(1000).await.unwrap(), lease + 1);
 }
@@ -41,7 +51,9 @@ async fn everything_is_there_after_a_restart() {
 /// several clients and prints each key when its write is acknowledged.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn crash_child() {
-    let Ok(directory) = std::env::var("IRONLET_STORE_CRASH_DIRECTORY") else { return };
+    let Ok(directory) = std::env::var("IRONLET_STORE_CRASH_DIRECTORY") else {
+        return;
+    };
     let store = EmbeddedStore::open(directory.as_ref()).unwrap();
     let start = store.revision().await.unwrap();
     let clients = (0..8).map(|client| {
@@ -49,7 +61,8 @@ async fn crash_child() {
         tokio::spawn(async move {
             for n in 0.. {
                 let key = format!("/{start}/{client}/{n}");
-                let TxnResult::Committed { revision } = store.txn(put(key.clone(), vec![b'x'; 700])).await.unwrap()
+                let TxnResult::Committed { revision } =
+                    store.txn(put(key.clone(), vec![b'x'; 700])).await.unwrap()
                 else {
                     panic!("no compares, no conflict");
                 };
@@ -78,8 +91,12 @@ async fn nothing_acknowledged_is_lost() {
         let mut seen = 0;
         for line in lines {
             let Ok(line) = line else { break };
-            let Some((_, rest)) = line.split_once("acknowledged ") else { continue };
-            let Some((key, revision)) = rest.split_once(' ') else { continue };
+            let Some((_, rest)) = line.split_once("acknowledged ") else {
+                continue;
+            };
+            let Some((key, revision)) = rest.split_once(' ') else {
+                continue;
+            };
             let Ok(revision) = revision.parse() else { continue };
             acknowledged.push((key.to_owned(), revision));
             seen += 1;

@@ -23,7 +23,11 @@ impl Drop for Server {
 }
 
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
 }
 
 async fn open() -> (Arc<dyn Store>, Server) {
@@ -35,17 +39,42 @@ async fn open() -> (Arc<dyn Store>, Server) {
     let child = Command::new(&binary)
         .arg("--data-dir")
         .arg(directory.path())
-        .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
-        .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-        .args(["--initial-cluster", &format!("default={peer}"), "--log-level", "error"])
+        .args([
+            "--listen-client-urls",
+            &client,
+            "--advertise-client-urls",
+            &client,
+        ])
+        .args([
+            "--listen-peer-urls",
+            &peer,
+            "--initial-advertise-peer-urls",
+            &peer,
+        ])
+        .args([
+            "--initial-cluster",
+            &format!("default={peer}"),
+            "--log-level",
+            "error",
+        ])
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
         .unwrap_or_else(|error| {
-            panic!("cannot start {binary}: {error}; install etcd-server or set IRONLET_TEST_ETCD=/path/to/etcd")
+            panic!(
+                "cannot start {binary}: {error}; install etcd-server or set IRONLET_TEST_ETCD=/path/to/etcd"
+            )
         });
-    let server = Server { child, _directory: directory };
-    let config = EtcdConfig { endpoints: vec![client], ca: None, certificate: None, key: None };
+    let server = Server {
+        child,
+        _directory: directory,
+    };
+    let config = EtcdConfig {
+        endpoints: vec![client],
+        ca: None,
+        certificate: None,
+        key: None,
+    };
     let mut problem = None;
     for _ in 0..600 {
         match EtcdStore::connect(&config).await {

@@ -13,7 +13,12 @@ use crate::state::ApiServer;
 pub async fn start(server: &Arc<ApiServer>) {
     for (group, resource) in Authorizer::WATCHED {
         let cache = server.cache(group, resource);
-        let mut feeder = Feeder { server: server.clone(), cache, resource, known: BTreeSet::new() };
+        let mut feeder = Feeder {
+            server: server.clone(),
+            cache,
+            resource,
+            known: BTreeSet::new(),
+        };
         let revision = feeder.feed_all().await;
         tokio::spawn(async move {
             let shutdown = feeder.server.shutdown.clone();
@@ -68,7 +73,11 @@ impl Feeder {
                             (Some(now), _) => self.set(now),
                             (None, Some(before)) => {
                                 self.known.remove(&before.key);
-                                self.server.authorizer.remove(self.resource, before.namespace(), before.name());
+                                self.server.authorizer.remove(
+                                    self.resource,
+                                    before.namespace(),
+                                    before.name(),
+                                );
                             }
                             (None, None) => {}
                         }

@@ -51,13 +51,21 @@ async fn service(server: &ApiServer) -> Result<(), ApiError> {
 /// Creates the object, or gives back what it lost; `autoupdate: "false"` leaves it to the user.
 async fn policy(server: &ApiServer, entry: BootstrapObject) -> Result<(), ApiError> {
     let request = own_request(server, RBAC, entry.resource, &entry.namespace, &entry.name)?;
-    let Some(current) = server.read(RBAC, entry.resource, &entry.namespace, &entry.name).await? else {
+    let Some(current) = server
+        .read(RBAC, entry.resource, &entry.namespace, &entry.name)
+        .await?
+    else {
         return ensure_object(server, &request, entry.object).await.map(drop);
     };
-    if current["metadata"]["annotations"][AUTOUPDATE] == "false" || reconciled(&current, &entry.object).is_none() {
+    if current["metadata"]["annotations"][AUTOUPDATE] == "false"
+        || reconciled(&current, &entry.object).is_none()
+    {
         return Ok(());
     }
-    let intent = Intent { request: &request, dry_run: false };
+    let intent = Intent {
+        request: &request,
+        dry_run: false,
+    };
     let make = |current: &Value| Ok(reconciled(current, &entry.object).unwrap_or_else(|| current.clone()));
     update_object(server, intent, make).await.map(drop)
 }
@@ -71,8 +79,13 @@ fn reconciled(current: &Value, wanted: &Value) -> Option<Value> {
             continue;
         }
         let have = current[list].as_array().cloned().unwrap_or_default();
-        let missing: Vec<Value> =
-            wanted[list].as_array().into_iter().flatten().filter(|item| !have.contains(item)).cloned().collect();
+        let missing: Vec<Value> = wanted[list]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter(|item| !have.contains(item))
+            .cloned()
+            .collect();
         if !missing.is_empty() {
             next[list] = Value::Array(have.into_iter().chain(missing).collect());
         }
@@ -90,9 +103,13 @@ mod tests {
     #[test]
     fn lost_rules_come_back_and_added_ones_stay() {
         let wanted = json!({"metadata": {}, "rules": [{"verbs": ["get"]}, {"verbs": ["list"]}]});
-        let current = json!({"metadata": {"resourceVersion": "7"}, "rules": [{"verbs": ["get"]}, {"verbs": ["mine"]}]});
+        let current =
+            json!({"metadata": {"resourceVersion": "7"}, "rules": [{"verbs": ["get"]}, {"verbs": ["mine"]}]});
         let next = reconciled(&current, &wanted).unwrap();
-        assert_eq!(next["rules"], json!([{"verbs": ["get"]}, {"verbs": ["mine"]}, {"verbs": ["list"]}]));
+        assert_eq!(
+            next["rules"],
+            json!([{"verbs": ["get"]}, {"verbs": ["mine"]}, {"verbs": ["list"]}])
+        );
         assert_eq!(reconciled(&next, &wanted), None, "once is enough");
         let aggregated = json!({"metadata": {}, "aggregationRule": {}, "rules": [{"verbs": ["x"]}]});
         assert_eq!(reconciled(&current, &aggregated), None);

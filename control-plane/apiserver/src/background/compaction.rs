@@ -13,11 +13,13 @@ pub async fn keep(server: &ApiServer) {
     loop {
         let now = server.store.revision().await;
         match (previous, &now) {
-            (Some(revision), Ok(current)) if revision < *current => match server.store.compact(revision).await {
-                // Another API server was faster.
-                Ok(()) | Err(StoreError::Compacted) => {}
-                Err(error) => tracing::warn!(%error, revision, "cannot compact the store"),
-            },
+            (Some(revision), Ok(current)) if revision < *current => {
+                match server.store.compact(revision).await {
+                    // Another API server was faster.
+                    Ok(()) | Err(StoreError::Compacted) => {}
+                    Err(error) => tracing::warn!(%error, revision, "cannot compact the store"),
+                }
+            }
             (_, Err(error)) => tracing::warn!(%error, "cannot read the store's revision"),
             _ => {}
         }

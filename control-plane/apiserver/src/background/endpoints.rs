@@ -31,24 +31,51 @@ pub async fn keep(server: &ApiServer, port: u16) {
 /// Says that we are here, and writes down who else is.
 pub async fn announce(server: &ApiServer, port: u16) -> Result<(), ApiError> {
     let address = server.config.advertise_address;
-    let lease = server.store.grant_lease(LEASE_SECONDS).await.map_err(store_error)?;
+    let lease = server
+        .store
+        .grant_lease(LEASE_SECONDS)
+        .await
+        .map_err(store_error)?;
     let key = Bytes::from(format!("{ANNOUNCEMENTS}{address}"));
-    let txn = Txn { compares: vec![], writes: vec![Write::Put { key, value: Bytes::from(port.to_string()), lease }] };
+    let txn = Txn {
+        compares: vec![],
+        writes: vec![Write::Put {
+            key,
+            value: Bytes::from(port.to_string()),
+            lease,
+        }],
+    };
     server.store.txn(txn).await.map_err(store_error)?;
-    let alive = server.store.range(Range::prefix(ANNOUNCEMENTS)).await.map_err(store_error)?;
+    let alive = server
+        .store
+        .range(Range::prefix(ANNOUNCEMENTS))
+        .await
+        .map_err(store_error)?;
     let addresses: BTreeSet<IpAddr> = alive
         .kvs
         .iter()
-        .filter_map(|kv| std::str::from_utf8(&kv.key[ANNOUNCEMENTS.len()..]).ok()?.parse().ok())
+        .filter_map(|kv| {
+            std::str::from_utf8(&kv.key[ANNOUNCEMENTS.len()..])
+                .ok()?
+                .parse()
+                .ok()
+        })
         .collect();
     let addresses: Vec<String> = addresses.iter().map(IpAddr::to_string).collect();
     for (group, plural, object) in [
         ("", "endpoints", endpoints(&addresses, port)),
-        ("discovery.k8s.io", "endpointslices", slice(&addresses, address, port)),
+        (
+            "discovery.k8s.io",
+            "endpointslices",
+            slice(&addresses, address, port),
+        ),
     ] {
         let request = own_request(server, group, plural, "default", "kubernetes")?;
         if !ensure_object(server, &request, object.clone()).await? {
-            let intent = Intent { request: &request, dry_run: false };
+            let intent = Intent {
+                request: &request,
+                dry_run: false,
+            };
             update_object(server, intent, |current| Ok(merged(current, &object))).await?;
         }
     }
@@ -82,8 +109,10 @@ fn endpoints(addresses: &[String], port: u16) -> Value {
 }
 
 fn slice(addresses: &[String], own: IpAddr, port: u16) -> Value {
-    let endpoints: Vec<Value> =
-        addresses.iter().map(|ip| json!({"addresses": [ip], "conditions": {"ready": true}})).collect();
+    let endpoints: Vec<Value> = addresses
+        .iter()
+        .map(|ip| json!({"addresses": [ip], "conditions": {"ready": true}}))
+        .collect();
     json!({
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",

@@ -28,7 +28,10 @@ pub async fn run(server: Arc<ApiServer>, port: u16) {
             tokio::time::sleep(RETRY).await;
         }
         while let Err(error) = endpoints::announce(&server, port).await {
-            tracing::warn!(error = error.message, "the kubernetes Service has no endpoint yet");
+            tracing::warn!(
+                error = error.message,
+                "the kubernetes Service has no endpoint yet"
+            );
             tokio::time::sleep(RETRY).await;
         }
         server.ready.send_replace(true);
@@ -41,7 +44,13 @@ pub async fn run(server: Arc<ApiServer>, port: u16) {
 }
 
 /// A write of the server itself, through the same path as everyone's.
-fn own_request(server: &ApiServer, group: &str, plural: &str, namespace: &str, name: &str) -> Result<ResourceRequest, ApiError> {
+fn own_request(
+    server: &ApiServer,
+    group: &str,
+    plural: &str,
+    namespace: &str,
+    name: &str,
+) -> Result<ResourceRequest, ApiError> {
     let catalog = server.registry.catalog();
     let resource = catalog
         .resource(group, "v1", plural)
@@ -68,12 +77,23 @@ fn own_request(server: &ApiServer, group: &str, plural: &str, namespace: &str, n
 }
 
 /// Creates the object unless it is there.
-async fn ensure_object(server: &ApiServer, request: &ResourceRequest, object: Value) -> Result<bool, ApiError> {
+async fn ensure_object(
+    server: &ApiServer,
+    request: &ResourceRequest,
+    object: Value,
+) -> Result<bool, ApiError> {
     let info = &request.info;
-    if server.read(&info.group, &info.resource, &info.namespace, &info.name).await?.is_some() {
+    if server
+        .read(&info.group, &info.resource, &info.namespace, &info.name)
+        .await?
+        .is_some()
+    {
         return Ok(false);
     }
-    let intent = crate::endpoints::Intent { request, dry_run: false };
+    let intent = crate::endpoints::Intent {
+        request,
+        dry_run: false,
+    };
     match crate::endpoints::create_object(server, intent, object).await {
         Ok(_) => Ok(true),
         Err(error) if error.reason == "AlreadyExists" => Ok(false),

@@ -41,7 +41,12 @@ impl Entry {
     }
 
     /// With another revision than the stored one: the last state of a deleted object.
-    pub fn at(prefix_length: usize, kv: &KeyValue, selectable: &[SelectableField], revision: Revision) -> Self {
+    pub fn at(
+        prefix_length: usize,
+        kv: &KeyValue,
+        selectable: &[SelectableField],
+        revision: Revision,
+    ) -> Self {
         let key = String::from_utf8_lossy(kv.key.get(prefix_length..).unwrap_or_default());
         let labels = match serde_json::from_slice::<Labelled<'_>>(&kv.value) {
             Ok(object) => object.metadata.labels,
@@ -54,7 +59,10 @@ impl Entry {
             Box::default()
         } else {
             let object: Value = serde_json::from_slice(&kv.value).unwrap_or_default();
-            selectable.iter().map(|(_, pointer)| field_text(&object, pointer).into()).collect()
+            selectable
+                .iter()
+                .map(|(_, pointer)| field_text(&object, pointer).into())
+                .collect()
         };
         Self {
             key: key.into(),
@@ -81,7 +89,10 @@ impl Entry {
         match name {
             "metadata.name" => self.name(),
             "metadata.namespace" => self.namespace(),
-            _ => selectable.iter().position(|(n, _)| *n == name).map_or("", |at| &self.fields[at]),
+            _ => selectable
+                .iter()
+                .position(|(n, _)| *n == name)
+                .map_or("", |at| &self.fields[at]),
         }
     }
 }

@@ -117,8 +117,14 @@ impl WatchCache {
             "" => String::new(),
             namespace => format!("{namespace}/"),
         };
-        let mut listed = Listed { revision: self.current_revision(), ..Listed::default() };
-        for (key, entry) in state.entries.range::<str, _>((std::ops::Bound::Included(start.as_str()), std::ops::Bound::Unbounded)) {
+        let mut listed = Listed {
+            revision: self.current_revision(),
+            ..Listed::default()
+        };
+        for (key, entry) in state.entries.range::<str, _>((
+            std::ops::Bound::Included(start.as_str()),
+            std::ops::Bound::Unbounded,
+        )) {
             if !key.starts_with(&start) {
                 break;
             }
@@ -145,16 +151,24 @@ impl WatchCache {
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, State> {
-        self.state.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.state
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn write(&self) -> std::sync::RwLockWriteGuard<'_, State> {
-        self.state.write().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.state
+            .write()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     async fn follow(&self) {
         loop {
-            let listed = match self.store.range(Range::prefix(Bytes::from(self.prefix.clone()))).await {
+            let listed = match self
+                .store
+                .range(Range::prefix(Bytes::from(self.prefix.clone())))
+                .await
+            {
                 Ok(listed) => listed,
                 Err(error) => {
                     tracing::warn!(prefix = self.prefix, %error, "cannot fill the watch cache");
@@ -206,7 +220,11 @@ impl WatchCache {
                     }
                     Some(WatchMessage::Compacted { .. }) => return,
                     Some(WatchMessage::Lost(reason)) => {
-                        tracing::warn!(prefix = self.prefix, reason, "the store watch ended, watching again");
+                        tracing::warn!(
+                            prefix = self.prefix,
+                            reason,
+                            "the store watch ended, watching again"
+                        );
                         tokio::time::sleep(RETRY).await;
                         break;
                     }
@@ -219,27 +237,68 @@ impl WatchCache {
         }
     }
 
+    fn change(&self, event: &Event) -> Change {
+        let length = self.prefix.len();
+        let entry = |kv, revision| Arc::new(Entry::at(length, kv, self.selectable, revision));
+        match event {
+            Event::Put { kv, prev } => Change {
+                revision: kv.mod_revision,
+                now: Some(entry(kv, kv.mod_revision)),
+                before: prev.as_ref().map(|prev| entry(prev, prev.mod_revision)),
+            },
+            Event::Delete { revision, prev, .. } => Change {
+                revision: *revision,
+                now: None,
+                before: prev.as_ref().map(|prev| entry(prev, *revision)),
+            },
+        }
+    }
+
+    /// Changes after `from` that the window has forgotten, from the store's history, up to the
+    /// window. None when the store has forgotten them, too.
+    pub async fn replay(&self, from: Revision, until: Revision) -> Option<Vec<Change>> {
+        let mut history = self
+            .store
+            .watch(Bytes::from(self.prefix.clone()), from + 1)
+            .await
+            .ok()?;
+        let mut changes = Vec::new();
+        let read = async {
+            loop {
+                self.store.request_progress().await.ok()?;
+                let message = tokio::time::timeout(PROGRESS_INTERVAL, history.next()).await;
+                match message {
+                    Ok(Some(WatchMessage::Events(events))) => {
+                        for event in events {
+                            if event.revision() > until {
+                                return Some(());
+                            }
+                            changes.push(self.change(&event));
+                        }
+                    }
+                    Ok(Some(WatchMessage::Progress(revision))) if revision >= until => return Some(()),
+                    Ok(Some(WatchMessage::Progress(_))) | Err(_) => {}
+                    Ok(Some(WatchMessage::Compacted { .. } | WatchMessage::Lost(_)) | None) => return None,
+                }
+            }
+        };
+        tokio::time::timeout(FRESHNESS_PATIENCE, read).await.ok()??;
+        Some(changes)
+    }
+
     fn apply(&self, events: Vec<Event>, revision: Revision) {
         let mut state = self.write();
         for event in events {
-            let length = self.prefix.len();
-            let change = match &event {
-                Event::Put { kv, prev } => {
-                    let entry = Arc::new(Entry::new(length, kv, self.selectable));
-                    let old = state.entries.insert(entry.key.clone(), entry.clone());
-                    let old = old.or_else(|| {
-                        prev.as_ref().map(|kv| Arc::new(Entry::new(length, kv, self.selectable)))
-                    });
-                    Change { revision: kv.mod_revision, now: Some(entry), before: old }
-                }
-                Event::Delete { key, revision, prev } => {
-                    let name = String::from_utf8_lossy(key.get(length..).unwrap_or_default());
-                    let old = state.entries.remove(name.as_ref());
-                    let last = prev.as_ref().map(|kv| Arc::new(Entry::at(length, kv, self.selectable, *revision)));
-                    let Some(last) = last.or(old) else { continue };
-                    Change { revision: *revision, now: None, before: Some(last) }
+            let mut change = self.change(&event);
+            let known = match &change.now {
+                Some(entry) => state.entries.insert(entry.key.clone(), entry.clone()),
+                None => {
+                    let key = event.key().get(self.prefix.len()..).unwrap_or_default();
+                    state.entries.remove(String::from_utf8_lossy(key).as_ref())
                 }
             };
+            // The store forgets what was before when it compacts; we may still know.
+            change.before = change.before.or(known);
             state.window.push(change);
         }
         // Readers woken by the revision must find the changes.
@@ -258,7 +317,9 @@ pub struct Listed {
 }
 
 pub fn too_large(wanted: Revision, current: Revision) -> ApiError {
-    let mut error = ApiError::timeout(format!("Too large resource version: {wanted}, current: {current}"));
+    let mut error = ApiError::timeout(format!(
+        "Too large resource version: {wanted}, current: {current}"
+    ));
     *error.details = serde_json::json!({
         "causes": [{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}],
         "retryAfterSeconds": 1,

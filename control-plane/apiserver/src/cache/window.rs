@@ -33,7 +33,10 @@ pub struct Window {
 
 impl Window {
     pub fn starting_at(revision: Revision) -> Self {
-        Self { start: revision, changes: VecDeque::new() }
+        Self {
+            start: revision,
+            changes: VecDeque::new(),
+        }
     }
 
     pub fn push(&mut self, change: Change) {
@@ -59,7 +62,11 @@ mod tests {
     use super::*;
 
     fn change(revision: Revision) -> Change {
-        Change { revision, now: None, before: None }
+        Change {
+            revision,
+            now: None,
+            before: None,
+        }
     }
 
     #[test]

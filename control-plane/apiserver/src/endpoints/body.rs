@@ -20,7 +20,9 @@ pub async fn collect(incoming: Incoming) -> Result<Bytes, ApiError> {
     match Limited::new(incoming, LIMIT).collect().await {
         Ok(body) => Ok(body.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => Err(ApiError::too_large(LIMIT)),
-        Err(error) => Err(ApiError::bad_request(format!("error reading the request body: {error}"))),
+        Err(error) => Err(ApiError::bad_request(format!(
+            "error reading the request body: {error}"
+        ))),
     }
 }
 
@@ -43,11 +45,15 @@ pub fn decode(
     kind: &Kind,
     validation: FieldValidation,
 ) -> Result<(Value, Vec<String>), ApiError> {
-    let decoded = codec::decode(catalog, media_type(request)?, &request.body, Some(&kind.gvk)).map_err(codec_error)?;
+    let decoded =
+        codec::decode(catalog, media_type(request)?, &request.body, Some(&kind.gvk)).map_err(codec_error)?;
     if decoded.gvk != kind.gvk {
         let (is, wanted) = (decoded.gvk.api_version(), kind.gvk.api_version());
         return Err(ApiError::bad_request(if is == wanted {
-            format!("{} in version \"{is}\" cannot be handled as a {}", decoded.gvk.kind, kind.gvk.kind)
+            format!(
+                "{} in version \"{is}\" cannot be handled as a {}",
+                decoded.gvk.kind, kind.gvk.kind
+            )
         } else {
             format!("the API version in the data ({is}) does not match the expected API version ({wanted})")
         }));
@@ -57,11 +63,17 @@ pub fn decode(
 }
 
 /// Strict problems are an error, warnings or nothing.
-pub fn strictness(kind: &Kind, problems: Vec<String>, validation: FieldValidation) -> Result<Vec<String>, ApiError> {
+pub fn strictness(
+    kind: &Kind,
+    problems: Vec<String>,
+    validation: FieldValidation,
+) -> Result<Vec<String>, ApiError> {
     match validation {
-        FieldValidation::Strict if !problems.is_empty() => {
-            Err(ApiError::bad_request(codec::strict_message(&kind.gvk, &kind.gvk.kind, &problems)))
-        }
+        FieldValidation::Strict if !problems.is_empty() => Err(ApiError::bad_request(codec::strict_message(
+            &kind.gvk,
+            &kind.gvk.kind,
+            &problems,
+        ))),
         FieldValidation::Ignore => Ok(Vec::new()),
         FieldValidation::Warn | FieldValidation::Strict => Ok(problems),
     }

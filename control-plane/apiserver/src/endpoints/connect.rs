@@ -15,7 +15,10 @@ use crate::status::ApiError;
 pub fn is_connect(info: &RequestInfo) -> bool {
     info.group.is_empty()
         && match info.resource.as_str() {
-            "pods" => matches!(info.subresource.as_str(), "log" | "exec" | "attach" | "portforward" | "proxy"),
+            "pods" => matches!(
+                info.subresource.as_str(),
+                "log" | "exec" | "attach" | "portforward" | "proxy"
+            ),
             "nodes" | "services" => info.subresource == "proxy",
             _ => false,
         }
@@ -41,5 +44,12 @@ pub async fn answer(
     }
     let config = server.config.clone();
     let reader = server.clone();
-    crate::proxy::connect(ConnectRequest { info, user, request, config, reader }).await
+    crate::proxy::connect(ConnectRequest {
+        info,
+        user,
+        request,
+        config,
+        reader,
+    })
+    .await
 }

@@ -29,14 +29,20 @@ fn options(server: &ApiServer, request: &ResourceRequest) -> Result<DeleteOption
     } else {
         let catalog = server.registry.catalog();
         let kind = schema::GroupVersionKind::new("", "v1", "DeleteOptions");
-        schema::codec::decode(&catalog, body::media_type(request)?, &request.body, Some(&kind)).map_err(body::codec_error)?.object
+        schema::codec::decode(&catalog, body::media_type(request)?, &request.body, Some(&kind))
+            .map_err(body::codec_error)?
+            .object
     };
     DeleteOptions::parse(&body, &request.query)
 }
 
 pub async fn one(server: &ApiServer, request: &ResourceRequest) -> Result<Response<Body>, ApiError> {
     let options = options(server, request)?;
-    let namespace = if request.resource.namespaced() { request.info.namespace.as_str() } else { "" };
+    let namespace = if request.resource.namespaced() {
+        request.info.namespace.as_str()
+    } else {
+        ""
+    };
     let deleted = delete_object(server, request, namespace, &request.info.name, &options).await?;
     let resource = &request.resource;
     let catalog = server.registry.catalog();
@@ -110,7 +116,12 @@ pub async fn delete_object(
         server.admission.validate(&context, None).await?;
         let decision = deletion::decide(&current, options, graceful, jiff::Timestamp::now());
         let (mut object, gone) = match &decision {
-            Decision::Nothing => return Ok(Deleted { object: current, gone: false }),
+            Decision::Nothing => {
+                return Ok(Deleted {
+                    object: current,
+                    gone: false,
+                });
+            }
             Decision::Update(next) => (next.clone(), false),
             Decision::Remove => (current.clone(), true),
         };
@@ -121,16 +132,36 @@ pub async fn delete_object(
         if gone {
             writes.push(Write::Delete { key: key.clone() });
             if resource.group.is_empty() && resource.plural == "services" {
-                writes.extend(service::claims(&current).into_keys().map(|key| Write::Delete { key }));
+                writes.extend(
+                    service::claims(&current)
+                        .into_keys()
+                        .map(|key| Write::Delete { key }),
+                );
             }
         } else {
-            writes.push(Write::Put { key: key.clone(), value: object::encode(&object), lease: kv.lease });
+            writes.push(Write::Put {
+                key: key.clone(),
+                value: object::encode(&object),
+                lease: kv.lease,
+            });
         }
-        let compares = vec![Compare { key: key.clone(), mod_revision: kv.mod_revision }];
-        if let TxnResult::Committed { revision } = server.store.txn(Txn { compares, writes }).await.map_err(store_error)? {
+        let compares = vec![Compare {
+            key: key.clone(),
+            mod_revision: kv.mod_revision,
+        }];
+        if let TxnResult::Committed { revision } = server
+            .store
+            .txn(Txn { compares, writes })
+            .await
+            .map_err(store_error)?
+        {
             object::metadata(&mut object).insert("resourceVersion".into(), json!(revision.to_string()));
             return Ok(Deleted { object, gone });
         }
     }
-    Err(ApiError::conflict(&qualified, name, "too many concurrent changes; please try again"))
+    Err(ApiError::conflict(
+        &qualified,
+        name,
+        "too many concurrent changes; please try again",
+    ))
 }

@@ -15,11 +15,26 @@ use crate::status::ApiError;
 
 const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
 const PATHS: &[&str] = &[
-    "/.well-known/openid-configuration", "/api", "/api/v1", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v2",
-    "/openapi/v3", "/openid/v1/jwks", "/readyz", "/version",
+    "/.well-known/openid-configuration",
+    "/api",
+    "/api/v1",
+    "/apis",
+    "/healthz",
+    "/livez",
+    "/metrics",
+    "/openapi/v2",
+    "/openapi/v3",
+    "/openid/v1/jwks",
+    "/readyz",
+    "/version",
 ];
 
-pub async fn answer(server: &ApiServer, info: &RequestInfo, headers: &HeaderMap, query: &str) -> Result<Response<Body>, ApiError> {
+pub async fn answer(
+    server: &ApiServer,
+    info: &RequestInfo,
+    headers: &HeaderMap,
+    query: &str,
+) -> Result<Response<Body>, ApiError> {
     if !matches!(info.verb.as_str(), "get" | "head") {
         return Err(ApiError::method_not_allowed());
     }
@@ -29,11 +44,30 @@ pub async fn answer(server: &ApiServer, info: &RequestInfo, headers: &HeaderMap,
     let catalog = server.registry.catalog();
     match segments.as_slice() {
         [] => Ok(document(&catalog, &json!({"paths": PATHS}), wanted)),
-        ["healthz" | "livez" | "readyz", rest @ ..] => health(server, segments[0], rest.first().copied(), query).await,
-        ["version"] => Ok(document(&catalog, &version(), Wanted { media: schema::MediaType::Json, ..wanted })),
-        ["metrics"] => Ok(respond::plain(StatusCode::OK, "text/plain; version=0.0.4", server.metrics.render())),
-        ["api" | "apis"] if negotiate::wants_aggregated_discovery(headers) => Ok(aggregated(&catalog, segments[0] == "api", headers, wanted)),
-        ["api"] => Ok(document(&catalog, &discovery::api_versions(&server.config.advertise_address.to_string()), wanted)),
+        ["healthz" | "livez" | "readyz", rest @ ..] => {
+            health(server, segments[0], rest.first().copied(), query).await
+        }
+        ["version"] => Ok(document(
+            &catalog,
+            &version(),
+            Wanted {
+                media: schema::MediaType::Json,
+                ..wanted
+            },
+        )),
+        ["metrics"] => Ok(respond::plain(
+            StatusCode::OK,
+            "text/plain; version=0.0.4",
+            server.metrics.render(),
+        )),
+        ["api" | "apis"] if negotiate::wants_aggregated_discovery(headers) => {
+            Ok(aggregated(&catalog, segments[0] == "api", headers, wanted))
+        }
+        ["api"] => Ok(document(
+            &catalog,
+            &discovery::api_versions(&server.config.advertise_address.to_string()),
+            wanted,
+        )),
         ["apis"] => Ok(document(&catalog, &discovery::api_group_list(&catalog), wanted)),
         ["api", version] => resources(&catalog, "", version, wanted),
         ["apis", group] => {
@@ -46,7 +80,11 @@ pub async fn answer(server: &ApiServer, info: &RequestInfo, headers: &HeaderMap,
         ["openapi", "v3", rest @ ..] => openapi::document(server, &rest.join("/"), headers, query, wanted),
         [".well-known", "openid-configuration"] => {
             let issuer = &server.config.service_account.issuer;
-            let keys = format!("https://{}:{}/openid/v1/jwks", server.config.advertise_address, server.config.bind_address.port());
+            let keys = format!(
+                "https://{}:{}/openid/v1/jwks",
+                server.config.advertise_address,
+                server.config.bind_address.port()
+            );
             let configuration = json!({
                 "issuer": issuer,
                 "jwks_uri": keys,
@@ -54,7 +92,14 @@ pub async fn answer(server: &ApiServer, info: &RequestInfo, headers: &HeaderMap,
                 "subject_types_supported": ["public"],
                 "id_token_signing_alg_values_supported": ["ES256"],
             });
-            Ok(document(&catalog, &configuration, Wanted { media: schema::MediaType::Json, ..wanted }))
+            Ok(document(
+                &catalog,
+                &configuration,
+                Wanted {
+                    media: schema::MediaType::Json,
+                    ..wanted
+                },
+            ))
         }
         ["openid", "v1", "jwks"] => {
             let keys = server.authenticator.verifier().jwks().to_string();
@@ -68,14 +113,22 @@ fn document(catalog: &Catalog, value: &Value, wanted: Wanted) -> Response<Body> 
     respond::value(catalog, StatusCode::OK, value, wanted)
 }
 
-fn resources(catalog: &Catalog, group: &str, version: &str, wanted: Wanted) -> Result<Response<Body>, ApiError> {
+fn resources(
+    catalog: &Catalog,
+    group: &str,
+    version: &str,
+    wanted: Wanted,
+) -> Result<Response<Body>, ApiError> {
     let list = discovery::api_resource_list(catalog, group, version).ok_or_else(ApiError::no_such_path)?;
     Ok(document(catalog, &list, wanted))
 }
 
 fn aggregated(catalog: &Catalog, core: bool, headers: &HeaderMap, wanted: Wanted) -> Response<Body> {
     let bytes = discovery::aggregated(catalog, core).to_string();
-    let digest: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02X}")).collect();
+    let digest: String = Sha256::digest(&bytes)
+        .iter()
+        .map(|byte| format!("{byte:02X}"))
+        .collect();
     let tag = format!("\"{digest}\"");
     let mut response = if header(headers, &IF_NONE_MATCH) == tag {
         respond::plain(StatusCode::NOT_MODIFIED, AGGREGATED, "")
@@ -107,25 +160,54 @@ pub fn version() -> Value {
 }
 
 /// `/livez`, `/readyz/etcd`, `?verbose`, `?exclude=etcd`.
-async fn health(server: &ApiServer, endpoint: &str, only: Option<&str>, query: &str) -> Result<Response<Body>, ApiError> {
+async fn health(
+    server: &ApiServer,
+    endpoint: &str,
+    only: Option<&str>,
+    query: &str,
+) -> Result<Response<Body>, ApiError> {
     let mut checks = vec![("ping", Ok(()))];
     if endpoint != "livez" {
-        let store = server.store.revision().await.map(drop).map_err(|error| error.to_string());
+        let store = server
+            .store
+            .revision()
+            .await
+            .map(drop)
+            .map_err(|error| error.to_string());
         checks.push(("etcd", store));
         let started = *server.ready.borrow();
-        checks.push(("poststarthook/bootstrap", if started { Ok(()) } else { Err("not finished".to_owned()) }));
+        checks.push((
+            "poststarthook/bootstrap",
+            if started {
+                Ok(())
+            } else {
+                Err("not finished".to_owned())
+            },
+        ));
         let leaving = server.shutdown.is_cancelled();
-        checks.push(("shutdown", if leaving { Err("the server is shutting down".into()) } else { Ok(()) }));
+        checks.push((
+            "shutdown",
+            if leaving {
+                Err("the server is shutting down".into())
+            } else {
+                Ok(())
+            },
+        ));
     }
     let pairs: Vec<(String, String)> = query_pairs(query).collect();
     checks.retain(|(name, _)| {
-        only.is_none_or(|only| only == *name) && !pairs.iter().any(|(key, value)| key == "exclude" && value == name)
+        only.is_none_or(|only| only == *name)
+            && !pairs.iter().any(|(key, value)| key == "exclude" && value == name)
     });
     if checks.is_empty() {
         return Err(ApiError::no_such_path());
     }
     let failed = checks.iter().any(|(_, result)| result.is_err());
-    let status = if failed { StatusCode::INTERNAL_SERVER_ERROR } else { StatusCode::OK };
+    let status = if failed {
+        StatusCode::INTERNAL_SERVER_ERROR
+    } else {
+        StatusCode::OK
+    };
     let verbose = pairs.iter().any(|(key, _)| key == "verbose");
     if !failed && !verbose {
         return Ok(respond::plain(status, "text/plain; charset=utf-8", "ok"));

@@ -50,9 +50,17 @@ impl ResourceRequest {
 }
 
 /// Answers one request; errors become Status objects here.
-pub async fn handle(server: Arc<ApiServer>, request: Request<Incoming>, certificate: Option<Bytes>) -> Response<Body> {
+pub async fn handle(
+    server: Arc<ApiServer>,
+    request: Request<Incoming>,
+    certificate: Option<Bytes>,
+) -> Response<Body> {
     let started = Instant::now();
-    let info = RequestInfo::parse(request.method(), request.uri().path(), request.uri().query().unwrap_or_default());
+    let info = RequestInfo::parse(
+        request.method(),
+        request.uri().path(),
+        request.uri().query().unwrap_or_default(),
+    );
     let (verb, resource) = (info.verb.clone(), info.resource.clone());
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let response = match answer(&server, request, info, certificate).await {
@@ -65,7 +73,9 @@ pub async fn handle(server: Arc<ApiServer>, request: Request<Incoming>, certific
         }
     };
     tracing::debug!(%method, path, code = response.status().as_u16(), "request");
-    server.metrics.request(&verb, &resource, response.status().as_u16(), started.elapsed());
+    server
+        .metrics
+        .request(&verb, &resource, response.status().as_u16(), started.elapsed());
     response
 }
 
@@ -93,7 +103,15 @@ async fn answer(
     let (parts, incoming) = request.into_parts();
     let wanted = negotiate::negotiate(&parts.headers)?;
     let body = body::collect(incoming).await?;
-    let request = ResourceRequest { info, user, resource, headers: parts.headers, query, wanted, body };
+    let request = ResourceRequest {
+        info,
+        user,
+        resource,
+        headers: parts.headers,
+        query,
+        wanted,
+        body,
+    };
     dispatch(server, request).await
 }
 
@@ -103,7 +121,12 @@ fn check_shape(info: &RequestInfo, resource: &Resource) -> Result<(), ApiError> 
     if !resource.namespaced() && !info.namespace.is_empty() && !is_namespaces {
         return Err(ApiError::no_such_path());
     }
-    if resource.namespaced() && info.namespace.is_empty() && !info.name.is_empty() && info.verb != "list" && info.verb != "watch" {
+    if resource.namespaced()
+        && info.namespace.is_empty()
+        && !info.name.is_empty()
+        && info.verb != "list"
+        && info.verb != "watch"
+    {
         return Err(ApiError::no_such_path());
     }
     if !info.subresource.is_empty() && resource.subresource(&info.subresource).is_none() {
@@ -115,7 +138,13 @@ fn check_shape(info: &RequestInfo, resource: &Resource) -> Result<(), ApiError> 
 async fn dispatch(server: &Arc<ApiServer>, request: ResourceRequest) -> Result<Response<Body>, ApiError> {
     let verbs = match request.info.subresource.as_str() {
         "" => &request.resource.verbs,
-        name => &request.resource.subresource(name).ok_or_else(ApiError::no_such_path)?.verbs,
+        name => {
+            &request
+                .resource
+                .subresource(name)
+                .ok_or_else(ApiError::no_such_path)?
+                .verbs
+        }
     };
     if !verbs.contains(&request.info.verb) {
         return Err(ApiError::method_not_allowed());
@@ -146,14 +175,22 @@ async fn dispatch(server: &Arc<ApiServer>, request: ResourceRequest) -> Result<R
     }
 }
 
-async fn authenticate(server: &ApiServer, headers: &HeaderMap, certificate: Option<&[u8]>) -> Result<UserInfo, ApiError> {
+async fn authenticate(
+    server: &ApiServer,
+    headers: &HeaderMap,
+    certificate: Option<&[u8]>,
+) -> Result<UserInfo, ApiError> {
     let text = |name: &http::HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
     let credentials = Credentials {
         certificate,
         authorization: text(&AUTHORIZATION),
         websocket_protocol: text(&http::header::SEC_WEBSOCKET_PROTOCOL),
     };
-    let user = match server.authenticator.authenticate(credentials, server, jiff::Timestamp::now()).await {
+    let user = match server
+        .authenticator
+        .authenticate(credentials, server, jiff::Timestamp::now())
+        .await
+    {
         Ok(user) => user,
         Err(Unauthenticated::Rejected(reason)) => {
             tracing::info!(reason, "unauthenticated");
@@ -161,14 +198,19 @@ async fn authenticate(server: &ApiServer, headers: &HeaderMap, certificate: Opti
         }
         Err(Unauthenticated::Lookup(error)) => return Err(ApiError::internal(error)),
     };
-    let pairs = headers.iter().filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?)));
+    let pairs = headers
+        .iter()
+        .filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?)));
     match Impersonation::from_headers(pairs) {
         None => Ok(user),
         Some(wanted) => auth::impersonate(&server.authorizer, &user, &wanted).map_err(|error| match error {
             ImpersonationError::NoUser(_) => ApiError::internal(error),
-            ImpersonationError::Forbidden { group, resource, name, message } => {
-                ApiError::forbidden(&crate::status::qualified(resource, group), &name, &message)
-            }
+            ImpersonationError::Forbidden {
+                group,
+                resource,
+                name,
+                message,
+            } => ApiError::forbidden(&crate::status::qualified(resource, group), &name, &message),
         }),
     }
 }
@@ -193,6 +235,10 @@ fn authorize(server: &ApiServer, user: &UserInfo, info: &RequestInfo, query: &st
         return Ok(());
     }
     let why = auth::forbidden_message(&attributes, &verdict.reason);
-    let qualified = if info.is_resource { crate::status::qualified(&info.resource, &info.group) } else { String::new() };
+    let qualified = if info.is_resource {
+        crate::status::qualified(&info.resource, &info.group)
+    } else {
+        String::new()
+    };
     Err(ApiError::forbidden(&qualified, &info.name, &why))
 }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::header::{CACHE_CONTROL, ETAG, EXPIRES, IF_NONE_MATCH, LOCATION};
 use http::{HeaderMap, Response, StatusCode};
 use schema::Catalog;
-use schema::openapi::OpenApi;
+use schema::openapi::{Descriptions, OpenApi};
 
 use super::respond;
 use crate::connect::Body;
@@ -16,12 +16,26 @@ use crate::request_info::query_values;
 use crate::state::ApiServer;
 use crate::status::ApiError;
 
-pub fn load(catalog: &Arc<Catalog>, _pack: Option<&Path>) -> OpenApi {
-    OpenApi::new(catalog.as_ref().clone(), None)
+pub fn load(catalog: &Arc<Catalog>, pack: Option<&Path>) -> OpenApi {
+    let descriptions = pack.and_then(|path| {
+        let read = std::fs::read(path).map_err(|error| error.to_string());
+        match read.and_then(|bytes| Descriptions::parse(&bytes).map_err(|error| error.to_string())) {
+            Ok(descriptions) => Some(Arc::new(descriptions)),
+            Err(error) => {
+                tracing::warn!(path = %path.display(), error, "OpenAPI is served without descriptions");
+                None
+            }
+        }
+    });
+    OpenApi::new(catalog.as_ref().clone(), descriptions)
 }
 
 pub fn index(server: &ApiServer, wanted: Wanted) -> Response<Body> {
-    respond::json_bytes(StatusCode::OK, server.openapi().index().to_string().into(), wanted)
+    respond::json_bytes(
+        StatusCode::OK,
+        server.openapi().index().to_string().into(),
+        wanted,
+    )
 }
 
 /// One group version's document. Its hash in the query makes it immutable for caches.
@@ -37,7 +51,11 @@ pub fn document(
     let asked = query_values(query, "hash").next();
     if asked.as_ref().is_some_and(|asked| *asked != hash) {
         let mut response = respond::plain(StatusCode::MOVED_PERMANENTLY, "text/plain", "");
-        respond::set_header(&mut response, LOCATION, &format!("/openapi/v3/{path}?hash={hash}"));
+        respond::set_header(
+            &mut response,
+            LOCATION,
+            &format!("/openapi/v3/{path}?hash={hash}"),
+        );
         return Ok(response);
     }
     let tag = format!("\"{hash}\"");

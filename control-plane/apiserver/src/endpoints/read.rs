@@ -21,8 +21,16 @@ const OLD_TOKEN: &str = "The provided continue parameter is too old to display a
 
 pub async fn get(server: &ApiServer, request: &ResourceRequest) -> Result<Response<Body>, ApiError> {
     let (info, resource) = (&request.info, &request.resource);
-    let namespace = if resource.namespaced() { info.namespace.as_str() } else { "" };
-    let wanted = parse_revision(&query_values(&request.query, "resourceVersion").next().unwrap_or_default())?;
+    let namespace = if resource.namespaced() {
+        info.namespace.as_str()
+    } else {
+        ""
+    };
+    let wanted = parse_revision(
+        &query_values(&request.query, "resourceVersion")
+            .next()
+            .unwrap_or_default(),
+    )?;
     let bytes = match wanted {
         None => {
             let key = registry::key(&resource.group, &resource.plural, namespace, &info.name);
@@ -32,7 +40,9 @@ pub async fn get(server: &ApiServer, request: &ResourceRequest) -> Result<Respon
         Some(revision) => {
             let cache = server.cache(&resource.group, &resource.plural);
             cache.wait_for(revision).await?;
-            cache.get(&registry::relative_key(namespace, &info.name)).map(|entry| entry.bytes.clone())
+            cache
+                .get(&registry::relative_key(namespace, &info.name))
+                .map(|entry| entry.bytes.clone())
         }
     };
     let bytes = bytes.ok_or_else(|| ApiError::not_found(&request.qualified(), &info.name))?;
@@ -47,20 +57,33 @@ pub fn present(resource: &schema::Resource, bytes: Bytes) -> Result<Bytes, ApiEr
         return Ok(bytes);
     }
     let event = serde_json::from_slice(&bytes).map_err(ApiError::internal)?;
-    Ok(Bytes::from(crate::registry::event::to_events_group(event).to_string()))
+    Ok(Bytes::from(
+        crate::registry::event::to_events_group(event).to_string(),
+    ))
 }
 
 pub fn selection(request: &ResourceRequest, options: &ListOptions) -> Result<Selection, ApiError> {
     let resource = &request.resource;
-    fields::check(&options.fields, fields::selectable(&resource.group, &resource.plural))?;
-    let mut namespace = if resource.namespaced() { request.info.namespace.clone() } else { String::new() };
+    fields::check(
+        &options.fields,
+        fields::selectable(&resource.group, &resource.plural),
+    )?;
+    let mut namespace = if resource.namespaced() {
+        request.info.namespace.clone()
+    } else {
+        String::new()
+    };
     if resource.namespaced()
         && namespace.is_empty()
         && let Some(only) = options.fields.exactly("metadata.namespace")
     {
         namespace = only.to_owned();
     }
-    Ok(Selection { namespace, labels: options.labels.clone(), fields: options.fields.clone() })
+    Ok(Selection {
+        namespace,
+        labels: options.labels.clone(),
+        fields: options.fields.clone(),
+    })
 }
 
 pub async fn list(server: &ApiServer, request: &ResourceRequest) -> Result<Response<Body>, ApiError> {
@@ -71,9 +94,22 @@ pub async fn list(server: &ApiServer, request: &ResourceRequest) -> Result<Respo
     let cache = server.cache(&resource.group, &resource.plural);
     let listed = if !options.continue_token.is_empty() {
         let token = Continue::decode(&options.continue_token)?;
-        at_revision(server, &cache, &selection, token.revision, Some(&token.start), options.limit).await.map_err(
-            |error| if error.reason == "Expired" { ApiError::expired(OLD_TOKEN) } else { error },
-        )?
+        at_revision(
+            server,
+            &cache,
+            &selection,
+            token.revision,
+            Some(&token.start),
+            options.limit,
+        )
+        .await
+        .map_err(|error| {
+            if error.reason == "Expired" {
+                ApiError::expired(OLD_TOKEN)
+            } else {
+                error
+            }
+        })?
     } else {
         match options.freshness()? {
             Freshness::Consistent => {
@@ -100,8 +136,11 @@ pub async fn list(server: &ApiServer, request: &ResourceRequest) -> Result<Respo
             metadata["remainingItemCount"] = json!(listed.remaining);
         }
     }
-    let items: Vec<Bytes> =
-        listed.entries.iter().map(|entry| present(resource, entry.bytes.clone())).collect::<Result<_, _>>()?;
+    let items: Vec<Bytes> = listed
+        .entries
+        .iter()
+        .map(|entry| present(resource, entry.bytes.clone()))
+        .collect::<Result<_, _>>()?;
     let catalog = server.registry.catalog();
     Viewer::new(&catalog, resource, request.wanted, &request.query)?.list(&items, &metadata)
 }
@@ -119,21 +158,35 @@ async fn at_revision(
         "" => cache.prefix().to_owned(),
         namespace => format!("{}{namespace}/", cache.prefix()),
     };
-    let mut range = Range { revision, ..Range::prefix(Bytes::from(scope.clone())) };
+    let mut range = Range {
+        revision,
+        ..Range::prefix(Bytes::from(scope.clone()))
+    };
     if let Some(start) = start {
         let from = format!("{}{start}", cache.prefix());
         if !from.starts_with(&scope) {
-            return Err(ApiError::bad_request("continue key is not valid: it belongs to another namespace"));
+            return Err(ApiError::bad_request(
+                "continue key is not valid: it belongs to another namespace",
+            ));
         }
         range.start = from.into();
     }
     // One more than a page tells whether more follow.
-    range.limit = if limit == 0 || selection.is_filtering() { 0 } else { limit + 1 };
+    range.limit = if limit == 0 || selection.is_filtering() {
+        0
+    } else {
+        limit + 1
+    };
     let found = server.store.range(range).await.map_err(|error| match error {
-        StoreError::Compacted => ApiError::expired(format!("The resourceVersion for the provided list is too old: {revision}.")),
+        StoreError::Compacted => ApiError::expired(format!(
+            "The resourceVersion for the provided list is too old: {revision}."
+        )),
         other => store_error(other),
     })?;
-    let mut listed = Listed { revision, ..Listed::default() };
+    let mut listed = Listed {
+        revision,
+        ..Listed::default()
+    };
     for kv in &found.kvs {
         let entry = Entry::new(cache.prefix().len(), kv, cache.selectable);
         if !selection.matches(&entry, cache.selectable) {
@@ -141,7 +194,9 @@ async fn at_revision(
         }
         if limit > 0 && listed.entries.len() == limit {
             listed.next = Some(entry.key.to_string());
-            listed.remaining = usize::try_from(found.count).unwrap_or(usize::MAX).saturating_sub(limit);
+            listed.remaining = usize::try_from(found.count)
+                .unwrap_or(usize::MAX)
+                .saturating_sub(limit);
             break;
         }
         listed.entries.push(Arc::new(entry));

@@ -22,13 +22,17 @@ const GZIP_FROM: usize = 128 * 1024;
 const METADATA_LIST: &str = "PartialObjectMetadataList";
 
 pub fn full(bytes: impl Into<Bytes>) -> Body {
-    Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
+    Full::new(bytes.into())
+        .map_err(|never| match never {})
+        .boxed_unsync()
 }
 
 pub fn plain(status: StatusCode, content_type: &'static str, bytes: impl Into<Bytes>) -> Response<Body> {
     let mut response = Response::new(full(bytes));
     *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }
 
@@ -42,8 +46,12 @@ fn finish(status: StatusCode, content_type: &'static str, bytes: Bytes, wanted: 
         let mut encoder = GzEncoder::new(Vec::with_capacity(bytes.len() / 4), Compression::fast());
         if let Ok(compressed) = encoder.write_all(&bytes).and_then(|()| encoder.finish()) {
             let mut response = plain(status, content_type, compressed);
-            response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-            response.headers_mut().insert(VARY, HeaderValue::from_static("Accept-Encoding"));
+            response
+                .headers_mut()
+                .insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+            response
+                .headers_mut()
+                .insert(VARY, HeaderValue::from_static("Accept-Encoding"));
             return response;
         }
     }
@@ -54,9 +62,19 @@ fn finish(status: StatusCode, content_type: &'static str, bytes: Bytes, wanted: 
 pub fn value(catalog: &Catalog, status: StatusCode, value: &Value, wanted: Wanted) -> Response<Body> {
     match wanted.media {
         MediaType::Json => finish(status, "application/json", value.to_string().into(), wanted),
-        MediaType::Yaml => finish(status, "application/yaml", schema::codec::to_yaml(value).into(), wanted),
+        MediaType::Yaml => finish(
+            status,
+            "application/yaml",
+            schema::codec::to_yaml(value).into(),
+            wanted,
+        ),
         MediaType::Protobuf => match schema::codec::encode_protobuf(catalog, value) {
-            Ok(bytes) => finish(status, "application/vnd.kubernetes.protobuf", bytes.into(), wanted),
+            Ok(bytes) => finish(
+                status,
+                "application/vnd.kubernetes.protobuf",
+                bytes.into(),
+                wanted,
+            ),
             // A kind without a protobuf form is answered in JSON, as the content type says.
             Err(_) => finish(status, "application/json", value.to_string().into(), wanted),
         },
@@ -66,7 +84,9 @@ pub fn value(catalog: &Catalog, status: StatusCode, value: &Value, wanted: Wante
 pub fn error(error: &ApiError) -> Response<Body> {
     let mut response = plain(error.code, "application/json", error.to_value().to_string());
     if let Some(seconds) = error.details.get("retryAfterSeconds").and_then(Value::as_u64) {
-        response.headers_mut().insert(http::header::RETRY_AFTER, HeaderValue::from(seconds));
+        response
+            .headers_mut()
+            .insert(http::header::RETRY_AFTER, HeaderValue::from(seconds));
     }
     response
 }
@@ -74,10 +94,14 @@ pub fn error(error: &ApiError) -> Response<Body> {
 /// Adds `Warning: 299 - "…"` headers.
 pub fn warn(response: &mut Response<Body>, warnings: &[String]) {
     for warning in warnings {
-        let text: String = warning.chars().filter(|c| !c.is_control()).flat_map(|c| match c {
-            '"' | '\\' => vec!['\\', c],
-            c => vec![c],
-        }).collect();
+        let text: String = warning
+            .chars()
+            .filter(|c| !c.is_control())
+            .flat_map(|c| match c {
+                '"' | '\\' => vec!['\\', c],
+                c => vec![c],
+            })
+            .collect();
         if let Ok(header) = HeaderValue::from_str(&format!("299 - \"{text}\"")) {
             response.headers_mut().append(WARNING, header);
         }
@@ -100,20 +124,36 @@ pub struct Viewer<'a> {
 }
 
 impl<'a> Viewer<'a> {
-    pub fn new(catalog: &'a Catalog, resource: &'a Resource, wanted: Wanted, query: &str) -> Result<Self, ApiError> {
+    pub fn new(
+        catalog: &'a Catalog,
+        resource: &'a Resource,
+        wanted: Wanted,
+        query: &str,
+    ) -> Result<Self, ApiError> {
         let include = match query_values(query, "includeObject").next().as_deref() {
             None | Some("" | "Metadata") => IncludeObject::Metadata,
             Some("None") => IncludeObject::None,
             Some("Object") => IncludeObject::Object,
             Some(other) => {
-                return Err(ApiError::bad_request(format!("unrecognized includeObject value: {other}")));
+                return Err(ApiError::bad_request(format!(
+                    "unrecognized includeObject value: {other}"
+                )));
             }
         };
-        Ok(Self { catalog, resource, wanted, include })
+        Ok(Self {
+            catalog,
+            resource,
+            wanted,
+            include,
+        })
     }
 
     pub fn table(&self, objects: &[Value], metadata: Value, headers: bool) -> Value {
-        let options = TableOptions { include_object: self.include, headers, now: jiff::Timestamp::now() };
+        let options = TableOptions {
+            include_object: self.include,
+            headers,
+            now: jiff::Timestamp::now(),
+        };
         schema::table::render(self.resource, objects, metadata, options)
     }
 
@@ -140,10 +180,17 @@ impl<'a> Viewer<'a> {
 
     pub fn list(&self, items: &[Bytes], metadata: &Value) -> Result<Response<Body>, ApiError> {
         if self.is_spliceable() {
-            return Ok(json_bytes(StatusCode::OK, self.splice(items, metadata), self.wanted));
+            return Ok(json_bytes(
+                StatusCode::OK,
+                self.splice(items, metadata),
+                self.wanted,
+            ));
         }
-        let objects: Vec<Value> =
-            items.iter().map(|bytes| serde_json::from_slice(bytes)).collect::<Result<_, _>>().map_err(ApiError::internal)?;
+        let objects: Vec<Value> = items
+            .iter()
+            .map(|bytes| serde_json::from_slice(bytes))
+            .collect::<Result<_, _>>()
+            .map_err(ApiError::internal)?;
         let list = match self.wanted.view {
             View::Table => self.table(&objects, metadata.clone(), true),
             View::PartialMetadata => json!({
@@ -169,7 +216,11 @@ impl<'a> Viewer<'a> {
     fn splice(&self, items: &[Bytes], metadata: &Value) -> Bytes {
         let size: usize = items.iter().map(|item| item.len() + 1).sum();
         let mut out = Vec::with_capacity(size + 256);
-        let head = format!("{{\"kind\":\"{}\",\"apiVersion\":\"{}\",\"metadata\":{metadata},\"items\":[", self.resource.list_kind, self.resource.api_version());
+        let head = format!(
+            "{{\"kind\":\"{}\",\"apiVersion\":\"{}\",\"metadata\":{metadata},\"items\":[",
+            self.resource.list_kind,
+            self.resource.api_version()
+        );
         out.extend_from_slice(head.as_bytes());
         for (place, item) in items.iter().enumerate() {
             if place > 0 {

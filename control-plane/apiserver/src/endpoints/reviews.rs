@@ -11,18 +11,28 @@ use crate::state::ApiServer;
 use crate::status::{ApiError, Cause};
 
 pub fn is_review(resource: &Resource) -> bool {
-    matches!(resource.group.as_str(), "authorization.k8s.io" | "authentication.k8s.io") && resource.plural.ends_with("reviews")
+    matches!(
+        resource.group.as_str(),
+        "authorization.k8s.io" | "authentication.k8s.io"
+    ) && resource.plural.ends_with("reviews")
 }
 
 pub async fn answer(server: &ApiServer, request: &ResourceRequest) -> Result<Response<Body>, ApiError> {
     let options = WriteOptions::parse(&request.query, "CreateOptions")?;
     let catalog = server.registry.catalog();
-    let (review, warnings) = body::decode(&catalog, request, &request.resource.kind, options.field_validation)?;
+    let (review, warnings) = body::decode(
+        &catalog,
+        request,
+        &request.resource.kind,
+        options.field_validation,
+    )?;
     let (authorizer, user) = (&server.authorizer, &request.user);
     let answered = match request.resource.plural.as_str() {
         "selfsubjectaccessreviews" => auth::self_subject_access_review(authorizer, user, review),
         "subjectaccessreviews" => auth::subject_access_review(authorizer, review),
-        "localsubjectaccessreviews" => auth::local_subject_access_review(authorizer, &request.info.namespace, review),
+        "localsubjectaccessreviews" => {
+            auth::local_subject_access_review(authorizer, &request.info.namespace, review)
+        }
         "selfsubjectrulesreviews" => auth::self_subject_rules_review(authorizer, user, review),
         "selfsubjectreviews" => Ok(auth::self_subject_review(user, review)),
         "tokenreviews" => auth::token_review(&server.authenticator, review, server, jiff::Timestamp::now())
@@ -34,7 +44,11 @@ pub async fn answer(server: &ApiServer, request: &ResourceRequest) -> Result<Res
         ReviewProblem::BadRequest(message) => ApiError::bad_request(message),
         ReviewProblem::Invalid { field, message } => {
             let gvk = &request.resource.kind.gvk;
-            let cause = Cause { reason: "FieldValueInvalid", message: message.into(), field: field.into() };
+            let cause = Cause {
+                reason: "FieldValueInvalid",
+                message: message.into(),
+                field: field.into(),
+            };
             ApiError::invalid(&gvk.group, &gvk.kind, "", vec![cause])
         }
     })?;

@@ -22,21 +22,35 @@ pub async fn answer(server: &ApiServer, request: &ResourceRequest) -> Result<Res
     let kind = &subresource.kind;
     let scale = match info.verb.as_str() {
         "get" => {
-            let object = server.read(&resource.group, &resource.plural, &info.namespace, &info.name).await?;
-            of(kind, &object.ok_or_else(|| ApiError::not_found(&request.qualified(), &info.name))?)
+            let object = server
+                .read(&resource.group, &resource.plural, &info.namespace, &info.name)
+                .await?;
+            of(
+                kind,
+                &object.ok_or_else(|| ApiError::not_found(&request.qualified(), &info.name))?,
+            )
         }
         verb => {
             let options = WriteOptions::parse(&request.query, "UpdateOptions")?;
             let wanted: Box<dyn Fn(&Value) -> Result<Value, ApiError> + Send + Sync> = if verb == "update" {
-                let scale = body::decode(&server.registry.catalog(), request, kind, options.field_validation)?.0;
+                let scale = body::decode(
+                    &server.registry.catalog(),
+                    request,
+                    kind,
+                    options.field_validation,
+                )?
+                .0;
                 Box::new(move |_| Ok(scale.clone()))
             } else {
-                let unsupported = || ApiError::unsupported_media_type("the body of the request was in an unknown format");
-                let patch_type = PatchType::parse(header(&request.headers, &CONTENT_TYPE)).ok_or_else(unsupported)?;
+                let unsupported =
+                    || ApiError::unsupported_media_type("the body of the request was in an unknown format");
+                let patch_type =
+                    PatchType::parse(header(&request.headers, &CONTENT_TYPE)).ok_or_else(unsupported)?;
                 if patch_type == PatchType::Apply {
                     return Err(unsupported());
                 }
-                let patch = schema::codec::parse_patch(MediaType::Json, &request.body).map_err(body::codec_error)?;
+                let patch =
+                    schema::codec::parse_patch(MediaType::Json, &request.body).map_err(body::codec_error)?;
                 let kind = kind.clone();
                 Box::new(move |current| {
                     schema::patch::apply(&kind, patch_type, &of(&kind, current), &patch)
@@ -45,7 +59,10 @@ pub async fn answer(server: &ApiServer, request: &ResourceRequest) -> Result<Res
             };
             // The change is one of the workload's spec, so it counts as a new generation.
             let parent = ResourceRequest {
-                info: crate::request_info::RequestInfo { subresource: String::new(), ..info.clone() },
+                info: crate::request_info::RequestInfo {
+                    subresource: String::new(),
+                    ..info.clone()
+                },
                 user: request.user.clone(),
                 resource: resource.clone(),
                 headers: http::HeaderMap::new(),
@@ -53,12 +70,20 @@ pub async fn answer(server: &ApiServer, request: &ResourceRequest) -> Result<Res
                 wanted: request.wanted,
                 body: bytes::Bytes::new(),
             };
-            let intent = Intent { request: &parent, dry_run: options.dry_run };
+            let intent = Intent {
+                request: &parent,
+                dry_run: options.dry_run,
+            };
             let written = update_object(server, intent, |current| apply(current, &wanted(current)?)).await?;
             of(kind, &written.object)
         }
     };
-    Ok(respond::value(&server.registry.catalog(), StatusCode::OK, &scale, request.wanted))
+    Ok(respond::value(
+        &server.registry.catalog(),
+        StatusCode::OK,
+        &scale,
+        request.wanted,
+    ))
 }
 
 /// A workload as a Scale.
@@ -91,7 +116,12 @@ fn apply(current: &Value, scale: &Value) -> Result<Value, ApiError> {
             message: format!("Invalid value: {replicas}: must be greater than or equal to 0"),
             field: "spec.replicas".into(),
         };
-        return Err(ApiError::invalid("autoscaling", "Scale", object::name(current), vec![cause]));
+        return Err(ApiError::invalid(
+            "autoscaling",
+            "Scale",
+            object::name(current),
+            vec![cause],
+        ));
     }
     let mut object = current.clone();
     object::field(&mut object, "spec").insert("replicas".into(), json!(replicas));
@@ -113,9 +143,22 @@ mod tests {
         let deployment = json!({"metadata": {"name": "d", "resourceVersion": "5"}, "spec": {"replicas": 2, "selector": {"matchLabels": {"a": "b"}}}});
         let mut scaled = apply(&deployment, &json!({"metadata": {}, "spec": {"replicas": 4}})).unwrap();
         assert_eq!(scaled["spec"]["replicas"], 4);
-        assert!(scaled["metadata"].get("resourceVersion").is_none(), "unconditional");
-        scaled = apply(&deployment, &json!({"metadata": {"resourceVersion": "4"}, "spec": {}})).unwrap();
-        assert_eq!((&scaled["spec"]["replicas"], &scaled["metadata"]["resourceVersion"]), (&json!(0), &json!("4")));
+        assert!(
+            scaled["metadata"].get("resourceVersion").is_none(),
+            "unconditional"
+        );
+        scaled = apply(
+            &deployment,
+            &json!({"metadata": {"resourceVersion": "4"}, "spec": {}}),
+        )
+        .unwrap();
+        assert_eq!(
+            (
+                &scaled["spec"]["replicas"],
+                &scaled["metadata"]["resourceVersion"]
+            ),
+            (&json!(0), &json!("4"))
+        );
         assert!(apply(&deployment, &json!({"spec": {"replicas": -1}})).is_err());
     }
 }

@@ -26,12 +26,28 @@ fn decode(server: &ApiServer, request: &ResourceRequest, options: &WriteOptions)
         Some(subresource) => &subresource.kind,
         None => &request.resource.kind,
     };
-    Ok(body::decode(&server.registry.catalog(), request, kind, options.field_validation)?.0)
+    Ok(body::decode(
+        &server.registry.catalog(),
+        request,
+        kind,
+        options.field_validation,
+    )?
+    .0)
 }
 
 /// The request as if it had been made on the pod itself.
-fn on_pod(server: &ApiServer, request: &ResourceRequest, name: &str, subresource: &str) -> Result<ResourceRequest, ApiError> {
-    let resource = server.registry.catalog().resource("", "v1", "pods").cloned().ok_or_else(ApiError::no_such_path)?;
+fn on_pod(
+    server: &ApiServer,
+    request: &ResourceRequest,
+    name: &str,
+    subresource: &str,
+) -> Result<ResourceRequest, ApiError> {
+    let resource = server
+        .registry
+        .catalog()
+        .resource("", "v1", "pods")
+        .cloned()
+        .ok_or_else(ApiError::no_such_path)?;
     let mut info = request.info.clone();
     info.resource = "pods".into();
     info.name = name.to_owned();
@@ -52,15 +68,31 @@ pub async fn bind(server: &ApiServer, request: &ResourceRequest) -> Result<Respo
     let options = WriteOptions::parse(&request.query, "CreateOptions")?;
     let binding = decode(server, request, &options)?;
     let node = text(&binding, "/target/name").to_owned();
-    let name = if request.info.subresource.is_empty() { object::name(&binding) } else { &request.info.name };
+    let name = if request.info.subresource.is_empty() {
+        object::name(&binding)
+    } else {
+        &request.info.name
+    };
     if node.is_empty() {
-        let cause = Cause { reason: "FieldValueRequired", message: "Required value".into(), field: "target.name".into() };
+        let cause = Cause {
+            reason: "FieldValueRequired",
+            message: "Required value".into(),
+            field: "target.name".into(),
+        };
         return Err(ApiError::invalid("", "Binding", name, vec![cause]));
     }
     let pod_request = on_pod(server, request, name, "binding")?;
-    let intent = Intent { request: &pod_request, dry_run: options.dry_run };
+    let intent = Intent {
+        request: &pod_request,
+        dry_run: options.dry_run,
+    };
     update_object(server, intent, |pod| assign(pod, &binding, &node)).await?;
-    Ok(respond::value(&server.registry.catalog(), StatusCode::CREATED, &success(), request.wanted))
+    Ok(respond::value(
+        &server.registry.catalog(),
+        StatusCode::CREATED,
+        &success(),
+        request.wanted,
+    ))
 }
 
 fn assign(pod: &Value, binding: &Value, node: &str) -> Result<Value, ApiError> {
@@ -68,17 +100,29 @@ fn assign(pod: &Value, binding: &Value, node: &str) -> Result<Value, ApiError> {
     let conflict = |why: &str| ApiError::conflict("pods/binding", name, why);
     let wanted_uid = object::uid(binding);
     if !wanted_uid.is_empty() && wanted_uid != object::uid(pod) {
-        return Err(conflict(&format!("Precondition failed: UID in precondition: {wanted_uid}, UID in object meta: {}", object::uid(pod))));
+        return Err(conflict(&format!(
+            "Precondition failed: UID in precondition: {wanted_uid}, UID in object meta: {}",
+            object::uid(pod)
+        )));
     }
     if object::is_terminating(pod) {
-        return Err(conflict(&format!("pod {name} is being deleted, cannot be assigned to a host")));
+        return Err(conflict(&format!(
+            "pod {name} is being deleted, cannot be assigned to a host"
+        )));
     }
     let current = text(pod, "/spec/nodeName");
     if !current.is_empty() {
-        return Err(conflict(&format!("pod {name} is already assigned to node \"{current}\"")));
+        return Err(conflict(&format!(
+            "pod {name} is already assigned to node \"{current}\""
+        )));
     }
-    if pod["spec"]["schedulingGates"].as_array().is_some_and(|gates| !gates.is_empty()) {
-        return Err(conflict(&format!("pod {name} has non-empty .spec.schedulingGates")));
+    if pod["spec"]["schedulingGates"]
+        .as_array()
+        .is_some_and(|gates| !gates.is_empty())
+    {
+        return Err(conflict(&format!(
+            "pod {name} has non-empty .spec.schedulingGates"
+        )));
     }
     let mut pod = pod.clone();
     object::metadata(&mut pod).remove("resourceVersion");
@@ -105,58 +149,96 @@ pub async fn evict(server: &ApiServer, request: &ResourceRequest) -> Result<Resp
     let (namespace, name) = (&request.info.namespace, &request.info.name);
     let mut options = DeleteOptions::parse(&eviction["deleteOptions"], "")?;
     options.dry_run |= write.dry_run;
-    let pod = server.read("", "pods", namespace, name).await?.ok_or_else(|| ApiError::not_found("pods", name))?;
+    let pod = server
+        .read("", "pods", namespace, name)
+        .await?
+        .ok_or_else(|| ApiError::not_found("pods", name))?;
     // Pods that do not run disrupt nothing.
-    let idle = matches!(text(&pod, "/status/phase"), "Pending" | "Succeeded" | "Failed") || object::is_terminating(&pod);
+    let idle = matches!(text(&pod, "/status/phase"), "Pending" | "Succeeded" | "Failed")
+        || object::is_terminating(&pod);
     if !idle {
         spend_budget(server, request, &pod, options.dry_run).await?;
     }
     let pod_request = on_pod(server, request, name, "")?;
     delete_object(server, &pod_request, namespace, name, &options).await?;
-    Ok(respond::value(&server.registry.catalog(), StatusCode::CREATED, &success(), request.wanted))
+    Ok(respond::value(
+        &server.registry.catalog(),
+        StatusCode::CREATED,
+        &success(),
+        request.wanted,
+    ))
 }
 
-async fn spend_budget(server: &ApiServer, request: &ResourceRequest, pod: &Value, dry_run: bool) -> Result<(), ApiError> {
+async fn spend_budget(
+    server: &ApiServer,
+    request: &ResourceRequest,
+    pod: &Value,
+    dry_run: bool,
+) -> Result<(), ApiError> {
     let (namespace, name) = (&request.info.namespace, object::name(pod));
     let label = |key: &str| pod["metadata"]["labels"][key].as_str();
     let budgets = server.list("policy", "poddisruptionbudgets", namespace).await?;
     let mut matching = budgets.iter().filter(|budget| {
-        !budget["spec"]["selector"].is_null() && LabelSelector::from_object(&budget["spec"]["selector"]).matches(label)
+        !budget["spec"]["selector"].is_null()
+            && LabelSelector::from_object(&budget["spec"]["selector"]).matches(label)
     });
-    let Some(budget) = matching.next() else { return Ok(()) };
+    let Some(budget) = matching.next() else {
+        return Ok(());
+    };
     if matching.next().is_some() {
-        return Err(ApiError::internal("This pod has more than one PodDisruptionBudget, which the eviction subresource does not support."));
+        return Err(ApiError::internal(
+            "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.",
+        ));
     }
-    let resource = server.registry.catalog().resource("policy", "v1", "poddisruptionbudgets").cloned();
+    let resource = server
+        .registry
+        .catalog()
+        .resource("policy", "v1", "poddisruptionbudgets")
+        .cloned();
     let mut budget_request = on_pod(server, request, object::name(budget), "status")?;
     budget_request.resource = resource.ok_or_else(ApiError::no_such_path)?;
     budget_request.info.group = "policy".into();
     budget_request.info.resource = "poddisruptionbudgets".into();
     let now = object::time(jiff::Timestamp::now());
-    update_object(server, Intent { request: &budget_request, dry_run }, |budget| {
-        let status = &budget["status"];
-        let refused = |why: String| {
-            let mut error = ApiError::too_many_requests("Cannot evict pod as it would violate the pod's disruption budget.", 10);
-            *error.details = json!({"causes": [{"reason": "DisruptionBudget", "message": why}]});
-            error
-        };
-        let observed = status["observedGeneration"].as_i64().unwrap_or(0);
-        if observed < budget["metadata"]["generation"].as_i64().unwrap_or(0) {
-            return Err(refused(format!("The disruption budget {} is still being processed by the server.", object::name(budget))));
-        }
-        let allowed = status["disruptionsAllowed"].as_i64().unwrap_or(0);
-        if allowed <= 0 {
-            let count = |field: &str| status[field].as_i64().unwrap_or(0);
-            return Err(refused(format!(
-                "The disruption budget {} needs {} healthy pods and has {} currently",
-                object::name(budget), count("desiredHealthy"), count("currentHealthy")
-            )));
-        }
-        let mut budget = budget.clone();
-        budget["status"]["disruptionsAllowed"] = json!(allowed - 1);
-        budget["status"]["disruptedPods"][name] = json!(now);
-        Ok(budget)
-    })
+    update_object(
+        server,
+        Intent {
+            request: &budget_request,
+            dry_run,
+        },
+        |budget| {
+            let status = &budget["status"];
+            let refused = |why: String| {
+                let mut error = ApiError::too_many_requests(
+                    "Cannot evict pod as it would violate the pod's disruption budget.",
+                    10,
+                );
+                *error.details = json!({"causes": [{"reason": "DisruptionBudget", "message": why}]});
+                error
+            };
+            let observed = status["observedGeneration"].as_i64().unwrap_or(0);
+            if observed < budget["metadata"]["generation"].as_i64().unwrap_or(0) {
+                return Err(refused(format!(
+                    "The disruption budget {} is still being processed by the server.",
+                    object::name(budget)
+                )));
+            }
+            let allowed = status["disruptionsAllowed"].as_i64().unwrap_or(0);
+            if allowed <= 0 {
+                let count = |field: &str| status[field].as_i64().unwrap_or(0);
+                return Err(refused(format!(
+                    "The disruption budget {} needs {} healthy pods and has {} currently",
+                    object::name(budget),
+                    count("desiredHealthy"),
+                    count("currentHealthy")
+                )));
+            }
+            let mut budget = budget.clone();
+            budget["status"]["disruptionsAllowed"] = json!(allowed - 1);
+            budget["status"]["disruptedPods"][name] = json!(now);
+            Ok(budget)
+        },
+    )
     .await
     .map(drop)
 }
@@ -170,18 +252,38 @@ pub async fn token(server: &ApiServer, request: &ResourceRequest) -> Result<Resp
         .read("", "serviceaccounts", namespace, name)
         .await?
         .ok_or_else(|| ApiError::not_found("serviceaccounts", name))?;
-    let issued = server.tokens.issue(&account, &token_request, server, jiff::Timestamp::now()).await;
+    let issued = server
+        .tokens
+        .issue(&account, &token_request, server, jiff::Timestamp::now())
+        .await;
     let answer = issued.map_err(|error| match error {
         TokenRequestError::BadRequest(message) => ApiError::bad_request(message),
-        TokenRequestError::Invalid { field, value, message } => {
+        TokenRequestError::Invalid {
+            field,
+            value,
+            message,
+        } => {
             let message = format!("Invalid value: {value}: {message}");
-            let cause = Cause { reason: "FieldValueInvalid", message, field: field.into() };
+            let cause = Cause {
+                reason: "FieldValueInvalid",
+                message,
+                field: field.into(),
+            };
             ApiError::invalid("authentication.k8s.io", "TokenRequest", name, vec![cause])
         }
         TokenRequestError::NotFound { resource, name } => ApiError::not_found(resource, &name),
-        TokenRequestError::Conflict { resource, name, message } => ApiError::conflict(resource, &name, &message),
+        TokenRequestError::Conflict {
+            resource,
+            name,
+            message,
+        } => ApiError::conflict(resource, &name, &message),
         TokenRequestError::Lookup(error) => ApiError::internal(error),
         TokenRequestError::Sign(error) => ApiError::internal(error),
     })?;
-    Ok(respond::value(&server.registry.catalog(), StatusCode::CREATED, &answer, request.wanted))
+    Ok(respond::value(
+        &server.registry.catalog(),
+        StatusCode::CREATED,
+        &answer,
+        request.wanted,
+    ))
 }

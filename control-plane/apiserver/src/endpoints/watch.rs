@@ -55,14 +55,22 @@ pub async fn start(server: &Arc<ApiServer>, request: ResourceRequest) -> Result<
     }
     let mut selection = read::selection(&request, &options)?;
     if !request.info.name.is_empty() && selection.fields.is_empty() {
-        selection.fields = crate::selectors::FieldSelector::parse(&format!("metadata.name={}", request.info.name))
-            .map_err(ApiError::bad_request)?;
+        selection.fields =
+            crate::selectors::FieldSelector::parse(&format!("metadata.name={}", request.info.name))
+                .map_err(ApiError::bad_request)?;
     }
     let cache = server.cache(&request.resource.group, &request.resource.plural);
     let from = options.revision()?;
     // Rejects an impossible view before the stream begins.
-    respond::Viewer::new(&server.registry.catalog(), &request.resource, request.wanted, &request.query)?;
-    let initial = options.send_initial_events.unwrap_or(matches!(from, None | Some(0)));
+    respond::Viewer::new(
+        &server.registry.catalog(),
+        &request.resource,
+        request.wanted,
+        &request.query,
+    )?;
+    let initial = options
+        .send_initial_events
+        .unwrap_or(matches!(from, None | Some(0)));
     match from {
         // A watch "from now" must not miss what was written before it began.
         None => cache.wait_for_newest().await?,
@@ -92,13 +100,21 @@ pub async fn start(server: &Arc<ApiServer>, request: ResourceRequest) -> Result<
     let mut response = Response::new(StreamBody::new(frames).boxed_unsync());
     *response.status_mut() = StatusCode::OK;
     let headers = response.headers_mut();
-    headers.insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    headers.insert(http::header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    headers.insert(
+        http::header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json"),
+    );
+    headers.insert(
+        http::header::CACHE_CONTROL,
+        HeaderValue::from_static("no-cache, private"),
+    );
     Ok(response)
 }
 
 fn tokio_stream(receiver: mpsc::Receiver<Bytes>) -> impl futures::Stream<Item = Bytes> + Send {
-    futures::stream::unfold(receiver, |mut receiver| async { receiver.recv().await.map(|bytes| (bytes, receiver)) })
+    futures::stream::unfold(receiver, |mut receiver| async {
+        receiver.recv().await.map(|bytes| (bytes, receiver))
+    })
 }
 
 struct Watcher {
@@ -143,6 +159,13 @@ impl Watcher {
                     last = last.max(reached);
                 }
                 Err(TooOld { oldest }) => {
+                    if let Some(changes) = self.cache.replay(last, oldest).await {
+                        for change in changes {
+                            self.send_change(&change).await?;
+                        }
+                        last = oldest;
+                        continue;
+                    }
                     let gone = ApiError::expired(format!("too old resource version: {last} ({oldest})"));
                     return self.send_raw("ERROR", &gone.to_value().to_string()).await;
                 }
@@ -184,11 +207,17 @@ impl Watcher {
 
     async fn send_change(&mut self, change: &Change) -> Result<(), Ended> {
         let matches = |entry: &Option<Arc<Entry>>| {
-            entry.as_ref().is_some_and(|entry| self.selection.matches(entry, self.cache.selectable))
+            entry
+                .as_ref()
+                .is_some_and(|entry| self.selection.matches(entry, self.cache.selectable))
         };
         let (was, is) = (matches(&change.before), matches(&change.now));
         let Some(seen) = see(was, is) else { return Ok(()) };
-        let entry = if seen == Seen::Deleted { &change.before } else { &change.now };
+        let entry = if seen == Seen::Deleted {
+            &change.before
+        } else {
+            &change.now
+        };
         match entry {
             Some(entry) => self.send(seen, entry, change.revision).await,
             None => Ok(()),
@@ -223,7 +252,12 @@ impl Watcher {
 
     fn view(&mut self, object: &Value) -> Result<Value, ApiError> {
         let catalog = self.server.registry.catalog();
-        let viewer = respond::Viewer::new(&catalog, &self.request.resource, self.request.wanted, &self.request.query)?;
+        let viewer = respond::Viewer::new(
+            &catalog,
+            &self.request.resource,
+            self.request.wanted,
+            &self.request.query,
+        )?;
         Ok(match self.request.wanted.view {
             View::Object => object.clone(),
             View::PartialMetadata => respond::partial(object),

@@ -1,8 +1,8 @@
 //! Create, update and patch: decode, defaults, admission, strategy, validation, one store transaction.
 
 use bytes::Bytes;
-use http::{Response, StatusCode};
 use http::header::CONTENT_TYPE;
+use http::{Response, StatusCode};
 use schema::patch::PatchType;
 use schema::{Kind, MediaType, Resource};
 use serde_json::{Value, json};
@@ -41,14 +41,28 @@ impl Intent<'_> {
     }
 
     fn namespace(&self) -> &str {
-        if self.resource().namespaced() { &self.request.info.namespace } else { "" }
+        if self.resource().namespaced() {
+            &self.request.info.namespace
+        } else {
+            ""
+        }
     }
 
     fn key(&self, name: &str) -> Bytes {
-        registry::key(&self.resource().group, &self.resource().plural, self.namespace(), name)
+        registry::key(
+            &self.resource().group,
+            &self.resource().plural,
+            self.namespace(),
+            name,
+        )
     }
 
-    fn context<'a>(&'a self, server: &'a ApiServer, operation: Operation, old: Option<&'a Value>) -> AdmissionContext<'a> {
+    fn context<'a>(
+        &'a self,
+        server: &'a ApiServer,
+        operation: Operation,
+        old: Option<&'a Value>,
+    ) -> AdmissionContext<'a> {
         AdmissionContext {
             operation,
             info: &self.request.info,
@@ -83,8 +97,16 @@ pub struct Written {
 pub async fn create(server: &ApiServer, request: &ResourceRequest) -> Result<Response<Body>, ApiError> {
     let options = WriteOptions::parse(&request.query, "CreateOptions")?;
     let catalog = server.registry.catalog();
-    let (object, warnings) = body::decode(&catalog, request, &request.resource.kind, options.field_validation)?;
-    let intent = Intent { request, dry_run: options.dry_run };
+    let (object, warnings) = body::decode(
+        &catalog,
+        request,
+        &request.resource.kind,
+        options.field_validation,
+    )?;
+    let intent = Intent {
+        request,
+        dry_run: options.dry_run,
+    };
     let written = create_object(server, intent, object).await?;
     answer(server, request, &written, &warnings)
 }
@@ -95,7 +117,11 @@ pub fn answer(
     written: &Written,
     warnings: &[String],
 ) -> Result<Response<Body>, ApiError> {
-    let status = if written.created { StatusCode::CREATED } else { StatusCode::OK };
+    let status = if written.created {
+        StatusCode::CREATED
+    } else {
+        StatusCode::OK
+    };
     let catalog = server.registry.catalog();
     let viewer = respond::Viewer::new(&catalog, &request.resource, request.wanted, &request.query)?;
     let mut response = if request.resource.group == "events.k8s.io" {
@@ -108,11 +134,17 @@ pub fn answer(
 }
 
 /// Creates an object; `object` is decoded and pruned.
-pub async fn create_object(server: &ApiServer, intent: Intent<'_>, mut object: Value) -> Result<Written, ApiError> {
+pub async fn create_object(
+    server: &ApiServer,
+    intent: Intent<'_>,
+    mut object: Value,
+) -> Result<Written, ApiError> {
     let resource = intent.resource();
     adopt_namespace(&mut object, intent.namespace())?;
     if !object::resource_version(&object).is_empty() {
-        return Err(ApiError::bad_request("resourceVersion should not be set on objects to be created"));
+        return Err(ApiError::bad_request(
+            "resourceVersion should not be set on objects to be created",
+        ));
     }
     let generated = object::name(&object).is_empty();
     let base = text(&object, "/metadata/generateName").to_owned();
@@ -128,11 +160,19 @@ pub async fn create_object(server: &ApiServer, intent: Intent<'_>, mut object: V
         object = registry::event::to_core_group(object);
     }
     let metadata = object::metadata(&mut object);
-    for field in ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "managedFields"] {
+    for field in [
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "selfLink",
+        "managedFields",
+    ] {
         metadata.remove(field);
     }
     metadata.insert("uid".into(), json!(names::uid()));
-    metadata.insert("creationTimestamp".into(), json!(object::time(jiff::Timestamp::now())));
+    metadata.insert(
+        "creationTimestamp".into(),
+        json!(object::time(jiff::Timestamp::now())),
+    );
     let mut attempt = 0;
     loop {
         attempt += 1;
@@ -144,7 +184,9 @@ pub async fn create_object(server: &ApiServer, intent: Intent<'_>, mut object: V
             Outcome::Done(written) => return Ok(written),
             Outcome::Exists(_) if generated && attempt < ATTEMPTS => {}
             Outcome::Raced if attempt < ATTEMPTS => {}
-            Outcome::Exists(name) => return Err(ApiError::already_exists(&intent.request.qualified(), &name)),
+            Outcome::Exists(name) => {
+                return Err(ApiError::already_exists(&intent.request.qualified(), &name));
+            }
             Outcome::Raced => return Err(exhausted(intent)),
         }
     }
@@ -158,7 +200,11 @@ enum Outcome {
 }
 
 fn exhausted(intent: Intent<'_>) -> ApiError {
-    ApiError::conflict(&intent.request.qualified(), &intent.request.info.name, "too many concurrent changes; please try again")
+    ApiError::conflict(
+        &intent.request.qualified(),
+        &intent.request.info.name,
+        "too many concurrent changes; please try again",
+    )
 }
 
 async fn try_create(server: &ApiServer, intent: Intent<'_>, mut object: Value) -> Result<Outcome, ApiError> {
@@ -169,7 +215,8 @@ async fn try_create(server: &ApiServer, intent: Intent<'_>, mut object: Value) -
     server.admission.mutate(&context, &mut object).await?;
     schema::defaults::apply(&kind, &mut object);
     let strategy = intent.strategy();
-    if resource.subresource("status").is_some() && !strategy.keeps_status_on_create()
+    if resource.subresource("status").is_some()
+        && !strategy.keeps_status_on_create()
         && let Some(object) = object.as_object_mut()
     {
         object.remove("status");
@@ -182,7 +229,10 @@ async fn try_create(server: &ApiServer, intent: Intent<'_>, mut object: Value) -
     let mut requested = Claims::new();
     if intent.is_service() {
         requested = service::claims(&object);
-        server.services.assign(&mut object, None).map_err(|causes| intent.invalid(&name, causes))?;
+        server
+            .services
+            .assign(&mut object, None)
+            .map_err(|causes| intent.invalid(&name, causes))?;
     }
     let mut causes = causes(schema::validate::create(resource, &object));
     causes.extend(strategy.validate(&object, None));
@@ -190,32 +240,54 @@ async fn try_create(server: &ApiServer, intent: Intent<'_>, mut object: Value) -
         return Err(intent.invalid(&name, causes));
     }
     server.admission.validate(&context, Some(&object)).await?;
-    let claims = if intent.is_service() { service::claims(&object) } else { Claims::new() };
+    let claims = if intent.is_service() {
+        service::claims(&object)
+    } else {
+        Claims::new()
+    };
     let key = intent.key(&name);
     if intent.dry_run {
         let (existing, _) = server.store.get(key).await.map_err(store_error)?;
         return Ok(match existing {
             Some(_) => Outcome::Exists(name),
-            None => Outcome::Done(Written { object, created: true }),
+            None => Outcome::Done(Written {
+                object,
+                created: true,
+            }),
         });
     }
-    let lease = if intent.is_event() { server.lease_for_events().await? } else { 0 };
+    let lease = if intent.is_event() {
+        server.lease_for_events().await?
+    } else {
+        0
+    };
     let mut txn = Txn {
-        compares: vec![Compare { key: key.clone(), mod_revision: 0 }],
-        writes: vec![Write::Put { key, value: object::encode(&object), lease }],
+        compares: vec![Compare {
+            key: key.clone(),
+            mod_revision: 0,
+        }],
+        writes: vec![Write::Put {
+            key,
+            value: object::encode(&object),
+            lease,
+        }],
     };
     add_claims(&mut txn, &claims, &Claims::new());
     match server.store.txn(txn.clone()).await.map_err(store_error)? {
         TxnResult::Committed { revision } => {
             object::metadata(&mut object).insert("resourceVersion".into(), json!(revision.to_string()));
-            Ok(Outcome::Done(Written { object, created: true }))
+            Ok(Outcome::Done(Written {
+                object,
+                created: true,
+            }))
         }
         TxnResult::Conflict { current, .. } => {
             if current.first().is_some_and(Option::is_some) {
                 return Ok(Outcome::Exists(name));
             }
-            lost_claim(&txn, &current, &requested)
-                .map_or(Ok(Outcome::Raced), |key| Err(intent.invalid(&name, service::taken(&object, &key))))
+            lost_claim(&txn, &current, &requested).map_or(Ok(Outcome::Raced), |key| {
+                Err(intent.invalid(&name, service::taken(&object, &key)))
+            })
         }
     }
 }
@@ -234,7 +306,9 @@ fn storage_kind(server: &ApiServer, resource: &Resource) -> std::sync::Arc<Kind>
 fn adopt_namespace(object: &mut Value, namespace: &str) -> Result<(), ApiError> {
     let given = object::namespace(object);
     if !given.is_empty() && given != namespace {
-        return Err(ApiError::bad_request("the namespace of the provided object does not match the namespace sent on the request"));
+        return Err(ApiError::bad_request(
+            "the namespace of the provided object does not match the namespace sent on the request",
+        ));
     }
     if namespace.is_empty() {
         object::metadata(object).remove("namespace");
@@ -246,18 +320,34 @@ fn adopt_namespace(object: &mut Value, namespace: &str) -> Result<(), ApiError> 
 
 /// What strategies and admission wrote is brought into canonical form, too.
 fn canonical(kind: &Kind, object: &mut Value) -> Result<(), ApiError> {
-    schema::fields::check(kind, object).map(drop).map_err(ApiError::bad_request)
+    schema::fields::check(kind, object)
+        .map(drop)
+        .map_err(ApiError::bad_request)
 }
 
 fn causes(causes: Vec<schema::validate::Cause>) -> Vec<Cause> {
-    causes.into_iter().map(|c| Cause { reason: c.reason.as_str(), message: c.message, field: c.field }).collect()
+    causes
+        .into_iter()
+        .map(|c| Cause {
+            reason: c.reason.as_str(),
+            message: c.message,
+            field: c.field,
+        })
+        .collect()
 }
 
 /// New claims must be free; given-up ones are deleted in the same transaction.
 fn add_claims(txn: &mut Txn, now: &Claims, before: &Claims) {
     for (key, value) in now.iter().filter(|(key, _)| !before.contains_key(*key)) {
-        txn.compares.push(Compare { key: key.clone(), mod_revision: 0 });
-        txn.writes.push(Write::Put { key: key.clone(), value: value.clone(), lease: 0 });
+        txn.compares.push(Compare {
+            key: key.clone(),
+            mod_revision: 0,
+        });
+        txn.writes.push(Write::Put {
+            key: key.clone(),
+            value: value.clone(),
+            lease: 0,
+        });
     }
     for key in before.keys().filter(|key| !now.contains_key(*key)) {
         txn.writes.push(Write::Delete { key: key.clone() });
@@ -266,24 +356,46 @@ fn add_claims(txn: &mut Txn, now: &Claims, before: &Claims) {
 
 /// The taken key that the user asked for by name; a random pick that was taken is picked anew.
 fn lost_claim(txn: &Txn, current: &[Option<store::KeyValue>], requested: &Claims) -> Option<Bytes> {
-    let taken = txn.compares.iter().zip(current).skip(1).filter(|(_, kv)| kv.is_some());
-    taken.map(|(compare, _)| compare.key.clone()).find(|key| requested.contains_key(key))
+    let taken = txn
+        .compares
+        .iter()
+        .zip(current)
+        .skip(1)
+        .filter(|(_, kv)| kv.is_some());
+    taken
+        .map(|(compare, _)| compare.key.clone())
+        .find(|key| requested.contains_key(key))
 }
 
 pub async fn update(server: &ApiServer, request: &ResourceRequest) -> Result<Response<Body>, ApiError> {
     let options = WriteOptions::parse(&request.query, "UpdateOptions")?;
     let catalog = server.registry.catalog();
-    let (object, warnings) = body::decode(&catalog, request, &request.resource.kind, options.field_validation)?;
+    let (object, warnings) = body::decode(
+        &catalog,
+        request,
+        &request.resource.kind,
+        options.field_validation,
+    )?;
     let name = object::name(&object);
     if name != request.info.name {
         return Err(ApiError::bad_request(if name.is_empty() {
             "name must be provided".to_owned()
         } else {
-            format!("the name of the object ({name}) does not match the name on the URL ({})", request.info.name)
+            format!(
+                "the name of the object ({name}) does not match the name on the URL ({})",
+                request.info.name
+            )
         }));
     }
-    let object = if request.resource.group == "events.k8s.io" { registry::event::to_core_group(object) } else { object };
-    let intent = Intent { request, dry_run: options.dry_run };
+    let object = if request.resource.group == "events.k8s.io" {
+        registry::event::to_core_group(object)
+    } else {
+        object
+    };
+    let intent = Intent {
+        request,
+        dry_run: options.dry_run,
+    };
     let result = update_object(server, intent, |_| Ok(object.clone())).await;
     let written = match result {
         Err(error)
@@ -303,9 +415,12 @@ pub async fn update(server: &ApiServer, request: &ResourceRequest) -> Result<Res
 pub async fn patch(server: &ApiServer, request: &ResourceRequest) -> Result<Response<Body>, ApiError> {
     let options = WriteOptions::parse(&request.query, "PatchOptions")?;
     let content_type = header(&request.headers, &CONTENT_TYPE);
-    let accepted = "application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json";
+    let accepted =
+        "application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json";
     let unsupported = |why: &str| {
-        ApiError::unsupported_media_type(format!("the body of the request was in an unknown format{why} - accepted media types include: {accepted}"))
+        ApiError::unsupported_media_type(format!(
+            "the body of the request was in an unknown format{why} - accepted media types include: {accepted}"
+        ))
     };
     let patch_type = PatchType::parse(content_type).ok_or_else(|| unsupported(""))?;
     if patch_type == PatchType::Apply {
@@ -313,11 +428,18 @@ pub async fn patch(server: &ApiServer, request: &ResourceRequest) -> Result<Resp
     }
     let patch = schema::codec::parse_patch(MediaType::Json, &request.body).map_err(body::codec_error)?;
     let kind = &request.resource.kind;
-    let intent = Intent { request, dry_run: options.dry_run };
+    let intent = Intent {
+        request,
+        dry_run: options.dry_run,
+    };
     let warnings = std::sync::Mutex::new(Vec::new());
     let written = update_object(server, intent, |current| {
         let events_group = request.resource.group == "events.k8s.io";
-        let current = if events_group { registry::event::to_events_group(current.clone()) } else { current.clone() };
+        let current = if events_group {
+            registry::event::to_events_group(current.clone())
+        } else {
+            current.clone()
+        };
         let mut patched = schema::patch::apply(kind, patch_type, &current, &patch).map_err(|error| {
             let code = StatusCode::from_u16(error.code).unwrap_or(StatusCode::BAD_REQUEST);
             ApiError::new(code, error.reason, error.message)
@@ -325,13 +447,23 @@ pub async fn patch(server: &ApiServer, request: &ResourceRequest) -> Result<Resp
         let problems = schema::fields::check(kind, &mut patched).map_err(ApiError::bad_request)?;
         let found = body::strictness(kind, problems, options.field_validation)?;
         *warnings.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = found;
-        if object::name(&patched) != object::name(&current) || object::namespace(&patched) != object::namespace(&current) {
-            return Err(ApiError::bad_request("the name or namespace of an object cannot be patched"));
+        if object::name(&patched) != object::name(&current)
+            || object::namespace(&patched) != object::namespace(&current)
+        {
+            return Err(ApiError::bad_request(
+                "the name or namespace of an object cannot be patched",
+            ));
         }
-        Ok(if events_group { registry::event::to_core_group(patched) } else { patched })
+        Ok(if events_group {
+            registry::event::to_core_group(patched)
+        } else {
+            patched
+        })
     })
     .await?;
-    let warnings = warnings.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let warnings = warnings
+        .into_inner()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
     answer(server, request, &written, &warnings)
 }
 
@@ -370,7 +502,10 @@ async fn try_update(
     }
     let given_uid = object::uid(&object);
     if !given_uid.is_empty() && given_uid != object::uid(&old) {
-        let why = format!("Precondition failed: UID in precondition: {given_uid}, UID in object meta: {}", object::uid(&old));
+        let why = format!(
+            "Precondition failed: UID in precondition: {given_uid}, UID in object meta: {}",
+            object::uid(&old)
+        );
         return Err(ApiError::conflict(&qualified, name, &why));
     }
     adopt_namespace(&mut object, intent.namespace())?;
@@ -388,11 +523,19 @@ async fn try_update(
     let (held, mut requested) = (claims_of(intent, &old), Claims::new());
     if intent.is_service() && info.subresource.is_empty() {
         requested = service::claims(&object);
-        server.services.assign(&mut object, Some(&old)).map_err(|causes| intent.invalid(name, causes))?;
+        server
+            .services
+            .assign(&mut object, Some(&old))
+            .map_err(|causes| intent.invalid(name, causes))?;
     }
     let mut problems = match info.subresource.as_str() {
         "" => causes(schema::validate::update(resource, &object, &old)),
-        subresource => causes(schema::validate::update_subresource(resource, subresource, &object, &old)),
+        subresource => causes(schema::validate::update_subresource(
+            resource,
+            subresource,
+            &object,
+            &old,
+        )),
     };
     problems.extend(intent.strategy().validate(&object, Some(&old)));
     if !problems.is_empty() {
@@ -402,41 +545,90 @@ async fn try_update(
     let finished = deletion::is_complete(&object);
     let value = object::encode(&object);
     if !finished && value == object::encode(&old) {
-        return Ok(Outcome::Done(Written { object: old, created: false }));
+        return Ok(Outcome::Done(Written {
+            object: old,
+            created: false,
+        }));
     }
     if intent.dry_run {
-        return Ok(Outcome::Done(Written { object, created: false }));
+        return Ok(Outcome::Done(Written {
+            object,
+            created: false,
+        }));
     }
-    let lease = if intent.is_event() { server.lease_for_events().await? } else { kv.lease };
-    let write = if finished { Write::Delete { key: key.clone() } } else { Write::Put { key: key.clone(), value, lease } };
-    let mut txn = Txn { compares: vec![Compare { key, mod_revision: kv.mod_revision }], writes: vec![write] };
-    let claims = if finished { Claims::new() } else { claims_of(intent, &object) };
+    let lease = if intent.is_event() {
+        server.lease_for_events().await?
+    } else {
+        kv.lease
+    };
+    let write = if finished {
+        Write::Delete { key: key.clone() }
+    } else {
+        Write::Put {
+            key: key.clone(),
+            value,
+            lease,
+        }
+    };
+    let mut txn = Txn {
+        compares: vec![Compare {
+            key,
+            mod_revision: kv.mod_revision,
+        }],
+        writes: vec![write],
+    };
+    let claims = if finished {
+        Claims::new()
+    } else {
+        claims_of(intent, &object)
+    };
     add_claims(&mut txn, &claims, &held);
     match server.store.txn(txn.clone()).await.map_err(store_error)? {
         TxnResult::Committed { revision } => {
             object::metadata(&mut object).insert("resourceVersion".into(), json!(revision.to_string()));
-            Ok(Outcome::Done(Written { object, created: false }))
+            Ok(Outcome::Done(Written {
+                object,
+                created: false,
+            }))
         }
         TxnResult::Conflict { current, .. } => {
-            let changed = current.first().is_none_or(|now| now.as_ref().map(|kv| kv.mod_revision) != Some(kv.mod_revision));
+            let changed = current
+                .first()
+                .is_none_or(|now| now.as_ref().map(|kv| kv.mod_revision) != Some(kv.mod_revision));
             if changed {
-                return if pinned { Err(ApiError::modified(&qualified, name)) } else { Ok(Outcome::Raced) };
+                return if pinned {
+                    Err(ApiError::modified(&qualified, name))
+                } else {
+                    Ok(Outcome::Raced)
+                };
             }
-            lost_claim(&txn, &current, &requested)
-                .map_or(Ok(Outcome::Raced), |key| Err(intent.invalid(name, service::taken(&object, &key))))
+            lost_claim(&txn, &current, &requested).map_or(Ok(Outcome::Raced), |key| {
+                Err(intent.invalid(name, service::taken(&object, &key)))
+            })
         }
     }
 }
 
 fn claims_of(intent: Intent<'_>, object: &Value) -> Claims {
-    if intent.is_service() { service::claims(object) } else { Claims::new() }
+    if intent.is_service() {
+        service::claims(object)
+    } else {
+        Claims::new()
+    }
 }
 
 /// What the caller may not change comes from the stored object.
 fn prepare_update(intent: Intent<'_>, object: &mut Value, old: &Value) {
     let (resource, subresource) = (intent.resource(), intent.request.info.subresource.as_str());
     if subresource.is_empty() {
-        let system = ["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "generateName"];
+        let system = [
+            "uid",
+            "creationTimestamp",
+            "deletionTimestamp",
+            "deletionGracePeriodSeconds",
+            "generation",
+            "generateName",
+        ];
         for field in system {
             object::copy_metadata(object, old, field);
         }
@@ -444,12 +636,15 @@ fn prepare_update(intent: Intent<'_>, object: &mut Value, old: &Value) {
             object::copy_field(object, old, "status");
         }
         intent.strategy().prepare_for_update(object, old);
-    } else {
+    } else if subresource != "binding" {
+        // A binding is made from the stored pod by this server, not by the client.
         let wanted = std::mem::replace(object, old.clone());
         if subresource == "status" {
             object::copy_field(object, &wanted, "status");
         }
-        intent.strategy().prepare_for_subresource(subresource, object, &wanted, old);
+        intent
+            .strategy()
+            .prepare_for_subresource(subresource, object, &wanted, old);
     }
     let metadata = object::metadata(object);
     metadata.remove("managedFields");

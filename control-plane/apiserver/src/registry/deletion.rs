@@ -31,11 +31,16 @@ impl DeleteOptions {
     pub fn parse(body: &Value, query: &str) -> Result<Self, ApiError> {
         let parameter = |name: &str| crate::request_info::query_values(query, name).next();
         let invalid = |field: &str, reason, message: String| {
-            let cause = Cause { reason, message, field: field.to_owned() };
+            let cause = Cause {
+                reason,
+                message,
+                field: field.to_owned(),
+            };
             ApiError::invalid("meta.k8s.io", "DeleteOptions", "", vec![cause])
         };
         let number = |text: String| {
-            let bad = format!("unable to convert query parameter gracePeriodSeconds: invalid value \"{text}\"");
+            let bad =
+                format!("unable to convert query parameter gracePeriodSeconds: invalid value \"{text}\"");
             text.parse().map_err(|_| ApiError::bad_request(bad))
         };
         let grace = match body["gracePeriodSeconds"].as_i64() {
@@ -46,14 +51,17 @@ impl DeleteOptions {
             "" => parameter("propagationPolicy").unwrap_or_default(),
             policy => policy.to_owned(),
         };
-        let orphan = body["orphanDependents"].as_bool().or_else(|| Some(parameter("orphanDependents")? == "true"));
+        let orphan = body["orphanDependents"]
+            .as_bool()
+            .or_else(|| Some(parameter("orphanDependents")? == "true"));
         let propagation = match (policy.as_str(), orphan) {
             ("", None) => None,
             ("", Some(true)) | ("Orphan", None) => Some(Propagation::Orphan),
             ("", Some(false)) | ("Background", None) => Some(Propagation::Background),
             ("Foreground", None) => Some(Propagation::Foreground),
             (_, Some(_)) => {
-                let message = "Invalid value: orphanDependents and propagationPolicy cannot be both set".into();
+                let message =
+                    "Invalid value: orphanDependents and propagationPolicy cannot be both set".into();
                 return Err(invalid("propagationPolicy", "FieldValueInvalid", message));
             }
             (other, None) => {
@@ -84,10 +92,15 @@ impl DeleteOptions {
     /// A failed precondition is a conflict.
     pub fn check(&self, qualified: &str, current: &Value) -> Result<(), ApiError> {
         let mismatch = |what: &str, wanted: &str, is: &str| {
-            let why = format!("Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {is}");
+            let why =
+                format!("Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {is}");
             Err(ApiError::conflict(qualified, object::name(current), &why))
         };
-        if let Some(wanted) = self.uid.as_deref().filter(|wanted| *wanted != object::uid(current)) {
+        if let Some(wanted) = self
+            .uid
+            .as_deref()
+            .filter(|wanted| *wanted != object::uid(current))
+        {
             return mismatch("UID", wanted, object::uid(current));
         }
         match self.resource_version.as_deref() {
@@ -117,7 +130,9 @@ pub fn decide(current: &Value, options: &DeleteOptions, graceful: bool, now: Tim
     object::set_finalizers(&mut next, &finalizers);
     let terminating = object::is_terminating(current);
     if terminating && grace > 0 {
-        let before = current["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0);
+        let before = current["metadata"]["deletionGracePeriodSeconds"]
+            .as_i64()
+            .unwrap_or(0);
         if grace < before {
             shorten(&mut next, before, grace);
         }
@@ -128,13 +143,21 @@ pub fn decide(current: &Value, options: &DeleteOptions, graceful: bool, now: Tim
         }
         if !terminating {
             mark(&mut next, now, grace);
-        } else if next["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) > 0 {
+        } else if next["metadata"]["deletionGracePeriodSeconds"]
+            .as_i64()
+            .unwrap_or(0)
+            > 0
+        {
             let metadata = object::metadata(&mut next);
             metadata.insert("deletionGracePeriodSeconds".into(), json!(0));
             metadata.insert("deletionTimestamp".into(), json!(object::time(now)));
         }
     }
-    if next == *current { Decision::Nothing } else { Decision::Update(next) }
+    if next == *current {
+        Decision::Nothing
+    } else {
+        Decision::Update(next)
+    }
 }
 
 /// An update took the last obstacle to a deletion away.
@@ -142,7 +165,10 @@ pub fn is_complete(updated: &Value) -> bool {
     object::is_terminating(updated)
         && object::finalizers(updated).is_empty()
         && namespace_finalizers(updated).is_empty()
-        && updated["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) == 0
+        && updated["metadata"]["deletionGracePeriodSeconds"]
+            .as_i64()
+            .unwrap_or(0)
+            == 0
 }
 
 fn namespace_finalizers(object: &Value) -> &[Value] {
@@ -153,10 +179,13 @@ fn namespace_finalizers(object: &Value) -> &[Value] {
 }
 
 fn pod_grace(pod: &Value, options: &DeleteOptions) -> i64 {
-    if text(pod, "/spec/nodeName").is_empty() || matches!(text(pod, "/status/phase"), "Succeeded" | "Failed") {
+    if text(pod, "/spec/nodeName").is_empty() || matches!(text(pod, "/status/phase"), "Succeeded" | "Failed")
+    {
         return 0;
     }
-    let own = pod["spec"]["terminationGracePeriodSeconds"].as_i64().unwrap_or(30);
+    let own = pod["spec"]["terminationGracePeriodSeconds"]
+        .as_i64()
+        .unwrap_or(30);
     match options.grace_period_seconds.unwrap_or(own) {
         seconds if seconds < 0 => 1,
         seconds => seconds,
@@ -164,7 +193,9 @@ fn pod_grace(pod: &Value, options: &DeleteOptions) -> i64 {
 }
 
 fn finalizers_for(mut finalizers: Vec<String>, propagation: Option<Propagation>) -> Vec<String> {
-    let Some(propagation) = propagation else { return finalizers };
+    let Some(propagation) = propagation else {
+        return finalizers;
+    };
     finalizers.retain(|finalizer| finalizer != ORPHAN && finalizer != FOREGROUND);
     match propagation {
         Propagation::Orphan => finalizers.push(ORPHAN.into()),
@@ -175,12 +206,18 @@ fn finalizers_for(mut finalizers: Vec<String>, propagation: Option<Propagation>)
 }
 
 fn mark(object: &mut Value, now: Timestamp, grace: i64) {
-    let end = now.saturating_add(SignedDuration::from_secs(grace)).unwrap_or(now);
+    let end = now
+        .saturating_add(SignedDuration::from_secs(grace))
+        .unwrap_or(now);
     let is_namespace = object["kind"] == "Namespace";
     let metadata = object::metadata(object);
     metadata.insert("deletionTimestamp".into(), json!(object::time(end)));
     metadata.insert("deletionGracePeriodSeconds".into(), json!(grace));
-    if let Some(generation) = metadata.get("generation").and_then(Value::as_i64).filter(|g| *g > 0) {
+    if let Some(generation) = metadata
+        .get("generation")
+        .and_then(Value::as_i64)
+        .filter(|g| *g > 0)
+    {
         metadata.insert("generation".into(), json!(generation + 1));
     }
     if is_namespace {
@@ -190,9 +227,14 @@ fn mark(object: &mut Value, now: Timestamp, grace: i64) {
 
 fn shorten(object: &mut Value, before: i64, grace: i64) {
     let metadata = object::metadata(object);
-    let end = metadata.get("deletionTimestamp").and_then(Value::as_str).and_then(|t| t.parse::<Timestamp>().ok());
+    let end = metadata
+        .get("deletionTimestamp")
+        .and_then(Value::as_str)
+        .and_then(|t| t.parse::<Timestamp>().ok());
     if let Some(end) = end {
-        let end = end.saturating_sub(SignedDuration::from_secs(before - grace)).unwrap_or(end);
+        let end = end
+            .saturating_sub(SignedDuration::from_secs(before - grace))
+            .unwrap_or(end);
         metadata.insert("deletionTimestamp".into(), json!(object::time(end)));
     }
     metadata.insert("deletionGracePeriodSeconds".into(), json!(grace));
@@ -213,12 +255,18 @@ mod tests {
     }
 
     fn options(grace: Option<i64>, propagation: Option<Propagation>) -> DeleteOptions {
-        DeleteOptions { grace_period_seconds: grace, propagation, ..DeleteOptions::default() }
+        DeleteOptions {
+            grace_period_seconds: grace,
+            propagation,
+            ..DeleteOptions::default()
+        }
     }
 
     /// (deletionTimestamp, deletionGracePeriodSeconds, finalizers) of an update.
     fn update(decision: Decision) -> (String, i64, Vec<String>) {
-        let Decision::Update(object) = decision else { panic!("{decision:?}") };
+        let Decision::Update(object) = decision else {
+            panic!("{decision:?}")
+        };
         (
             text(&object, "/metadata/deletionTimestamp").into(),
             object["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap(),
@@ -229,8 +277,15 @@ mod tests {
     #[test]
     fn pods_end_gracefully() {
         let none = options(None, None);
-        assert_eq!(decide(&pod("", json!({})), &none, true, now()), Decision::Remove, "unscheduled");
-        assert_eq!(decide(&pod("n", json!({})), &options(Some(0), None), true, now()), Decision::Remove);
+        assert_eq!(
+            decide(&pod("", json!({})), &none, true, now()),
+            Decision::Remove,
+            "unscheduled"
+        );
+        assert_eq!(
+            decide(&pod("n", json!({})), &options(Some(0), None), true, now()),
+            Decision::Remove
+        );
         let running = decide(&pod("n", json!({})), &none, true, now());
         assert_eq!(update(running), ("2026-01-01T00:00:30Z".into(), 30, vec![]));
         let asked = decide(&pod("n", json!({})), &options(Some(5), None), true, now());
@@ -244,33 +299,63 @@ mod tests {
     fn a_second_delete_can_only_hurry() {
         let dying = json!({"deletionTimestamp": "2026-01-01T00:00:30Z", "deletionGracePeriodSeconds": 30});
         let dying = pod("n", dying);
-        assert_eq!(decide(&dying, &options(None, None), true, now()), Decision::Nothing);
-        assert_eq!(decide(&dying, &options(Some(60), None), true, now()), Decision::Nothing);
+        assert_eq!(
+            decide(&dying, &options(None, None), true, now()),
+            Decision::Nothing
+        );
+        assert_eq!(
+            decide(&dying, &options(Some(60), None), true, now()),
+            Decision::Nothing
+        );
         let sooner = decide(&dying, &options(Some(10), None), true, now());
         assert_eq!(update(sooner), ("2026-01-01T00:00:10Z".into(), 10, vec![]));
-        assert_eq!(decide(&dying, &options(Some(0), None), true, now()), Decision::Remove);
+        assert_eq!(
+            decide(&dying, &options(Some(0), None), true, now()),
+            Decision::Remove
+        );
     }
 
     #[test]
     fn finalizers_hold_objects() {
         let plain = json!({"kind": "ConfigMap", "metadata": {}});
         let held = json!({"kind": "ConfigMap", "metadata": {"finalizers": ["a/b"]}});
-        assert_eq!(decide(&plain, &options(None, None), false, now()), Decision::Remove);
+        assert_eq!(
+            decide(&plain, &options(None, None), false, now()),
+            Decision::Remove
+        );
         let marked = decide(&held, &options(None, None), false, now());
         assert_eq!(update(marked), (NOW.into(), 0, vec!["a/b".into()]));
-        let foreground = decide(&plain, &options(None, Some(Propagation::Foreground)), false, now());
+        let foreground = decide(
+            &plain,
+            &options(None, Some(Propagation::Foreground)),
+            false,
+            now(),
+        );
         assert_eq!(update(foreground).2, [FOREGROUND]);
         let orphan = decide(&held, &options(None, Some(Propagation::Orphan)), false, now());
         assert_eq!(update(orphan).2, ["a/b", ORPHAN]);
-        assert_eq!(decide(&plain, &options(None, Some(Propagation::Background)), false, now()), Decision::Remove);
+        assert_eq!(
+            decide(
+                &plain,
+                &options(None, Some(Propagation::Background)),
+                false,
+                now()
+            ),
+            Decision::Remove
+        );
     }
 
     #[test]
     fn namespaces_terminate_until_finalized() {
         let live = json!({"kind": "Namespace", "metadata": {}, "spec": {"finalizers": ["kubernetes"]}, "status": {"phase": "Active"}});
-        let Decision::Update(dying) = decide(&live, &options(None, None), false, now()) else { panic!() };
+        let Decision::Update(dying) = decide(&live, &options(None, None), false, now()) else {
+            panic!()
+        };
         assert_eq!(dying["status"]["phase"], "Terminating");
-        assert_eq!(decide(&dying, &options(None, None), false, now()), Decision::Nothing);
+        assert_eq!(
+            decide(&dying, &options(None, None), false, now()),
+            Decision::Nothing
+        );
         assert!(!is_complete(&dying));
         let mut done = dying.clone();
         done["spec"] = json!({});
@@ -287,7 +372,10 @@ mod tests {
         assert!(parsed.dry_run);
         let object = json!({"metadata": {"name": "x", "uid": "other"}});
         assert!(parsed.check("pods", &object).unwrap_err().is_conflict());
-        for bad in [json!({"propagationPolicy": "Now"}), json!({"propagationPolicy": "Orphan", "orphanDependents": true})] {
+        for bad in [
+            json!({"propagationPolicy": "Now"}),
+            json!({"propagationPolicy": "Orphan", "orphanDependents": true}),
+        ] {
             assert!(DeleteOptions::parse(&bad, "").is_err(), "{bad}");
         }
     }

@@ -14,17 +14,31 @@ const RENAMED: &[(&str, &str)] = &[
 ];
 
 pub fn to_events_group(event: Value) -> Value {
-    rename(event, "events.k8s.io/v1", |field| RENAMED.iter().find(|(core, _)| *core == field).map(|(_, new)| *new))
+    rename(event, "events.k8s.io/v1", |field| {
+        RENAMED
+            .iter()
+            .find(|(core, _)| *core == field)
+            .map(|(_, new)| *new)
+    })
 }
 
 pub fn to_core_group(event: Value) -> Value {
-    rename(event, "v1", |field| RENAMED.iter().find(|(_, new)| *new == field).map(|(core, _)| *core))
+    rename(event, "v1", |field| {
+        RENAMED
+            .iter()
+            .find(|(_, new)| *new == field)
+            .map(|(core, _)| *core)
+    })
 }
 
 fn rename(event: Value, api_version: &str, name: impl Fn(&str) -> Option<&'static str>) -> Value {
-    let Value::Object(fields) = event else { return event };
-    let mut renamed: Map<String, Value> =
-        fields.into_iter().map(|(field, value)| (name(&field).map_or(field, str::to_owned), value)).collect();
+    let Value::Object(fields) = event else {
+        return event;
+    };
+    let mut renamed: Map<String, Value> = fields
+        .into_iter()
+        .map(|(field, value)| (name(&field).map_or(field, str::to_owned), value))
+        .collect();
     renamed.insert("apiVersion".into(), json!(api_version));
     Value::Object(renamed)
 }

@@ -20,7 +20,10 @@ const EVENT: &[SelectableField] = &[
     ("involvedObject.name", "/involvedObject/name"),
     ("involvedObject.uid", "/involvedObject/uid"),
     ("involvedObject.apiVersion", "/involvedObject/apiVersion"),
-    ("involvedObject.resourceVersion", "/involvedObject/resourceVersion"),
+    (
+        "involvedObject.resourceVersion",
+        "/involvedObject/resourceVersion",
+    ),
     ("involvedObject.fieldPath", "/involvedObject/fieldPath"),
     ("reason", "/reason"),
     ("reportingComponent", "/reportingComponent"),
@@ -40,7 +43,10 @@ pub fn selectable(group: &str, plural: &str) -> &'static [SelectableField] {
         ("apps", "replicasets") => &[("status.replicas", "/status/replicas")],
         ("batch", "jobs") => &[("status.successful", "/status/succeeded")],
         ("certificates.k8s.io", "certificatesigningrequests") => &[("spec.signerName", "/spec/signerName")],
-        ("resource.k8s.io", "resourceslices") => &[("spec.nodeName", "/spec/nodeName"), ("spec.driver", "/spec/driver")],
+        ("resource.k8s.io", "resourceslices") => &[
+            ("spec.nodeName", "/spec/nodeName"),
+            ("spec.driver", "/spec/driver"),
+        ],
         _ => &[],
     }
 }
@@ -48,10 +54,12 @@ pub fn selectable(group: &str, plural: &str) -> &'static [SelectableField] {
 /// A selector on a field that cannot be selected is a bad request, never an empty list.
 pub fn check(selector: &FieldSelector, selectable: &[SelectableField]) -> Result<(), ApiError> {
     for field in selector.fields() {
-        let known =
-            matches!(field, "metadata.name" | "metadata.namespace") || selectable.iter().any(|(name, _)| *name == field);
+        let known = matches!(field, "metadata.name" | "metadata.namespace")
+            || selectable.iter().any(|(name, _)| *name == field);
         if !known {
-            return Err(ApiError::bad_request(format!("field label not supported: {field}")));
+            return Err(ApiError::bad_request(format!(
+                "field label not supported: {field}"
+            )));
         }
     }
     Ok(())

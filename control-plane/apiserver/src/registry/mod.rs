@@ -27,11 +27,19 @@ pub struct Registry {
 
 impl Registry {
     pub fn new(catalog: Catalog, store: Arc<dyn Store>, shutdown: CancellationToken) -> Self {
-        Self { catalog: RwLock::new(Arc::new(catalog)), caches: Mutex::default(), store, shutdown }
+        Self {
+            catalog: RwLock::new(Arc::new(catalog)),
+            caches: Mutex::default(),
+            store,
+            shutdown,
+        }
     }
 
     pub fn catalog(&self) -> Arc<Catalog> {
-        self.catalog.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.catalog
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// The kind's cache, started on first use.
@@ -40,7 +48,12 @@ impl Registry {
         let mut caches = self.caches.lock().unwrap_or_else(PoisonError::into_inner);
         let start = || {
             let selectable = fields::selectable(group, plural);
-            WatchCache::start(self.store.clone(), prefix.clone(), selectable, self.shutdown.clone())
+            WatchCache::start(
+                self.store.clone(),
+                prefix.clone(),
+                selectable,
+                self.shutdown.clone(),
+            )
         };
         caches.entry(prefix.clone()).or_insert_with(start).clone()
     }
@@ -56,7 +69,11 @@ pub fn prefix(group: &str, plural: &str) -> String {
 
 /// The part of a key behind the prefix.
 pub fn relative_key(namespace: &str, name: &str) -> String {
-    if namespace.is_empty() { name.to_owned() } else { format!("{namespace}/{name}") }
+    if namespace.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{namespace}/{name}")
+    }
 }
 
 pub fn key(group: &str, plural: &str, namespace: &str, name: &str) -> Bytes {

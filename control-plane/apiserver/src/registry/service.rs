@@ -37,12 +37,20 @@ impl Network {
             return None;
         }
         let size = 1u128 << host_bits;
-        Some(Self { base: bits & !(size - 1), size, v6 })
+        Some(Self {
+            base: bits & !(size - 1),
+            size,
+            v6,
+        })
     }
 
     fn address(&self, offset: u128) -> IpAddr {
         let bits = self.base + offset;
-        if self.v6 { IpAddr::V6(Ipv6Addr::from(bits)) } else { IpAddr::V4(Ipv4Addr::from(bits as u32)) }
+        if self.v6 {
+            IpAddr::V6(Ipv6Addr::from(bits))
+        } else {
+            IpAddr::V4(Ipv4Addr::from(bits as u32))
+        }
     }
 
     /// Neither the network's own address nor, in IPv4, its broadcast address.
@@ -57,7 +65,11 @@ impl Network {
 
     /// Random, above the band that is left for chosen addresses (KEP-3070).
     fn pick(&self) -> IpAddr {
-        let band = if self.size < 32 { 1 } else { (self.size / 16).clamp(16, 256) };
+        let band = if self.size < 32 {
+            1
+        } else {
+            (self.size / 16).clamp(16, 256)
+        };
         let last = self.size.min(1 << 64) - if self.v6 { 1 } else { 2 };
         self.address(rand::rng().random_range(band.min(last)..=last))
     }
@@ -123,12 +135,22 @@ impl Allocator {
         if addresses.is_empty() && !first.is_empty() {
             addresses.push(first);
         } else if !first.is_empty() && addresses[0] != first {
-            return Err(invalid("spec.clusterIPs", &json!(addresses), "first value must match `clusterIP`"));
+            return Err(invalid(
+                "spec.clusterIPs",
+                &json!(addresses),
+                "first value must match `clusterIP`",
+            ));
         }
-        if let Some(before) = old.map(|old| strings(&old["spec"]["clusterIPs"])).filter(|b| !b.is_empty())
+        if let Some(before) = old
+            .map(|old| strings(&old["spec"]["clusterIPs"]))
+            .filter(|b| !b.is_empty())
             && addresses.first().is_some_and(|now| *now != before[0])
         {
-            return Err(invalid("spec.clusterIPs[0]", &json!(addresses), "may not change once set"));
+            return Err(invalid(
+                "spec.clusterIPs[0]",
+                &json!(addresses),
+                "may not change once set",
+            ));
         }
         let networks = self.families(service, &addresses)?;
         if addresses.first().map(String::as_str) == Some("None") {
@@ -138,7 +160,11 @@ impl Allocator {
                 let parsed: Option<IpAddr> = address.parse().ok();
                 let Some(parsed) = parsed else {
                     let why = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
-                    return Err(invalid(&format!("spec.clusterIPs[{place}]"), &json!(address), why));
+                    return Err(invalid(
+                        &format!("spec.clusterIPs[{place}]"),
+                        &json!(address),
+                        why,
+                    ));
                 };
                 if !self.networks.iter().any(|network| network.contains(parsed)) {
                     let why = "failed to allocate IP: the provided network does not match the current range";
@@ -168,7 +194,11 @@ impl Allocator {
         if wanted.is_empty()
             && let Some(address) = addresses.first().and_then(|a| a.parse::<IpAddr>().ok())
         {
-            wanted.push(if address.is_ipv6() { "IPv6".into() } else { "IPv4".into() });
+            wanted.push(if address.is_ipv6() {
+                "IPv6".into()
+            } else {
+                "IPv4".into()
+            });
         }
         let mut networks = Vec::new();
         for (place, family) in wanted.iter().enumerate() {
@@ -185,7 +215,12 @@ impl Allocator {
         }
         let policy = text(service, "/spec/ipFamilyPolicy");
         if matches!(policy, "PreferDualStack" | "RequireDualStack") {
-            let others: Vec<_> = self.networks.iter().filter(|n| !networks.contains(n)).copied().collect();
+            let others: Vec<_> = self
+                .networks
+                .iter()
+                .filter(|n| !networks.contains(n))
+                .copied()
+                .collect();
             networks.extend(others);
             if policy == "RequireDualStack" && networks.len() < 2 {
                 let why = "this cluster is not configured for dual-stack services";
@@ -203,19 +238,29 @@ impl Allocator {
             let mut number = port["nodePort"].as_i64().unwrap_or(0);
             if number == 0 {
                 // One number for the protocols of one port (DNS over UDP and TCP).
-                let twin = taken.iter().find(|(p, protocol, _)| *p == port["port"] && *protocol != port["protocol"]);
+                let twin = taken
+                    .iter()
+                    .find(|(p, protocol, _)| *p == port["port"] && *protocol != port["protocol"]);
                 number = match twin {
                     Some((_, _, number)) => *number,
                     None => rand::rng().random_range(low..=high),
                 };
             } else if number < low || number > high {
-                let why = format!("provided port is not in the valid range. The range of valid ports is {low}-{high}");
-                return Err(invalid(&format!("spec.ports[{place}].nodePort"), &json!(number), &why));
+                let why = format!(
+                    "provided port is not in the valid range. The range of valid ports is {low}-{high}"
+                );
+                return Err(invalid(
+                    &format!("spec.ports[{place}].nodePort"),
+                    &json!(number),
+                    &why,
+                ));
             }
             service["spec"]["ports"][place]["nodePort"] = json!(number);
             taken.push((port["port"].clone(), port["protocol"].clone(), number));
         }
-        if wants_health_check_port(service) && service["spec"]["healthCheckNodePort"].as_i64().unwrap_or(0) == 0 {
+        if wants_health_check_port(service)
+            && service["spec"]["healthCheckNodePort"].as_i64().unwrap_or(0) == 0
+        {
             service["spec"]["healthCheckNodePort"] = json!(rand::rng().random_range(low..=high));
         }
         Ok(())
@@ -247,16 +292,38 @@ fn release_node_ports(service: &mut Value) {
 pub fn claims(service: &Value) -> Claims {
     let (namespace, name) = (object::namespace(service), object::name(service));
     let mut claims = Claims::new();
-    for address in strings(&service["spec"]["clusterIPs"]) {
+    let mut addresses = strings(&service["spec"]["clusterIPs"]);
+    // A request may name the first address only.
+    addresses.push(text(service, "/spec/clusterIP").to_owned());
+    for address in addresses {
         if let Ok(parsed) = address.parse::<IpAddr>() {
-            let value = ip_address(parsed, namespace, name, text(service, "/metadata/creationTimestamp"));
-            claims.insert(registry::key("networking.k8s.io", "ipaddresses", "", &address), object::encode(&value));
+            let value = ip_address(
+                parsed,
+                namespace,
+                name,
+                text(service, "/metadata/creationTimestamp"),
+            );
+            claims.insert(
+                registry::key("networking.k8s.io", "ipaddresses", "", &address),
+                object::encode(&value),
+            );
         }
     }
-    let ports = service["spec"]["ports"].as_array().into_iter().flatten().map(|port| &port["nodePort"]);
-    for port in ports.chain([&service["spec"]["healthCheckNodePort"]]).filter_map(Value::as_i64).filter(|p| *p > 0) {
+    let ports = service["spec"]["ports"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|port| &port["nodePort"]);
+    for port in ports
+        .chain([&service["spec"]["healthCheckNodePort"]])
+        .filter_map(Value::as_i64)
+        .filter(|p| *p > 0)
+    {
         let key = format!("/registry/ranges/servicenodeports/{port}");
-        claims.insert(key.into(), json!({"namespace": namespace, "name": name}).to_string().into());
+        claims.insert(
+            key.into(),
+            json!({"namespace": namespace, "name": name}).to_string().into(),
+        );
     }
     claims
 }
@@ -283,7 +350,11 @@ pub fn taken(service: &Value, key: &[u8]) -> Vec<Cause> {
     let key = String::from_utf8_lossy(key);
     let value = key.rsplit('/').next().unwrap_or_default();
     if key.contains("servicenodeports") {
-        invalid("spec.ports[0].nodePort", &json!(value.parse::<u16>().unwrap_or(0)), "provided port is already allocated")
+        invalid(
+            "spec.ports[0].nodePort",
+            &json!(value.parse::<u16>().unwrap_or(0)),
+            "provided port is already allocated",
+        )
     } else {
         let why = format!("failed to allocate IP {value}: provided IP is already allocated");
         invalid("spec.clusterIPs", &service["spec"]["clusterIPs"], &why)
@@ -291,11 +362,20 @@ pub fn taken(service: &Value, key: &[u8]) -> Vec<Cause> {
 }
 
 fn invalid(field: &str, value: &Value, why: &str) -> Vec<Cause> {
-    vec![Cause { reason: "FieldValueInvalid", message: format!("Invalid value: {value}: {why}"), field: field.into() }]
+    vec![Cause {
+        reason: "FieldValueInvalid",
+        message: format!("Invalid value: {value}: {why}"),
+        field: field.into(),
+    }]
 }
 
 fn strings(list: &Value) -> Vec<String> {
-    list.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
+    list.as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .map(str::to_owned)
+        .collect()
 }
 
 #[cfg(test)]
@@ -314,7 +394,11 @@ mod tests {
 
     fn refused(spec: Value) -> String {
         let mut service = json!({"metadata": {}, "spec": spec});
-        allocator().assign(&mut service, None).unwrap_err().remove(0).message
+        allocator()
+            .assign(&mut service, None)
+            .unwrap_err()
+            .remove(0)
+            .message
     }
 
     #[test]
@@ -333,12 +417,18 @@ mod tests {
 
     #[test]
     fn chosen_addresses_are_checked() {
-        assert_eq!(assigned(json!({"type": "ClusterIP", "clusterIP": "10.96.0.10"}))["spec"]["clusterIPs"], json!(["10.96.0.10"]));
+        assert_eq!(
+            assigned(json!({"type": "ClusterIP", "clusterIP": "10.96.0.10"}))["spec"]["clusterIPs"],
+            json!(["10.96.0.10"])
+        );
         let headless = assigned(json!({"type": "ClusterIP", "clusterIP": "None"}));
         assert_eq!(headless["spec"]["clusterIPs"], json!(["None"]));
         assert!(claims(&headless).is_empty());
         for address in ["10.97.0.1", "10.96.0.0", "10.96.0.255"] {
-            assert!(refused(json!({"type": "ClusterIP", "clusterIP": address})).contains("range"), "{address}");
+            assert!(
+                refused(json!({"type": "ClusterIP", "clusterIP": address})).contains("range"),
+                "{address}"
+            );
         }
         assert!(refused(json!({"type": "ClusterIP", "clusterIP": "x"})).contains("valid IP"));
         assert!(refused(json!({"ipFamilyPolicy": "RequireDualStack"})).contains("dual-stack"));
@@ -357,25 +447,37 @@ mod tests {
     fn node_ports_come_and_go_with_the_type() {
         let ports = json!([{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}, {"port": 80, "protocol": "TCP", "nodePort": 30005}]);
         let mut service = assigned(json!({"type": "NodePort", "ports": ports}));
-        let numbers: Vec<i64> =
-            service["spec"]["ports"].as_array().unwrap().iter().map(|p| p["nodePort"].as_i64().unwrap()).collect();
+        let numbers: Vec<i64> = service["spec"]["ports"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|p| p["nodePort"].as_i64().unwrap())
+            .collect();
         assert!((30000..=30010).contains(&numbers[0]));
         assert_eq!((numbers[0], numbers[2]), (numbers[1], 30005));
         service["spec"]["type"] = json!("ClusterIP");
         let old = service.clone();
         allocator().assign(&mut service, Some(&old)).unwrap();
         assert!(service["spec"]["ports"][2].get("nodePort").is_none());
-        assert!(refused(json!({"type": "NodePort", "ports": [{"port": 1, "nodePort": 80}]})).contains("30000-30010"));
+        assert!(
+            refused(json!({"type": "NodePort", "ports": [{"port": 1, "nodePort": 80}]}))
+                .contains("30000-30010")
+        );
     }
 
     #[test]
     fn two_families() {
         let dual = Allocator::new(&["10.96.0.0/24".into(), "fd00::/108".into()], (1, 2)).unwrap();
-        let mut service = json!({"metadata": {}, "spec": {"type": "ClusterIP", "ipFamilyPolicy": "PreferDualStack"}});
+        let mut service =
+            json!({"metadata": {}, "spec": {"type": "ClusterIP", "ipFamilyPolicy": "PreferDualStack"}});
         dual.assign(&mut service, None).unwrap();
         assert_eq!(service["spec"]["ipFamilies"], json!(["IPv4", "IPv6"]));
         assert_eq!(claims(&service).len(), 2);
-        for bad in [vec![], vec!["x".to_owned()], vec!["10.0.0.0/24".into(), "10.1.0.0/24".into()]] {
+        for bad in [
+            vec![],
+            vec!["x".to_owned()],
+            vec!["10.0.0.0/24".into(), "10.1.0.0/24".into()],
+        ] {
             assert!(Allocator::new(&bad, (1, 2)).is_err(), "{bad:?}");
         }
     }

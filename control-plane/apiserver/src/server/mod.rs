@@ -36,7 +36,9 @@ pub fn tls_config(config: &Config) -> Result<Arc<ServerConfig>, RunError> {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(config.client_ca.as_bytes()) {
         let certificate = certificate.map_err(|e| bad("client_ca")(e.to_string()))?;
-        roots.add(certificate).map_err(|e| bad("client_ca")(e.to_string()))?;
+        roots
+            .add(certificate)
+            .map_err(|e| bad("client_ca")(e.to_string()))?;
     }
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
         .allow_unauthenticated()
@@ -45,7 +47,8 @@ pub fn tls_config(config: &Config) -> Result<Arc<ServerConfig>, RunError> {
     let chain: Vec<_> = CertificateDer::pem_slice_iter(config.serving.certificate.as_bytes())
         .collect::<Result<_, _>>()
         .map_err(|e| bad("serving.certificate")(e.to_string()))?;
-    let key = PrivateKeyDer::from_pem_slice(config.serving.key.as_bytes()).map_err(|e| bad("serving.key")(e.to_string()))?;
+    let key = PrivateKeyDer::from_pem_slice(config.serving.key.as_bytes())
+        .map_err(|e| bad("serving.key")(e.to_string()))?;
     let mut tls = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|e| bad("serving")(e.to_string()))?
@@ -82,15 +85,26 @@ pub async fn serve(server: Arc<ApiServer>, listener: TcpListener, tls: Arc<Serve
         }
     }
     connections.close();
-    if tokio::time::timeout(DRAIN_PATIENCE, connections.wait()).await.is_err() {
+    if tokio::time::timeout(DRAIN_PATIENCE, connections.wait())
+        .await
+        .is_err()
+    {
         tracing::warn!(open = connections.len(), "connections were cut at shutdown");
     }
 }
 
-async fn connection(server: Arc<ApiServer>, acceptor: TlsAcceptor, stream: TcpStream) -> Result<(), endpoints::BoxError> {
+async fn connection(
+    server: Arc<ApiServer>,
+    acceptor: TlsAcceptor,
+    stream: TcpStream,
+) -> Result<(), endpoints::BoxError> {
     stream.set_nodelay(true)?;
     let tls = tokio::time::timeout(HANDSHAKE_PATIENCE, acceptor.accept(stream)).await??;
-    let certificate = tls.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+    let certificate = tls
+        .get_ref()
+        .1
+        .peer_certificates()
+        .and_then(|chain| chain.first());
     let certificate = certificate.map(|leaf| Bytes::copy_from_slice(leaf));
     let shutdown = server.shutdown.clone();
     let service = service_fn(move |request| {
@@ -99,7 +113,11 @@ async fn connection(server: Arc<ApiServer>, acceptor: TlsAcceptor, stream: TcpSt
     });
     let mut builder = Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new());
-    builder.http2().timer(TokioTimer::new()).max_concurrent_streams(MAX_STREAMS).keep_alive_interval(Some(Duration::from_secs(30)));
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .keep_alive_interval(Some(Duration::from_secs(30)));
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(tls), service);
     tokio::pin!(connection);
     tokio::select! {

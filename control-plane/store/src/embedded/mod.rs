@@ -19,7 +19,8 @@ use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 use tokio::sync::oneshot;
 
 use crate::{
-    Compare, KeyValue, LeaseId, Range, RangeResult, Result, Revision, Store, StoreError, Txn, TxnResult, Watch, Write,
+    Compare, KeyValue, LeaseId, Range, RangeResult, Result, Revision, Store, StoreError, Txn, TxnResult,
+    Watch, Write,
 };
 use writer::Command;
 
@@ -56,7 +57,11 @@ impl EmbeddedStore {
             .name("store-writer".into())
             .spawn(move || state.run(&receiver))
             .map_err(engine("spawn writer"))?;
-        Ok(Arc::new(Self { disk, commands, writer: Some(writer) }))
+        Ok(Arc::new(Self {
+            disk,
+            commands,
+            writer: Some(writer),
+        }))
     }
 
     async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<Result<T>>) -> Command) -> Result<T> {
@@ -103,7 +108,10 @@ fn open_disk(directory: &Path) -> fjall::Result<Disk> {
 }
 
 pub(crate) fn engine<E: std::fmt::Display>(operation: &'static str) -> impl Fn(E) -> StoreError {
-    move |error| StoreError::Engine { operation, message: error.to_string() }
+    move |error| StoreError::Engine {
+        operation,
+        message: error.to_string(),
+    }
 }
 
 #[async_trait]
@@ -125,8 +133,13 @@ impl Store for EmbeddedStore {
     }
 
     async fn watch(&self, prefix: Bytes, from: Revision) -> Result<Watch> {
-        self.ask(|reply| Command::Watch { prefix, from, runtime: tokio::runtime::Handle::current(), reply })
-            .await
+        self.ask(|reply| Command::Watch {
+            prefix,
+            from,
+            runtime: tokio::runtime::Handle::current(),
+            reply,
+        })
+        .await
     }
 
     async fn request_progress(&self) -> Result<()> {

@@ -23,7 +23,9 @@ pub fn get(disk: &Disk, key: &Bytes) -> Result<(Option<KeyValue>, Revision)> {
     let snapshot = disk.database.snapshot();
     let revision = number(&snapshot, disk, record::REVISION, 1)?;
     let stored = snapshot.get(&disk.current, key).map_err(engine("read"))?;
-    let kv = stored.map(|bytes| record::decode_current(key.clone(), &bytes)).transpose()?;
+    let kv = stored
+        .map(|bytes| record::decode_current(key.clone(), &bytes))
+        .transpose()?;
     Ok((kv, revision))
 }
 
@@ -42,7 +44,12 @@ pub fn range(disk: &Disk, range: &Range) -> Result<RangeResult> {
     } else {
         undo(&snapshot, disk, range)?
     };
-    let mut result = RangeResult { kvs: Vec::new(), more: false, count: 0, revision: now };
+    let mut result = RangeResult {
+        kvs: Vec::new(),
+        more: false,
+        count: 0,
+        revision: now,
+    };
     let mut push = |kv: Result<KeyValue>| -> Result<()> {
         result.count += 1;
         if range.limit == 0 || result.kvs.len() < range.limit {
@@ -107,7 +114,9 @@ pub fn history(
     for entry in snapshot.range(&disk.history, bounds) {
         let value = entry.value().map_err(engine("scan history"))?;
         let event = record::decode_event(&value)?;
-        let new_revision = events.last().is_some_and(|last| last.revision() != event.revision());
+        let new_revision = events
+            .last()
+            .is_some_and(|last| last.revision() != event.revision());
         if new_revision && events.len() >= CHUNK && !chunk(std::mem::take(&mut events)) {
             return Ok(());
         }

@@ -9,7 +9,10 @@ pub const COMPACTED: &[u8] = b"compacted";
 pub const LEASE_PREFIX: &[u8] = b"lease/";
 
 pub fn corrupt(what: &'static str) -> StoreError {
-    StoreError::Engine { operation: "decode", message: format!("damaged record: {what}") }
+    StoreError::Engine {
+        operation: "decode",
+        message: format!("damaged record: {what}"),
+    }
 }
 
 /// A cursor over a record; every read is checked.
@@ -34,7 +37,10 @@ impl<'a> Input<'a> {
 }
 
 pub fn decode_number(bytes: &[u8], what: &'static str) -> Result<i64> {
-    bytes.try_into().map(i64::from_be_bytes).map_err(|_| corrupt(what))
+    bytes
+        .try_into()
+        .map(i64::from_be_bytes)
+        .map_err(|_| corrupt(what))
 }
 
 /// Value of `current`.
@@ -130,9 +136,19 @@ mod tests {
     #[test]
     fn events_survive_the_disk() {
         let events = [
-            Event::Put { kv: kv("new"), prev: Some(kv("old")) },
-            Event::Put { kv: kv(""), prev: None },
-            Event::Delete { key: Bytes::from_static(b"/k"), revision: 12, prev: Some(kv("x")) },
+            Event::Put {
+                kv: kv("new"),
+                prev: Some(kv("old")),
+            },
+            Event::Put {
+                kv: kv(""),
+                prev: None,
+            },
+            Event::Delete {
+                key: Bytes::from_static(b"/k"),
+                revision: 12,
+                prev: Some(kv("x")),
+            },
         ];
         for event in events {
             assert_eq!(decode_event(&encode_event(&event)).unwrap(), event);
@@ -141,7 +157,10 @@ mod tests {
 
     #[test]
     fn damage_is_an_error() {
-        let whole = encode_event(&Event::Put { kv: kv("new"), prev: Some(kv("old")) });
+        let whole = encode_event(&Event::Put {
+            kv: kv("new"),
+            prev: Some(kv("old")),
+        });
         for length in 0..whole.len() - 3 {
             assert!(decode_event(&whole[..length]).is_err(), "{length}");
         }

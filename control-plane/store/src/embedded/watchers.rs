@@ -35,13 +35,23 @@ impl Watchers {
     pub fn add(&mut self, disk: Disk, start: Start, runtime: &tokio::runtime::Handle) -> Watch {
         let (output, receiver) = mpsc::channel(OUTPUT_QUEUE);
         let (live, mut queue) = mpsc::channel(LIVE_QUEUE);
-        let from = if start.from == 0 { start.now + 1 } else { start.from };
+        let from = if start.from == 0 {
+            start.now + 1
+        } else {
+            start.from
+        };
         if from >= start.compacted {
-            self.0.push(Watcher { prefix: start.prefix.clone(), from: from.max(start.now + 1), live });
+            self.0.push(Watcher {
+                prefix: start.prefix.clone(),
+                from: from.max(start.now + 1),
+                live,
+            });
         }
         runtime.spawn(async move {
             if from < start.compacted {
-                let message = WatchMessage::Compacted { compact_revision: start.compacted };
+                let message = WatchMessage::Compacted {
+                    compact_revision: start.compacted,
+                };
                 // A failed send means nobody listens any more.
                 let _ = output.send(message).await;
                 return;
@@ -55,13 +65,17 @@ impl Watchers {
                     () = output.closed() => return,
                 };
                 let lost = message.is_none();
-                let message = message.unwrap_or_else(|| WatchMessage::Lost("the watch fell too far behind".into()));
+                let message =
+                    message.unwrap_or_else(|| WatchMessage::Lost("the watch fell too far behind".into()));
                 if output.send(message).await.is_err() || lost {
                     return;
                 }
             }
         });
-        Watch { receiver, _guard: None }
+        Watch {
+            receiver,
+            _guard: None,
+        }
     }
 
     /// Tells watchers about committed changes; forgets those that are gone or too slow.
@@ -72,12 +86,14 @@ impl Watchers {
                 .filter(|event| event.revision() >= watcher.from && event.key().starts_with(&watcher.prefix))
                 .cloned()
                 .collect();
-            mine.is_empty() && !watcher.live.is_closed() || !mine.is_empty() && watcher.deliver(WatchMessage::Events(mine))
+            mine.is_empty() && !watcher.live.is_closed()
+                || !mine.is_empty() && watcher.deliver(WatchMessage::Events(mine))
         });
     }
 
     pub fn progress(&mut self, revision: Revision) {
-        self.0.retain(|watcher| watcher.deliver(WatchMessage::Progress(revision)));
+        self.0
+            .retain(|watcher| watcher.deliver(WatchMessage::Progress(revision)));
     }
 }
 

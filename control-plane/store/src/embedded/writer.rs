@@ -20,11 +20,27 @@ const COMPACTION_CHUNK: usize = 2_000;
 type Reply<T> = oneshot::Sender<Result<T>>;
 
 pub enum Command {
-    Txn { txn: Txn, reply: Reply<TxnResult> },
-    Watch { prefix: Bytes, from: Revision, runtime: tokio::runtime::Handle, reply: Reply<Watch> },
-    Progress { reply: Reply<()> },
-    Compact { revision: Revision, reply: Reply<()> },
-    GrantLease { ttl_seconds: i64, reply: Reply<LeaseId> },
+    Txn {
+        txn: Txn,
+        reply: Reply<TxnResult>,
+    },
+    Watch {
+        prefix: Bytes,
+        from: Revision,
+        runtime: tokio::runtime::Handle,
+        reply: Reply<Watch>,
+    },
+    Progress {
+        reply: Reply<()>,
+    },
+    Compact {
+        revision: Revision,
+        reply: Reply<()>,
+    },
+    GrantLease {
+        ttl_seconds: i64,
+        reply: Reply<LeaseId>,
+    },
     Close,
 }
 
@@ -64,7 +80,13 @@ impl WriterState {
             leases.insert(id, Lease { ends: deadline(ttl) });
         }
         drop(snapshot);
-        Ok(Self { disk, revision, compacted, leases, watchers: Watchers::default() })
+        Ok(Self {
+            disk,
+            revision,
+            compacted,
+            leases,
+            watchers: Watchers::default(),
+        })
     }
 
     pub fn run(mut self, commands: &Receiver<Command>) {
@@ -101,7 +123,12 @@ impl WriterState {
     fn handle(&mut self, command: Command) -> bool {
         match command {
             Command::Txn { .. } => {}
-            Command::Watch { prefix, from, runtime, reply } => {
+            Command::Watch {
+                prefix,
+                from,
+                runtime,
+                reply,
+            } => {
                 let start = Start {
                     prefix,
                     from,
@@ -141,7 +168,9 @@ impl WriterState {
             return Ok(pending.clone());
         }
         let stored = self.disk.current.get(key).map_err(engine("read"))?;
-        stored.map(|bytes| record::decode_current(key.clone(), &bytes)).transpose()
+        stored
+            .map(|bytes| record::decode_current(key.clone(), &bytes))
+            .transpose()
     }
 
     fn stage(&self, group: &mut Group, txn: &Txn, reply: Option<Reply<TxnResult>>) {
@@ -161,13 +190,23 @@ impl WriterState {
         for compare in &txn.compares {
             current.push(self.read(group, &compare.key)?);
         }
-        if !txn.compares.iter().zip(&current).all(|(compare, kv)| holds(compare, kv.as_ref())) {
-            return Ok(TxnResult::Conflict { current, revision: group.revision });
+        if !txn
+            .compares
+            .iter()
+            .zip(&current)
+            .all(|(compare, kv)| holds(compare, kv.as_ref()))
+        {
+            return Ok(TxnResult::Conflict {
+                current,
+                revision: group.revision,
+            });
         }
         let revision = group.revision + 1;
         let events = self.changes(group, txn, revision)?;
         if events.is_empty() {
-            return Ok(TxnResult::Committed { revision: group.revision });
+            return Ok(TxnResult::Committed {
+                revision: group.revision,
+            });
         }
         for (event, index) in events.into_iter().zip(0..) {
             self.stage_event(group, event, index);
@@ -197,7 +236,11 @@ impl WriterState {
                 }
                 Write::Delete { key } => {
                     if let Some(prev) = self.read(group, key)? {
-                        events.push(Event::Delete { key: key.clone(), revision, prev: Some(prev) });
+                        events.push(Event::Delete {
+                            key: key.clone(),
+                            revision,
+                            prev: Some(prev),
+                        });
                     }
                 }
             }
@@ -223,7 +266,11 @@ impl WriterState {
             Some(kv) => {
                 batch.insert(&self.disk.current, kv.key.as_ref(), record::encode_current(kv));
                 if kv.lease != 0 {
-                    batch.insert(&self.disk.lease_keys, record::lease_key(kv.lease, &kv.key), [].as_slice());
+                    batch.insert(
+                        &self.disk.lease_keys,
+                        record::lease_key(kv.lease, &kv.key),
+                        [].as_slice(),
+                    );
                 }
             }
             None => batch.remove(&self.disk.current, event.key().as_ref()),
@@ -234,12 +281,19 @@ impl WriterState {
 
     fn commit(&mut self, mut group: Group) {
         if !group.batch.is_empty() {
-            group.batch.insert(&self.disk.meta, record::REVISION, group.revision.to_be_bytes().as_slice());
+            group.batch.insert(
+                &self.disk.meta,
+                record::REVISION,
+                group.revision.to_be_bytes().as_slice(),
+            );
             if let Err(error) = group.batch.commit() {
                 let message = error.to_string();
                 tracing::error!(error = message, "the store cannot write");
                 for (reply, _) in group.replies {
-                    let _ = reply.send(Err(StoreError::Engine { operation: "commit", message: message.clone() }));
+                    let _ = reply.send(Err(StoreError::Engine {
+                        operation: "commit",
+                        message: message.clone(),
+                    }));
                 }
                 return;
             }
@@ -259,7 +313,11 @@ impl WriterState {
             return Err(StoreError::Compacted);
         }
         let mut batch = self.disk.database.batch().durability(Some(PersistMode::SyncData));
-        batch.insert(&self.disk.meta, record::COMPACTED, revision.to_be_bytes().as_slice());
+        batch.insert(
+            &self.disk.meta,
+            record::COMPACTED,
+            revision.to_be_bytes().as_slice(),
+        );
         batch.commit().map_err(engine("compact"))?;
         self.compacted = revision;
         let end = record::history_key(revision, 0);
@@ -267,7 +325,12 @@ impl WriterState {
         let mut start = Vec::new();
         loop {
             let mut batch = self.disk.database.batch();
-            for entry in self.disk.history.range(start.clone()..end.to_vec()).take(COMPACTION_CHUNK) {
+            for entry in self
+                .disk
+                .history
+                .range(start.clone()..end.to_vec())
+                .take(COMPACTION_CHUNK)
+            {
                 let key = entry.key().map_err(engine("compact"))?;
                 start = key.to_vec();
                 batch.remove(&self.disk.history, key);
@@ -282,34 +345,58 @@ impl WriterState {
     fn grant_lease(&mut self, ttl_seconds: i64) -> Result<LeaseId> {
         let id = self.leases.last_key_value().map_or(1, |(last, _)| last + 1);
         let mut batch = self.disk.database.batch().durability(Some(PersistMode::SyncData));
-        batch.insert(&self.disk.meta, record::lease_name(id), ttl_seconds.to_be_bytes().as_slice());
+        batch.insert(
+            &self.disk.meta,
+            record::lease_name(id),
+            ttl_seconds.to_be_bytes().as_slice(),
+        );
         batch.commit().map_err(engine("grant lease"))?;
-        self.leases.insert(id, Lease { ends: deadline(ttl_seconds) });
+        self.leases.insert(
+            id,
+            Lease {
+                ends: deadline(ttl_seconds),
+            },
+        );
         Ok(id)
     }
 
     fn until_next_lease_end(&self) -> Duration {
         const IDLE: Duration = Duration::from_secs(3600);
         let next = self.leases.values().map(|lease| lease.ends).min();
-        next.map_or(IDLE, |ends| ends.saturating_duration_since(Instant::now()).min(IDLE))
+        next.map_or(IDLE, |ends| {
+            ends.saturating_duration_since(Instant::now()).min(IDLE)
+        })
     }
 
     /// One revision per ended lease, whatever the number of its keys.
     fn end_leases(&mut self) {
         let now = Instant::now();
-        let ended: Vec<LeaseId> =
-            self.leases.iter().filter(|(_, lease)| lease.ends <= now).map(|(id, _)| *id).collect();
+        let ended: Vec<LeaseId> = self
+            .leases
+            .iter()
+            .filter(|(_, lease)| lease.ends <= now)
+            .map(|(id, _)| *id)
+            .collect();
         for id in ended {
             self.leases.remove(&id);
             let mut group = self.new_group();
             let mut writes = Vec::new();
             for entry in self.disk.lease_keys.prefix(id.to_be_bytes()) {
                 match entry.key() {
-                    Ok(name) => writes.push(Write::Delete { key: Bytes::copy_from_slice(&name[8..]) }),
+                    Ok(name) => writes.push(Write::Delete {
+                        key: Bytes::copy_from_slice(&name[8..]),
+                    }),
                     Err(error) => tracing::error!(%error, lease = id, "a lease's keys could not be read"),
                 }
             }
-            self.stage(&mut group, &Txn { compares: Vec::new(), writes }, None);
+            self.stage(
+                &mut group,
+                &Txn {
+                    compares: Vec::new(),
+                    writes,
+                },
+                None,
+            );
             group.batch.remove(&self.disk.meta, record::lease_name(id));
             self.commit(group);
         }

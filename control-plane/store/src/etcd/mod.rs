@@ -8,13 +8,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use etcd_client::{
-    Certificate, Client, Compare as EtcdCompare, CompareOp, ConnectOptions, Error, GetOptions, Identity, PutOptions,
-    TlsOptions, Txn as EtcdTxn, TxnOp, TxnOpResponse,
+    Certificate, Client, Compare as EtcdCompare, CompareOp, ConnectOptions, Error, GetOptions, Identity,
+    PutOptions, TlsOptions, Txn as EtcdTxn, TxnOp, TxnOpResponse,
 };
 use tokio::sync::broadcast;
 
 use crate::{
-    KeyValue, LeaseId, Range, RangeResult, Result, Revision, Store, StoreError, Txn, TxnResult, Watch, Write, embedded,
+    KeyValue, LeaseId, Range, RangeResult, Result, Revision, Store, StoreError, Txn, TxnResult, Watch, Write,
+    embedded,
 };
 
 /// A list of everything in a big cluster comes in one message.
@@ -55,7 +56,9 @@ impl EtcdStore {
             }
             options = options.with_tls(tls);
         }
-        let client = Client::connect(&config.endpoints, Some(options)).await.map_err(|e| failure("connect", &e))?;
+        let client = Client::connect(&config.endpoints, Some(options))
+            .await
+            .map_err(|e| failure("connect", &e))?;
         let (progress, _) = broadcast::channel(16);
         let store = Arc::new(Self { client, progress });
         store.revision().await?;
@@ -90,7 +93,9 @@ fn failure(operation: &'static str, error: &Error) -> StoreError {
 async fn bounded<T>(operation: &'static str, request: impl Future<Output = Result<T, Error>>) -> Result<T> {
     match tokio::time::timeout(REQUEST_TIMEOUT, request).await {
         Ok(answer) => answer.map_err(|error| failure(operation, &error)),
-        Err(_) => Err(StoreError::Unavailable(format!("{operation}: etcd did not answer in time"))),
+        Err(_) => Err(StoreError::Unavailable(format!(
+            "{operation}: etcd did not answer in time"
+        ))),
     }
 }
 
@@ -119,15 +124,21 @@ impl Store for EtcdStore {
 
     async fn range(&self, range: Range) -> Result<RangeResult> {
         let limit = i64::try_from(range.limit).unwrap_or(i64::MAX);
-        let options =
-            GetOptions::new().with_range(range.end.to_vec()).with_revision(range.revision).with_limit(limit);
+        let options = GetOptions::new()
+            .with_range(range.end.to_vec())
+            .with_revision(range.revision)
+            .with_limit(limit);
         let mut kv = self.kv();
-        let response = bounded("range", kv.get(range.start, Some(options))).await.map_err(|error| match error {
-            StoreError::Engine { message, .. } if message.contains("required revision is a future revision") => {
-                StoreError::FutureRevision(range.revision)
-            }
-            other => other,
-        })?;
+        let response = bounded("range", kv.get(range.start, Some(options)))
+            .await
+            .map_err(|error| match error {
+                StoreError::Engine { message, .. }
+                    if message.contains("required revision is a future revision") =>
+                {
+                    StoreError::FutureRevision(range.revision)
+                }
+                other => other,
+            })?;
         Ok(RangeResult {
             more: response.more(),
             count: u64::try_from(response.count()).unwrap_or(0),
@@ -143,7 +154,11 @@ impl Store for EtcdStore {
             .iter()
             .map(|c| EtcdCompare::mod_revision(c.key.clone(), CompareOp::Equal, c.mod_revision))
             .collect();
-        let reads: Vec<_> = txn.compares.iter().map(|c| TxnOp::get(c.key.clone(), None)).collect();
+        let reads: Vec<_> = txn
+            .compares
+            .iter()
+            .map(|c| TxnOp::get(c.key.clone(), None))
+            .collect();
         let mut lease_used = 0;
         let writes: Vec<_> = txn
             .writes
@@ -158,10 +173,12 @@ impl Store for EtcdStore {
             .collect();
         let request = EtcdTxn::new().when(compares).and_then(writes).or_else(reads);
         let mut kv = self.kv();
-        let response = bounded("txn", kv.txn(request)).await.map_err(|error| match error {
-            StoreError::LeaseNotFound(_) => StoreError::LeaseNotFound(lease_used),
-            other => other,
-        })?;
+        let response = bounded("txn", kv.txn(request))
+            .await
+            .map_err(|error| match error {
+                StoreError::LeaseNotFound(_) => StoreError::LeaseNotFound(lease_used),
+                other => other,
+            })?;
         let revision = revision_of(response.header());
         if response.succeeded() {
             return Ok(TxnResult::Committed { revision });
@@ -178,7 +195,10 @@ impl Store for EtcdStore {
     }
 
     async fn watch(&self, prefix: Bytes, from: Revision) -> Result<Watch> {
-        let client = self.client.watch_client().max_decoding_message_size(MESSAGE_LIMIT);
+        let client = self
+            .client
+            .watch_client()
+            .max_decoding_message_size(MESSAGE_LIMIT);
         watch::start(client, prefix, from, self.progress.subscribe()).await
     }
 
@@ -190,17 +210,24 @@ impl Store for EtcdStore {
 
     async fn compact(&self, revision: Revision) -> Result<()> {
         let mut kv = self.kv();
-        bounded("compact", kv.compact(revision, None)).await.map(drop).map_err(|error| match error {
-            StoreError::Engine { message, .. } if message.contains("required revision is a future revision") => {
-                StoreError::FutureRevision(revision)
-            }
-            other => other,
-        })
+        bounded("compact", kv.compact(revision, None))
+            .await
+            .map(drop)
+            .map_err(|error| match error {
+                StoreError::Engine { message, .. }
+                    if message.contains("required revision is a future revision") =>
+                {
+                    StoreError::FutureRevision(revision)
+                }
+                other => other,
+            })
     }
 
     async fn grant_lease(&self, ttl_seconds: i64) -> Result<LeaseId> {
         let mut leases = self.client.lease_client();
-        Ok(bounded("grant lease", leases.grant(ttl_seconds, None)).await?.id())
+        Ok(bounded("grant lease", leases.grant(ttl_seconds, None))
+            .await?
+            .id())
     }
 
     async fn revision(&self) -> Result<Revision> {

@@ -16,13 +16,19 @@ pub async fn start(
     from: Revision,
     progress: broadcast::Receiver<()>,
 ) -> Result<Watch> {
-    let options =
-        WatchOptions::new().with_prefix().with_prev_key().with_progress_notify().with_start_revision(from);
+    let options = WatchOptions::new()
+        .with_prefix()
+        .with_prev_key()
+        .with_progress_notify()
+        .with_start_revision(from);
     let stream = bounded("watch", client.watch(prefix, Some(options))).await?;
     let (output, receiver) = mpsc::channel(OUTPUT_QUEUE);
     let token = CancellationToken::new();
     tokio::spawn(forward(stream, output, progress, token.clone()));
-    Ok(Watch { receiver, _guard: Some(token.drop_guard()) })
+    Ok(Watch {
+        receiver,
+        _guard: Some(token.drop_guard()),
+    })
 }
 
 async fn forward(
@@ -62,7 +68,9 @@ async fn forward(
 
 fn messages(response: &WatchResponse) -> Vec<WatchMessage> {
     if response.compact_revision() > 0 {
-        return vec![WatchMessage::Compacted { compact_revision: response.compact_revision() }];
+        return vec![WatchMessage::Compacted {
+            compact_revision: response.compact_revision(),
+        }];
     }
     if response.canceled() {
         return vec![WatchMessage::Lost(response.cancel_reason().to_owned())];
@@ -73,7 +81,9 @@ fn messages(response: &WatchResponse) -> Vec<WatchMessage> {
     if response.events().is_empty() {
         return vec![WatchMessage::Progress(revision_of(response.header()))];
     }
-    vec![WatchMessage::Events(response.events().iter().filter_map(event).collect())]
+    vec![WatchMessage::Events(
+        response.events().iter().filter_map(event).collect(),
+    )]
 }
 
 fn event(event: &etcd_client::Event) -> Option<Event> {
@@ -81,6 +91,10 @@ fn event(event: &etcd_client::Event) -> Option<Event> {
     let kv = key_value(event.kv()?);
     Some(match event.event_type() {
         EventType::Put => Event::Put { kv, prev },
-        EventType::Delete => Event::Delete { key: kv.key, revision: kv.mod_revision, prev },
+        EventType::Delete => Event::Delete {
+            key: kv.key,
+            revision: kv.mod_revision,
+            prev,
+        },
     })
 }

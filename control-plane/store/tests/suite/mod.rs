@@ -16,7 +16,11 @@ fn key(text: &str) -> Bytes {
 }
 
 fn put(name: &str, value: &str) -> Write {
-    Write::Put { key: key(name), value: key(value), lease: 0 }
+    Write::Put {
+        key: key(name),
+        value: key(value),
+        lease: 0,
+    }
 }
 
 fn delete(name: &str) -> Write {
@@ -24,18 +28,31 @@ fn delete(name: &str) -> Write {
 }
 
 fn unless(name: &str, mod_revision: i64) -> Compare {
-    Compare { key: key(name), mod_revision }
+    Compare {
+        key: key(name),
+        mod_revision,
+    }
 }
 
 async fn write(store: &Engine, writes: Vec<Write>) -> i64 {
-    match store.txn(Txn { compares: vec![], writes }).await.unwrap() {
+    match store
+        .txn(Txn {
+            compares: vec![],
+            writes,
+        })
+        .await
+        .unwrap()
+    {
         TxnResult::Committed { revision } => revision,
         TxnResult::Conflict { .. } => panic!("a transaction without compares cannot conflict"),
     }
 }
 
 async fn next(watch: &mut Watch) -> WatchMessage {
-    tokio::time::timeout(PATIENCE, watch.next()).await.expect("a message").expect("a running watch")
+    tokio::time::timeout(PATIENCE, watch.next())
+        .await
+        .expect("a message")
+        .expect("a running watch")
 }
 
 /// The next `count` changes as (key, value or "-", previous value or "-").
@@ -58,18 +75,32 @@ async fn changes(watch: &mut Watch, count: usize) -> Vec<(String, String, String
 }
 
 fn triples(expected: &[(&str, &str, &str)]) -> Vec<(String, String, String)> {
-    expected.iter().map(|(a, b, c)| ((*a).into(), (*b).into(), (*c).into())).collect()
+    expected
+        .iter()
+        .map(|(a, b, c)| ((*a).into(), (*b).into(), (*c).into()))
+        .collect()
 }
 
 async fn names(store: &Engine, prefix: &str, revision: i64, limit: usize) -> (Vec<String>, bool, u64) {
-    let range = Range { revision, limit, ..Range::prefix(key(prefix)) };
+    let range = Range {
+        revision,
+        limit,
+        ..Range::prefix(key(prefix))
+    };
     let result = store.range(range).await.unwrap();
-    let names = result.kvs.iter().map(|kv| String::from_utf8(kv.key.to_vec()).unwrap()).collect();
+    let names = result
+        .kvs
+        .iter()
+        .map(|kv| String::from_utf8(kv.key.to_vec()).unwrap())
+        .collect();
     (names, result.more, result.count)
 }
 
 pub async fn create_only_once(store: Engine) {
-    let create = Txn { compares: vec![unless("/once/a", 0)], writes: vec![put("/once/a", "1")] };
+    let create = Txn {
+        compares: vec![unless("/once/a", 0)],
+        writes: vec![put("/once/a", "1")],
+    };
     let TxnResult::Committed { revision } = store.txn(create.clone()).await.unwrap() else {
         panic!("the first creation must win");
     };
@@ -77,18 +108,27 @@ pub async fn create_only_once(store: Engine) {
         panic!("the second creation must lose");
     };
     let current = current[0].clone().expect("what is there");
-    assert_eq!((current.mod_revision, current.create_revision), (revision, revision));
+    assert_eq!(
+        (current.mod_revision, current.create_revision),
+        (revision, revision)
+    );
     assert_eq!(current.value, "1");
 }
 
 pub async fn compare_and_swap(store: Engine) {
     let first = write(&store, vec![put("/cas/a", "1")]).await;
-    let swap = |at| Txn { compares: vec![unless("/cas/a", at)], writes: vec![put("/cas/a", "2")] };
+    let swap = |at| Txn {
+        compares: vec![unless("/cas/a", at)],
+        writes: vec![put("/cas/a", "2")],
+    };
     let TxnResult::Committed { revision: second } = store.txn(swap(first)).await.unwrap() else {
         panic!("the swap must win");
     };
     assert!(second > first);
-    assert!(matches!(store.txn(swap(first)).await.unwrap(), TxnResult::Conflict { .. }));
+    assert!(matches!(
+        store.txn(swap(first)).await.unwrap(),
+        TxnResult::Conflict { .. }
+    ));
     let (kv, revision) = store.get(key("/cas/a")).await.unwrap();
     let kv = kv.unwrap();
     assert_eq!((kv.create_revision, kv.mod_revision), (first, second));
@@ -104,9 +144,15 @@ pub async fn all_or_nothing(store: Engine) {
         compares: vec![unless("/all/a", revision), unless("/all/b", 1)],
         writes: vec![put("/all/a", "2"), delete("/all/b")],
     };
-    assert!(matches!(store.txn(txn).await.unwrap(), TxnResult::Conflict { .. }));
+    assert!(matches!(
+        store.txn(txn).await.unwrap(),
+        TxnResult::Conflict { .. }
+    ));
     assert_eq!(store.get(key("/all/a")).await.unwrap().0.unwrap().value, "1");
-    let twice = Txn { compares: vec![], writes: vec![put("/all/a", "1"), delete("/all/a")] };
+    let twice = Txn {
+        compares: vec![],
+        writes: vec![put("/all/a", "1"), delete("/all/a")],
+    };
     assert!(matches!(store.txn(twice).await, Err(StoreError::DuplicateKey)));
 }
 
@@ -128,11 +174,29 @@ pub async fn ranges_see_the_past(store: Engine) {
         (r4, vec!["/past/b", "/past/c"]),
         (0, vec!["/past/b", "/past/c"]),
     ] {
-        assert_eq!(names(&store, "/past/", revision, 0).await.0, expected, "at {revision}");
+        assert_eq!(
+            names(&store, "/past/", revision, 0).await.0,
+            expected,
+            "at {revision}"
+        );
     }
-    let old = store.range(Range { revision: r3, ..Range::prefix(key("/past/b")) }).await.unwrap();
-    assert_eq!((old.kvs[0].value.as_ref(), old.kvs[0].mod_revision), (b"1".as_slice(), r2));
-    let future = store.range(Range { revision: r4 + 1000, ..Range::prefix(key("/past/")) }).await;
+    let old = store
+        .range(Range {
+            revision: r3,
+            ..Range::prefix(key("/past/b"))
+        })
+        .await
+        .unwrap();
+    assert_eq!(
+        (old.kvs[0].value.as_ref(), old.kvs[0].mod_revision),
+        (b"1".as_slice(), r2)
+    );
+    let future = store
+        .range(Range {
+            revision: r4 + 1000,
+            ..Range::prefix(key("/past/"))
+        })
+        .await;
     assert!(matches!(future, Err(StoreError::FutureRevision(_))), "{future:?}");
 }
 
@@ -140,8 +204,15 @@ pub async fn pages_of_one_revision(store: Engine) {
     let all: Vec<String> = (0..7).map(|n| format!("/page/{n}")).collect();
     let revision = write(&store, all.iter().map(|name| put(name, "x")).collect()).await;
     write(&store, vec![delete("/page/5"), put("/page/9", "x")]).await;
-    assert_eq!(names(&store, "/page/", revision, 3).await, (all[..3].to_vec(), true, 7));
-    let rest = Range { start: key("/page/2\0"), revision, ..Range::prefix(key("/page/")) };
+    assert_eq!(
+        names(&store, "/page/", revision, 3).await,
+        (all[..3].to_vec(), true, 7)
+    );
+    let rest = Range {
+        start: key("/page/2\0"),
+        revision,
+        ..Range::prefix(key("/page/"))
+    };
     let rest = store.range(rest).await.unwrap();
     assert_eq!(rest.kvs.len(), 4);
     assert!(!rest.more);
@@ -162,8 +233,13 @@ pub async fn watches_tell_old_and_new(store: Engine) {
 pub async fn one_revision_is_one_message(store: Engine) {
     let mut watch = store.watch(key("/group/"), 0).await.unwrap();
     let revision = write(&store, vec![put("/group/a", "1"), put("/group/b", "1")]).await;
-    let WatchMessage::Events(events) = next(&mut watch).await else { panic!("events first") };
-    assert_eq!(events.iter().map(Event::revision).collect::<Vec<_>>(), [revision, revision]);
+    let WatchMessage::Events(events) = next(&mut watch).await else {
+        panic!("events first")
+    };
+    assert_eq!(
+        events.iter().map(Event::revision).collect::<Vec<_>>(),
+        [revision, revision]
+    );
 }
 
 pub async fn progress_follows_the_events(store: Engine) {
@@ -188,12 +264,20 @@ pub async fn compaction_ends_the_past(store: Engine) {
     let kept = write(&store, vec![put("/compact/a", "2")]).await;
     let last = write(&store, vec![put("/compact/b", "1")]).await;
     store.compact(kept).await.unwrap();
-    let read = |revision| Range { revision, ..Range::prefix(key("/compact/")) };
+    let read = |revision| Range {
+        revision,
+        ..Range::prefix(key("/compact/"))
+    };
     assert!(matches!(store.range(read(old)).await, Err(StoreError::Compacted)));
     assert_eq!(store.range(read(kept)).await.unwrap().kvs.len(), 1);
     assert_eq!(store.range(read(last)).await.unwrap().kvs.len(), 2);
     let mut watch = store.watch(key("/compact/"), old).await.unwrap();
-    assert_eq!(next(&mut watch).await, WatchMessage::Compacted { compact_revision: kept });
+    assert_eq!(
+        next(&mut watch).await,
+        WatchMessage::Compacted {
+            compact_revision: kept
+        }
+    );
     assert!(matches!(store.compact(old).await, Err(StoreError::Compacted)));
     let future = store.compact(last + 1000).await;
     assert!(matches!(future, Err(StoreError::FutureRevision(_))), "{future:?}");
@@ -204,17 +288,49 @@ pub async fn compaction_ends_the_past(store: Engine) {
 pub async fn leases_end(store: Engine) {
     let lease = store.grant_lease(1).await.unwrap();
     let mut watch = store.watch(key("/lease/"), 0).await.unwrap();
-    write(&store, vec![Write::Put { key: key("/lease/a"), value: key("1"), lease }]).await;
-    write(&store, vec![Write::Put { key: key("/lease/b"), value: key("1"), lease }]).await;
+    write(
+        &store,
+        vec![Write::Put {
+            key: key("/lease/a"),
+            value: key("1"),
+            lease,
+        }],
+    )
+    .await;
+    write(
+        &store,
+        vec![Write::Put {
+            key: key("/lease/b"),
+            value: key("1"),
+            lease,
+        }],
+    )
+    .await;
     // Written again without the lease, it stays.
     write(&store, vec![put("/lease/b", "2")]).await;
-    let expected =
-        [("/lease/a", "1", "-"), ("/lease/b", "1", "-"), ("/lease/b", "2", "1"), ("/lease/a", "-", "1")];
+    let expected = [
+        ("/lease/a", "1", "-"),
+        ("/lease/b", "1", "-"),
+        ("/lease/b", "2", "1"),
+        ("/lease/a", "-", "1"),
+    ];
     assert_eq!(changes(&mut watch, 4).await, triples(&expected));
     assert_eq!(names(&store, "/lease/", 0, 0).await.0, ["/lease/b"]);
-    let gone = Write::Put { key: key("/lease/c"), value: key("1"), lease: lease + 77 };
-    let refused = store.txn(Txn { compares: vec![], writes: vec![gone] }).await;
-    assert!(matches!(refused, Err(StoreError::LeaseNotFound(id)) if id == lease + 77), "{refused:?}");
+    let gone = Write::Put {
+        key: key("/lease/c"),
+        value: key("1"),
+        lease: lease + 77,
+    };
+    let refused = store
+        .txn(Txn {
+            compares: vec![],
+            writes: vec![gone],
+        })
+        .await;
+    assert!(
+        matches!(refused, Err(StoreError::LeaseNotFound(id)) if id == lease + 77),
+        "{refused:?}"
+    );
 }
 
 pub async fn many_writers_one_order(store: Engine) {
@@ -236,7 +352,10 @@ pub async fn many_writers_one_order(store: Engine) {
             revisions.extend(events.iter().map(Event::revision));
         }
     }
-    assert!(revisions.windows(2).all(|pair| pair[0] < pair[1]), "{revisions:?}");
+    assert!(
+        revisions.windows(2).all(|pair| pair[0] < pair[1]),
+        "{revisions:?}"
+    );
     assert!(store.size().await.unwrap() > 0);
 }
 

@@ -15,7 +15,11 @@ impl Strategy for CertificateSigningRequest {
         spec.insert("groups".into(), json!(user.groups));
         for (name, value) in [("uid", json!(user.uid)), ("extra", json!(user.extra))] {
             let empty = value == "" || value.as_object().is_some_and(serde_json::Map::is_empty);
-            if empty { spec.remove(name) } else { spec.insert(name.into(), value) };
+            if empty {
+                spec.remove(name)
+            } else {
+                spec.insert(name.into(), value)
+            };
         }
     }
 
@@ -25,15 +29,24 @@ impl Strategy for CertificateSigningRequest {
 
     fn prepare_for_subresource(&self, subresource: &str, object: &mut Value, wanted: &Value, old: &Value) {
         let conditions = |csr: &Value, approval: bool| -> Vec<Value> {
-            let list = csr["status"]["conditions"].as_array().cloned().unwrap_or_default();
-            list.into_iter().filter(|c| matches!(c["type"].as_str(), Some("Approved" | "Denied")) == approval).collect()
+            let list = csr["status"]["conditions"]
+                .as_array()
+                .cloned()
+                .unwrap_or_default();
+            list.into_iter()
+                .filter(|c| matches!(c["type"].as_str(), Some("Approved" | "Denied")) == approval)
+                .collect()
         };
         let (mut approval, rest) = match subresource {
             "approval" => (conditions(wanted, true), conditions(old, false)),
             "status" => (conditions(old, true), conditions(wanted, false)),
             _ => return,
         };
-        let mut status = if subresource == "approval" { old["status"].clone() } else { wanted["status"].clone() };
+        let mut status = if subresource == "approval" {
+            old["status"].clone()
+        } else {
+            wanted["status"].clone()
+        };
         approval.extend(rest);
         let now = object::time(jiff::Timestamp::now());
         for condition in &mut approval {

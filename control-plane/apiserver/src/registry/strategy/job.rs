@@ -17,12 +17,15 @@ impl Strategy for Job {
         let (uid, name) = (object::uid(object).to_owned(), object::name(object).to_owned());
         let spec = object::field(object, "spec");
         let template = spec.entry("template").or_insert_with(|| json!({}));
-        let labels = object::metadata(template).entry("labels").or_insert_with(|| json!({}));
+        let labels = object::metadata(template)
+            .entry("labels")
+            .or_insert_with(|| json!({}));
         for (key, value) in [("controller-uid", &uid), ("job-name", &name)] {
             labels[key] = json!(value);
             labels[format!("batch.kubernetes.io/{key}")] = json!(value);
         }
         let selector = spec.entry("selector").or_insert_with(|| json!({}));
-        object::field(selector, "matchLabels").insert("batch.kubernetes.io/controller-uid".into(), json!(uid));
+        object::field(selector, "matchLabels")
+            .insert("batch.kubernetes.io/controller-uid".into(), json!(uid));
     }
 }

@@ -21,7 +21,14 @@ pub trait Strategy: Sync {
     fn prepare_for_update(&self, _object: &mut Value, _old: &Value) {}
 
     /// `object` is `old` with what the sub-resource may change taken from the request's `wanted`.
-    fn prepare_for_subresource(&self, _subresource: &str, _object: &mut Value, _wanted: &Value, _old: &Value) {}
+    fn prepare_for_subresource(
+        &self,
+        _subresource: &str,
+        _object: &mut Value,
+        _wanted: &Value,
+        _old: &Value,
+    ) {
+    }
 
     fn validate(&self, _object: &Value, _old: Option<&Value>) -> Vec<Cause> {
         Vec::new()
@@ -61,7 +68,10 @@ pub fn counts_generations(group: &str, plural: &str) -> bool {
         "" => matches!(plural, "pods" | "replicationcontrollers"),
         "apps" => plural != "controllerrevisions",
         "batch" | "policy" | "networking.k8s.io" => {
-            matches!(plural, "jobs" | "cronjobs" | "poddisruptionbudgets" | "ingresses" | "networkpolicies")
+            matches!(
+                plural,
+                "jobs" | "cronjobs" | "poddisruptionbudgets" | "ingresses" | "networkpolicies"
+            )
         }
         "admissionregistration.k8s.io" | "apiextensions.k8s.io" | "flowcontrol.apiserver.k8s.io" => true,
         "discovery.k8s.io" => plural == "endpointslices",
@@ -84,13 +94,24 @@ pub fn returns_deleted(group: &str, plural: &str) -> bool {
     group.is_empty()
         && matches!(
             plural,
-            "pods" | "services" | "serviceaccounts" | "persistentvolumes" | "persistentvolumeclaims" | "podtemplates" | "resourcequotas"
+            "pods"
+                | "services"
+                | "serviceaccounts"
+                | "persistentvolumes"
+                | "persistentvolumeclaims"
+                | "podtemplates"
+                | "resourcequotas"
         )
 }
 
 /// What differs in `object` from `old` besides metadata and status.
 pub fn spec_changed(object: &Value, old: &Value) -> bool {
-    let keys = |value: &Value| value.as_object().map(|map| map.keys().cloned().collect::<Vec<_>>()).unwrap_or_default();
+    let keys = |value: &Value| {
+        value
+            .as_object()
+            .map(|map| map.keys().cloned().collect::<Vec<_>>())
+            .unwrap_or_default()
+    };
     let mut names = keys(object);
     names.extend(keys(old));
     names
@@ -125,8 +146,16 @@ mod tests {
     fn generations_count_spec_changes_only() {
         let old = json!({"metadata": {"generation": 3}, "spec": {"a": 1}, "status": {}});
         for (new, counts, expected) in [
-            (json!({"metadata": {"labels": {"a": "b"}}, "spec": {"a": 1}, "status": {"x": 1}}), true, json!(3)),
-            (json!({"metadata": {"generation": 99}, "spec": {"a": 2}}), true, json!(4)),
+            (
+                json!({"metadata": {"labels": {"a": "b"}}, "spec": {"a": 1}, "status": {"x": 1}}),
+                true,
+                json!(3),
+            ),
+            (
+                json!({"metadata": {"generation": 99}, "spec": {"a": 2}}),
+                true,
+                json!(4),
+            ),
             (json!({"metadata": {}, "spec": {"a": 2}}), false, json!(3)),
             (json!({"metadata": {}}), true, json!(4)),
         ] {

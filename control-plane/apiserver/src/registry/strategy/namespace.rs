@@ -33,7 +33,9 @@ impl Strategy for Namespace {
 }
 
 fn label(object: &mut Value, name: &str) {
-    let labels = object::metadata(object).entry("labels").or_insert_with(|| json!({}));
+    let labels = object::metadata(object)
+        .entry("labels")
+        .or_insert_with(|| json!({}));
     if !labels.is_object() {
         *labels = json!({});
     }

@@ -32,7 +32,8 @@ impl Strategy for Pod {
                     object::copy_metadata(object, wanted, field);
                 }
                 if text(object, "/status/qosClass").is_empty() {
-                    object::field(object, "status").insert("qosClass".into(), old["status"]["qosClass"].clone());
+                    object::field(object, "status")
+                        .insert("qosClass".into(), old["status"]["qosClass"].clone());
                 }
             }
             "ephemeralcontainers" => {
@@ -49,7 +50,10 @@ impl Strategy for Pod {
         let Some(old) = old else { return Vec::new() };
         let names = |pod: &Value| -> Vec<String> {
             let list = pod["spec"]["ephemeralContainers"].as_array();
-            list.into_iter().flatten().map(|c| text(c, "/name").to_owned()).collect()
+            list.into_iter()
+                .flatten()
+                .map(|c| text(c, "/name").to_owned())
+                .collect()
         };
         let now = names(object);
         let removed = names(old).iter().any(|name| !now.contains(name));
@@ -69,10 +73,17 @@ impl Strategy for Pod {
 }
 
 fn resize(object: &mut Value, wanted: &Value) {
-    let wanted = wanted["spec"]["containers"].as_array().cloned().unwrap_or_default();
-    let Some(containers) = object["spec"]["containers"].as_array_mut() else { return };
+    let wanted = wanted["spec"]["containers"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
+    let Some(containers) = object["spec"]["containers"].as_array_mut() else {
+        return;
+    };
     for container in containers {
-        let same = wanted.iter().find(|candidate| candidate["name"] == container["name"]);
+        let same = wanted
+            .iter()
+            .find(|candidate| candidate["name"] == container["name"]);
         for field in ["resources", "resizePolicy"] {
             if let Some(value) = same.and_then(|c| c.get(field)) {
                 container[field] = value.clone();
@@ -83,7 +94,10 @@ fn resize(object: &mut Value, wanted: &Value) {
 
 /// Upstream: `qos.ComputePodQOS`.
 fn qos_class(pod: &Value) -> &'static str {
-    let containers = ["containers", "initContainers"].into_iter().flat_map(|field| pod["spec"][field].as_array()).flatten();
+    let containers = ["containers", "initContainers"]
+        .into_iter()
+        .flat_map(|field| pod["spec"][field].as_array())
+        .flatten();
     let mut guaranteed = true;
     let mut any = false;
     for container in containers {
@@ -128,7 +142,8 @@ mod tests {
     #[test]
     fn ephemeral_containers_go_through_their_subresource() {
         let old = json!({"metadata": {}, "spec": {"containers": []}});
-        let wanted = json!({"metadata": {}, "spec": {"containers": [], "ephemeralContainers": [{"name": "e"}]}});
+        let wanted =
+            json!({"metadata": {}, "spec": {"containers": [], "ephemeralContainers": [{"name": "e"}]}});
         let mut plain = wanted.clone();
         Pod.prepare_for_update(&mut plain, &old);
         assert_eq!(plain, old);

@@ -13,7 +13,13 @@ impl Strategy for Service {
         if object["spec"]["type"] == "ExternalName" || old["spec"]["type"] == "ExternalName" {
             return;
         }
-        let kept = ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy", "healthCheckNodePort"];
+        let kept = [
+            "clusterIP",
+            "clusterIPs",
+            "ipFamilies",
+            "ipFamilyPolicy",
+            "healthCheckNodePort",
+        ];
         let spec = object::field(object, "spec");
         for field in kept {
             if spec.get(field).is_none_or(|value| value == "" || value == 0)
@@ -32,10 +38,14 @@ fn keep_node_ports(object: &mut Value, old: &Value) {
         return;
     }
     let before = old["spec"]["ports"].as_array().cloned().unwrap_or_default();
-    let Some(ports) = object["spec"]["ports"].as_array_mut() else { return };
+    let Some(ports) = object["spec"]["ports"].as_array_mut() else {
+        return;
+    };
     for port in ports {
         if port["nodePort"].as_i64().unwrap_or(0) == 0
-            && let Some(same) = before.iter().find(|b| b["port"] == port["port"] && b["protocol"] == port["protocol"])
+            && let Some(same) = before
+                .iter()
+                .find(|b| b["port"] == port["port"] && b["protocol"] == port["protocol"])
             && same["nodePort"].as_i64().unwrap_or(0) > 0
         {
             port["nodePort"] = same["nodePort"].clone();
