@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::kubectl::Kubectl;
-use crate::programs::{TempDir, command, eventually, output};
+use crate::programs::{Program, TempDir, command, eventually, output};
 
 /// Software emulation on a busy machine is slow, and a test that fails for that proves nothing.
 pub const BOOT: Duration = Duration::from_secs(300);
@@ -24,6 +24,20 @@ impl Machines {
         up.arg("--image").arg(images).args(args);
         println!("{}", output(&mut up));
         machines
+    }
+
+    /// Begins to wait until all nodes are Ready and the first workload answers; the kubeconfig
+    /// appears on the way.
+    pub fn begin_to_wait(&self) -> Program {
+        let mut up = command("qemu");
+        up.args(["up", "--name", &self.name, "--state"]).arg(self.state.path());
+        let program = Program::start(&mut up, self.state.path().with_extension("up.log"));
+        let kubeconfig = self.state.join("kubeconfig");
+        eventually("the API server is ready", BOOT, || match kubeconfig.exists() {
+            true => Ok(()),
+            false => Err(program.output()),
+        });
+        program
     }
 
     pub fn kubectl(&self) -> Kubectl {

@@ -47,7 +47,7 @@ pub fn eventually<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Res
 /// A running process with its output in a file.
 pub struct Program {
     child: Child,
-    pub log: PathBuf,
+    log: PathBuf,
 }
 
 impl Program {
@@ -73,6 +73,15 @@ impl Program {
             Ok(None) => Ok(()),
             status => panic!("the process ended ({status:?}):\n{}", self.output()),
         }
+    }
+
+    /// Waits for its success.
+    pub fn succeeds(&mut self, limit: Duration) {
+        let status = eventually("the process ends", limit, || match self.child.try_wait() {
+            Ok(Some(status)) => Ok(status),
+            _ => Err(self.output()),
+        });
+        assert!(status.success(), "{status}:\n{}", self.output());
     }
 
     /// As a power cut would end it.
