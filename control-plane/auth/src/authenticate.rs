@@ -184,3 +184,257 @@ fn bearer_token(credentials: &Credentials<'_>) -> Option<String> {
     };
     from_header.or_else(from_protocol)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use async_trait::async_trait;
+    use pki::{BoundObject, KubernetesClaims, ServiceAccountKey, TokenClaims};
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
+
+    #[derive(Default)]
+    struct Objects {
+        list: Vec<(&'static str, Value)>,
+        reads: AtomicUsize,
+    }
+
+    #[async_trait]
+    impl ObjectLookup for Objects {
+        async fn get(
+            &self,
+            _: &str,
+            resource: &str,
+            namespace: &str,
+            name: &str,
+        ) -> Result<Option<Value>, LookupError> {
+            self.reads.fetch_add(1, Ordering::Relaxed);
+            let found = self.list.iter().find(|(kind, object)| {
+                let metadata = &object["metadata"];
+                *kind == resource
+                    && metadata["name"] == name
+                    && metadata["namespace"].as_str().unwrap_or_default() == namespace
+            });
+            Ok(found.map(|(_, object)| object.clone()))
+        }
+    }
+
+    fn world() -> Objects {
+        let object =
+            |name: &str, uid: &str| json!({"metadata": {"name": name, "namespace": "ns", "uid": uid}});
+        Objects {
+            list: vec![
+                ("serviceaccounts", object("sa", "sa-uid")),
+                ("pods", object("p", "p-uid")),
+                ("nodes", json!({"metadata": {"name": "n", "uid": "n-uid"}})),
+            ],
+            ..Objects::default()
+        }
+    }
+
+    fn bound(name: &str, uid: &str) -> BoundObject {
+        BoundObject {
+            name: name.into(),
+            uid: uid.into(),
+        }
+    }
+
+    fn claims() -> TokenClaims {
+        TokenClaims {
+            aud: vec![ISSUER.into()],
+            iss: ISSUER.into(),
+            exp: 2000,
+            iat: 1000,
+            nbf: 1000,
+            jti: "j".into(),
+            sub: "system:serviceaccount:ns:sa".into(),
+            kubernetes: KubernetesClaims {
+                namespace: "ns".into(),
+                serviceaccount: bound("sa", "sa-uid"),
+                pod: Some(bound("p", "p-uid")),
+                node: Some(bound("n", "n-uid")),
+                ..KubernetesClaims::default()
+            },
+        }
+    }
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    struct Setup {
+        authenticator: Authenticator,
+        key: ServiceAccountKey,
+    }
+
+    impl Setup {
+        fn new() -> Self {
+            let (private, public) = ServiceAccountKey::generate_pem().unwrap();
+            let verifier = ServiceAccountVerifier::from_pem(&public).unwrap();
+            Self {
+                authenticator: Authenticator::new(verifier, ISSUER),
+                key: ServiceAccountKey::from_pem(&private).unwrap(),
+            }
+        }
+
+        async fn bearer(
+            &self,
+            token: &str,
+            objects: &Objects,
+            now: i64,
+        ) -> Result<UserInfo, Unauthenticated> {
+            let header = format!("Bearer {token}");
+            let credentials = Credentials {
+                authorization: Some(&header),
+                ..Credentials::default()
+            };
+            self.authenticator
+                .authenticate(credentials, objects, at(now))
+                .await
+        }
+    }
+
+    #[tokio::test]
+    async fn a_good_token_is_its_service_account() {
+        let setup = Setup::new();
+        let token = setup.key.sign(&claims()).unwrap();
+        let user = setup.bearer(&token, &world(), 1500).await.unwrap();
+        assert_eq!(user.name, "system:serviceaccount:ns:sa");
+        assert_eq!(user.uid, "sa-uid");
+        assert_eq!(
+            user.groups,
+            [
+                "system:serviceaccounts",
+                "system:serviceaccounts:ns",
+                AUTHENTICATED
+            ]
+        );
+        let extra = |key: &str| user.extra[&format!("authentication.kubernetes.io/{key}")][0].as_str();
+        assert_eq!(extra("pod-name"), "p");
+        assert_eq!(extra("pod-uid"), "p-uid");
+        assert_eq!(extra("node-name"), "n");
+        assert_eq!(extra("credential-id"), "JTI=j");
+    }
+
+    #[tokio::test]
+    async fn each_flaw_spoils_a_token() {
+        type Spoil = fn(&mut TokenClaims);
+        let flaws: [(&str, Spoil); 7] = [
+            ("issuer", |claims| claims.iss = "https://elsewhere".into()),
+            ("audience", |claims| claims.aud = vec!["vault".into()]),
+            ("expired", |claims| claims.exp = 1500),
+            ("not yet valid", |claims| claims.nbf = 1501),
+            ("subject", |claims| {
+                claims.sub = "system:serviceaccount:ns:other".into()
+            }),
+            ("account's uid", |claims| {
+                claims.kubernetes.serviceaccount.uid = "old".into()
+            }),
+            ("pod's uid", |claims| {
+                claims.kubernetes.pod = Some(bound("p", "old"))
+            }),
+        ];
+        let setup = Setup::new();
+        for (flaw, spoil) in flaws {
+            let mut claims = claims();
+            spoil(&mut claims);
+            let token = setup.key.sign(&claims).unwrap();
+            let outcome = setup.bearer(&token, &world(), 1500).await;
+            assert!(matches!(outcome, Err(Unauthenticated::Rejected(_))), "{flaw}");
+        }
+        for garbage in ["x", "a.b.c", "abcdef.0123456789abcdef"] {
+            assert!(setup.bearer(garbage, &world(), 1500).await.is_err(), "{garbage}");
+        }
+    }
+
+    #[tokio::test]
+    async fn tokens_end_a_minute_after_their_pod() {
+        let setup = Setup::new();
+        let token = setup.key.sign(&claims()).unwrap();
+        for (now, accepted) in [(1459, true), (1460, false)] {
+            let mut objects = world();
+            objects.list[1].1["metadata"]["deletionTimestamp"] = json!(at(1400).to_string());
+            // A new authenticator each time: one that has believed the token would not look.
+            let authenticator = Authenticator::new(setup.authenticator.verifier().clone(), ISSUER);
+            let header = format!("Bearer {token}");
+            let credentials = Credentials {
+                authorization: Some(&header),
+                ..Credentials::default()
+            };
+            let outcome = authenticator.authenticate(credentials, &objects, at(now)).await;
+            assert_eq!(outcome.is_ok(), accepted, "at {now}");
+        }
+    }
+
+    #[tokio::test]
+    async fn good_tokens_are_believed_for_ten_seconds() {
+        let setup = Setup::new();
+        let token = setup.key.sign(&claims()).unwrap();
+        let objects = world();
+        setup.bearer(&token, &objects, 1500).await.unwrap();
+        let reads = objects.reads.load(Ordering::Relaxed);
+        let gone = Objects::default();
+        assert!(setup.bearer(&token, &gone, 1509).await.is_ok());
+        assert!(reads > 0 && gone.reads.load(Ordering::Relaxed) == 0);
+        assert!(setup.bearer(&token, &gone, 1510).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn certificates_name_user_and_groups_and_nobody_is_anonymous() {
+        let setup = Setup::new();
+        let nobody = setup
+            .authenticator
+            .authenticate(Credentials::default(), &world(), at(0))
+            .await
+            .unwrap();
+        assert_eq!(nobody, UserInfo::anonymous());
+        let authority = pki::CertificateAuthority::generate("ca", at(1000)).unwrap();
+        let subject = pki::Subject::new("jane", &["dev", "ops"]);
+        let identity = authority
+            .issue(&pki::LeafRequest::client(subject), at(1000))
+            .unwrap();
+        let der = pem_to_der(&identity.certificate_pem);
+        let credentials = Credentials {
+            certificate: Some(&der),
+            ..Credentials::default()
+        };
+        let user = setup
+            .authenticator
+            .authenticate(credentials, &world(), at(1000))
+            .await
+            .unwrap();
+        assert_eq!(user.name, "jane");
+        assert_eq!(user.groups, ["dev", "ops", AUTHENTICATED]);
+        assert!(user.extra["authentication.kubernetes.io/credential-id"][0].starts_with("X509SHA256="));
+    }
+
+    fn pem_to_der(pem: &str) -> Vec<u8> {
+        use base64::engine::general_purpose::STANDARD;
+        let body: String = pem.lines().filter(|line| !line.starts_with('-')).collect();
+        STANDARD.decode(body).unwrap()
+    }
+
+    #[tokio::test]
+    async fn browsers_put_the_token_into_the_protocol() {
+        let setup = Setup::new();
+        let token = setup.key.sign(&claims()).unwrap();
+        let protocol = format!(
+            "v5.channel.k8s.io, {WEBSOCKET_BEARER}{}",
+            URL_SAFE_NO_PAD.encode(&token)
+        );
+        let credentials = Credentials {
+            websocket_protocol: Some(&protocol),
+            ..Credentials::default()
+        };
+        let user = setup
+            .authenticator
+            .authenticate(credentials, &world(), at(1500))
+            .await
+            .unwrap();
+        assert_eq!(user.name, "system:serviceaccount:ns:sa");
+    }
+}

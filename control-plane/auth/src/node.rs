@@ -449,3 +449,236 @@ fn volume_secrets(spec: &Value, claim_namespace: &str) -> HashSet<Key> {
     });
     named.chain(azure).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn pod(name: &str, node: &str, spec: Value) -> Value {
+        let mut pod = json!({"metadata": {"name": name, "namespace": "ns"}, "spec": spec});
+        pod["spec"]["nodeName"] = json!(node);
+        pod
+    }
+
+    fn world() -> NodeGraph {
+        let mut graph = NodeGraph::default();
+        let spec = json!({
+            "serviceAccountName": "sa",
+            "imagePullSecrets": [{"name": "pull"}],
+            "containers": [{
+                "env": [{"valueFrom": {"secretKeyRef": {"name": "env-secret"}}}],
+                "envFrom": [{"configMapRef": {"name": "env-map"}}],
+            }],
+            "volumes": [
+                {"name": "v", "persistentVolumeClaim": {"claimName": "claim"}},
+                {"name": "scratch", "ephemeral": {}},
+                {"projected": {"sources": [{"configMap": {"name": "kube-root-ca.crt"}}]}},
+            ],
+        });
+        graph.set("pods", &pod("p1", "n1", spec));
+        graph.set("pods", &pod("p2", "n2", json!({"serviceAccountName": "sa2"})));
+        let csi = json!({"nodeStageSecretRef": {"name": "csi-secret", "namespace": "other"}});
+        let claim = json!({"namespace": "ns", "name": "claim"});
+        graph.set(
+            "persistentvolumes",
+            &json!({"metadata": {"name": "pv"}, "spec": {"claimRef": claim, "csi": csi}}),
+        );
+        graph.set(
+            "volumeattachments",
+            &json!({"metadata": {"name": "va"}, "spec": {"nodeName": "n1"}}),
+        );
+        graph
+    }
+
+    /// `what` is `[group/]resource[:subresource]`.
+    fn ask(graph: &NodeGraph, node: &str, verb: &str, what: &str, namespace: &str, name: &str) -> Verdict {
+        let user = UserInfo::new(format!("system:node:{node}"), &[NODES_GROUP]);
+        let (what, subresource) = what.split_once(':').unwrap_or((what, ""));
+        let (group, resource) = what.split_once('/').unwrap_or(("", what));
+        let attributes = Attributes {
+            subresource,
+            namespace,
+            name,
+            ..Attributes::resource(&user, verb, group, resource)
+        };
+        graph
+            .authorize(&attributes)
+            .expect("a node's question is answered")
+    }
+
+    #[test]
+    fn only_nodes_are_judged() {
+        let graph = world();
+        for user in [
+            UserInfo::new("bob", &[NODES_GROUP]),
+            UserInfo::new("system:node:n1", &[]),
+            UserInfo::new("system:serviceaccount:a:b", &[]),
+        ] {
+            assert_eq!(
+                graph.authorize(&Attributes::resource(&user, "get", "", "pods")),
+                None,
+                "{}",
+                user.name
+            );
+        }
+        let nameless = UserInfo::new("system:node:", &[NODES_GROUP]);
+        let verdict = graph
+            .authorize(&Attributes::resource(&nameless, "get", "", "pods"))
+            .unwrap();
+        assert_eq!(verdict.reason, r#"unknown node for user "system:node:""#);
+    }
+
+    #[test]
+    fn a_node_reads_what_its_pods_use() {
+        let graph = world();
+        let reached = [
+            ("get", "secrets", "ns", "pull"),
+            ("get", "secrets", "ns", "env-secret"),
+            ("watch", "secrets", "ns", "env-secret"),
+            ("get", "secrets", "other", "csi-secret"),
+            ("list", "configmaps", "ns", "env-map"),
+            ("get", "configmaps", "ns", "kube-root-ca.crt"),
+            ("get", "persistentvolumeclaims", "ns", "claim"),
+            ("get", "persistentvolumeclaims", "ns", "p1-scratch"),
+            ("patch", "persistentvolumeclaims:status", "ns", "claim"),
+            ("get", "persistentvolumes", "", "pv"),
+            ("get", "storage.k8s.io/volumeattachments", "", "va"),
+            ("create", "serviceaccounts:token", "ns", "sa"),
+            ("get", "serviceaccounts", "ns", "sa"),
+            ("get", "pods", "ns", "p1"),
+        ];
+        for (verb, what, namespace, name) in reached {
+            assert!(
+                ask(&graph, "n1", verb, what, namespace, name).is_allowed(),
+                "{verb} {what} {name}"
+            );
+            let other = ask(&graph, "n2", verb, what, namespace, name);
+            assert_eq!(
+                other.reason, "no relationship found between node 'n2' and this object",
+                "{verb} {what} {name}"
+            );
+        }
+        for (verb, what, namespace, name, reason) in [
+            ("list", "secrets", "ns", "", "No Object name found"),
+            (
+                "list",
+                "secrets",
+                "",
+                "pull",
+                "can only read namespaced object of this type",
+            ),
+            (
+                "delete",
+                "secrets",
+                "ns",
+                "pull",
+                "can only read resources of this type",
+            ),
+            (
+                "list",
+                "persistentvolumes",
+                "",
+                "",
+                "can only get individual resources of this type",
+            ),
+            (
+                "create",
+                "serviceaccounts:token",
+                "ns",
+                "",
+                "can only create tokens for individual service accounts",
+            ),
+        ] {
+            let verdict = ask(&graph, "n1", verb, what, namespace, name);
+            assert_eq!(verdict, Verdict::no_opinion(reason), "{verb} {what} {name}");
+        }
+    }
+
+    #[test]
+    fn a_node_has_its_own_objects_and_the_static_rules() {
+        let graph = world();
+        let lease = "coordination.k8s.io/leases";
+        for (verb, what, namespace, name, allowed) in [
+            ("get", "nodes", "", "n1", true),
+            ("get", "nodes", "", "n2", false),
+            ("list", "nodes", "", "", false),
+            ("create", "nodes", "", "", true),
+            ("patch", "nodes:status", "", "n1", true),
+            ("delete", "nodes", "", "n1", false),
+            ("update", lease, LEASE_NAMESPACE, "n1", true),
+            ("update", lease, LEASE_NAMESPACE, "n2", false),
+            ("create", lease, "default", "", false),
+            ("list", lease, LEASE_NAMESPACE, "", false),
+            ("list", "services", "", "", true),
+            ("create", "events", "ns", "", true),
+            (
+                "create",
+                "certificates.k8s.io/certificatesigningrequests",
+                "",
+                "",
+                true,
+            ),
+            (
+                "create",
+                "authorization.k8s.io/subjectaccessreviews",
+                "",
+                "",
+                true,
+            ),
+            ("delete", "services", "ns", "s", false),
+            ("list", "pods", "", "", false),
+            ("patch", "pods:status", "ns", "p1", true),
+            ("create", "pods:exec", "ns", "p1", false),
+        ] {
+            let verdict = ask(&graph, "n1", verb, what, namespace, name);
+            assert_eq!(
+                verdict.is_allowed(),
+                allowed,
+                "{verb} {what} {name}: {}",
+                verdict.reason
+            );
+        }
+        let user = UserInfo::new("system:node:n1", &[NODES_GROUP]);
+        let list = |field_selector| {
+            let attributes = Attributes {
+                field_selector,
+                ..Attributes::resource(&user, "watch", "", "pods")
+            };
+            graph.authorize(&attributes).unwrap().is_allowed()
+        };
+        assert!(list("spec.nodeName=n1") && !list("spec.nodeName=n2"));
+    }
+
+    #[test]
+    fn rights_end_with_the_pod() {
+        let mut graph = world();
+        let get = |graph: &NodeGraph| ask(graph, "n1", "get", "secrets", "ns", "pull").is_allowed();
+        let through_volume =
+            |graph: &NodeGraph| ask(graph, "n1", "get", "secrets", "other", "csi-secret").is_allowed();
+        assert!(get(&graph) && through_volume(&graph));
+        graph.set(
+            "pods",
+            &pod("p3", "n1", json!({"imagePullSecrets": [{"name": "pull"}]})),
+        );
+        graph.remove("pods", "ns", "p1");
+        assert!(get(&graph), "p3 still uses it");
+        assert!(!through_volume(&graph));
+        graph.remove("pods", "ns", "p3");
+        assert!(!get(&graph));
+        graph.remove("pods", "ns", "p2");
+        graph.remove("persistentvolumes", "", "pv");
+        assert!(graph.pods.is_empty() && graph.users.is_empty() && graph.secret_volumes.is_empty());
+    }
+
+    #[test]
+    fn mirror_pods_grant_nothing() {
+        let mut graph = NodeGraph::default();
+        let mut mirror = pod("m", "n1", json!({"imagePullSecrets": [{"name": "pull"}]}));
+        mirror["metadata"]["annotations"] = json!({"kubernetes.io/config.mirror": "x"});
+        graph.set("pods", &mirror);
+        assert!(!ask(&graph, "n1", "get", "secrets", "ns", "pull").is_allowed());
+        assert!(ask(&graph, "n1", "get", "pods", "ns", "m").is_allowed());
+    }
+}

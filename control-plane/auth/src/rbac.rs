@@ -318,3 +318,219 @@ fn describe(binding: &Binding, matched: &Principal) -> String {
         format!("RoleBinding {binding:?} of {kind} {name:?} to {subject}")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn role(namespace: &str, name: &str, rules: Value) -> Vec<u8> {
+        json!({"metadata": {"name": name, "namespace": namespace}, "rules": rules})
+            .to_string()
+            .into_bytes()
+    }
+
+    fn binding(namespace: &str, name: &str, role: (&str, &str), subjects: Value) -> Vec<u8> {
+        let role = json!({"kind": role.0, "name": role.1});
+        let object = json!({"metadata": {"name": name, "namespace": namespace}, "roleRef": role, "subjects": subjects});
+        object.to_string().into_bytes()
+    }
+
+    fn user(name: &str) -> Value {
+        json!([{"kind": "User", "name": name}])
+    }
+
+    /// Verdict of one question; `what` is `resource[/subresource]` of the core group.
+    fn ask(rbac: &Rbac, user: &UserInfo, verb: &str, what: &str, namespace: &str, name: &str) -> Verdict {
+        let (resource, subresource) = what.split_once('/').unwrap_or((what, ""));
+        rbac.authorize(&Attributes {
+            subresource,
+            namespace,
+            name,
+            ..Attributes::resource(user, verb, "", resource)
+        })
+    }
+
+    #[test]
+    fn rules_match_as_upstreams() {
+        let rule = |value: Value| serde_json::from_value::<Rule>(value).unwrap();
+        let bob = UserInfo::new("bob", &[]);
+        let core =
+            |resources: Value| rule(json!({"verbs": ["get"], "apiGroups": [""], "resources": resources}));
+        let named =
+            rule(json!({"verbs": ["get"], "apiGroups": [""], "resources": ["pods"], "resourceNames": ["a"]}));
+        let all = rule(json!({"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}));
+        let attributes = |verb, group, resource, subresource, name| Attributes {
+            subresource,
+            name,
+            ..Attributes::resource(&bob, verb, group, resource)
+        };
+        let cases = [
+            (
+                &core(json!(["pods"])),
+                attributes("get", "", "pods", "", "a"),
+                true,
+            ),
+            (
+                &core(json!(["pods"])),
+                attributes("list", "", "pods", "", "a"),
+                false,
+            ),
+            (
+                &core(json!(["pods"])),
+                attributes("get", "apps", "pods", "", "a"),
+                false,
+            ),
+            (
+                &core(json!(["pods"])),
+                attributes("get", "", "pods", "log", "a"),
+                false,
+            ),
+            (
+                &core(json!(["pods/log"])),
+                attributes("get", "", "pods", "log", "a"),
+                true,
+            ),
+            (
+                &core(json!(["pods/log"])),
+                attributes("get", "", "pods", "", "a"),
+                false,
+            ),
+            (
+                &core(json!(["*/log"])),
+                attributes("get", "", "pods", "log", "a"),
+                true,
+            ),
+            (
+                &core(json!(["*/log"])),
+                attributes("get", "", "pods", "", "a"),
+                false,
+            ),
+            (
+                &core(json!(["*"])),
+                attributes("get", "", "pods", "log", "a"),
+                true,
+            ),
+            (&named, attributes("get", "", "pods", "", "a"), true),
+            (&named, attributes("get", "", "pods", "", "b"), false),
+            (&named, attributes("get", "", "pods", "", ""), false),
+            (
+                &all,
+                attributes("delete", "apps", "deployments", "scale", "x"),
+                true,
+            ),
+        ];
+        for (rule, attributes, allowed) in cases {
+            assert_eq!(rule.allows(&attributes), allowed, "{rule:?} {attributes:?}");
+        }
+        for (urls, path, allowed) in [
+            (json!(["*"]), "/metrics", true),
+            (json!(["/healthz"]), "/healthz", true),
+            (json!(["/healthz"]), "/healthz/etcd", false),
+            (json!(["/healthz/*"]), "/healthz/etcd", true),
+            (json!(["/healthz/*"]), "/healthz", false),
+        ] {
+            let rule = rule(json!({"verbs": ["get"], "nonResourceURLs": urls}));
+            assert_eq!(
+                rule.allows(&Attributes::non_resource(&bob, "get", path)),
+                allowed,
+                "{urls} {path}"
+            );
+        }
+        assert!(
+            !all.allows(&Attributes::non_resource(&bob, "get", "/metrics")),
+            "resources are not URLs"
+        );
+    }
+
+    #[test]
+    fn bindings_reach_their_scope_and_say_why() {
+        let mut rbac = Rbac::default();
+        let rules = json!([{"verbs": ["get"], "apiGroups": [""], "resources": ["pods"]}]);
+        rbac.set_role(&role("", "reader", rules.clone())).unwrap();
+        rbac.set_role(&role("a", "local", rules)).unwrap();
+        rbac.set_binding(&binding(
+            "",
+            "all",
+            ("ClusterRole", "reader"),
+            json!([{"kind": "Group", "name": "ops"}]),
+        ))
+        .unwrap();
+        rbac.set_binding(&binding("a", "in-a", ("ClusterRole", "reader"), user("bob")))
+            .unwrap();
+        let account = json!([{"kind": "ServiceAccount", "name": "sa"}]);
+        rbac.set_binding(&binding("a", "for-sa", ("Role", "local"), account))
+            .unwrap();
+
+        let ops = UserInfo::new("olga", &["ops"]);
+        let bob = UserInfo::new("bob", &[]);
+        let sa = UserInfo::service_account("a", "sa", "");
+        let other = UserInfo::service_account("b", "sa", "");
+        for (user, namespace, reason) in [
+            (
+                &ops,
+                "",
+                r#"RBAC: allowed by ClusterRoleBinding "all" of ClusterRole "reader" to Group "ops""#,
+            ),
+            (
+                &ops,
+                "b",
+                r#"RBAC: allowed by ClusterRoleBinding "all" of ClusterRole "reader" to Group "ops""#,
+            ),
+            (
+                &bob,
+                "a",
+                r#"RBAC: allowed by RoleBinding "in-a/a" of ClusterRole "reader" to User "bob""#,
+            ),
+            (
+                &sa,
+                "a",
+                r#"RBAC: allowed by RoleBinding "for-sa/a" of Role "local" to ServiceAccount "sa/a""#,
+            ),
+        ] {
+            assert_eq!(
+                ask(&rbac, user, "get", "pods", namespace, "p"),
+                Verdict::allow(reason)
+            );
+        }
+        for (user, verb, namespace) in [
+            (&bob, "get", "b"),
+            (&bob, "get", ""),
+            (&bob, "list", "a"),
+            (&sa, "get", "b"),
+            (&other, "get", "a"),
+        ] {
+            assert_eq!(
+                ask(&rbac, user, verb, "pods", namespace, "p"),
+                Verdict::no_opinion(""),
+                "{}",
+                user.name
+            );
+        }
+    }
+
+    #[test]
+    fn the_index_follows_every_change() {
+        let mut rbac = Rbac::default();
+        let bob = UserInfo::new("bob", &[]);
+        let amy = UserInfo::new("amy", &[]);
+        let get = |rbac: &Rbac, user: &UserInfo| ask(rbac, user, "get", "pods", "a", "p");
+        rbac.set_binding(&binding("a", "b", ("Role", "r"), user("bob")))
+            .unwrap();
+        let missing = Verdict::no_opinion(r#"RBAC: role.rbac.authorization.k8s.io "r" not found"#);
+        assert_eq!(get(&rbac, &bob), missing);
+        let rules = json!([{"verbs": ["get"], "apiGroups": [""], "resources": ["pods"]}]);
+        rbac.set_role(&role("a", "r", rules)).unwrap();
+        assert!(get(&rbac, &bob).is_allowed());
+        rbac.set_binding(&binding("a", "b", ("Role", "r"), user("amy")))
+            .unwrap();
+        assert!(!get(&rbac, &bob).is_allowed() && get(&rbac, &amy).is_allowed());
+        rbac.set_role(&role("a", "r", Value::Null)).unwrap();
+        assert_eq!(get(&rbac, &amy), Verdict::no_opinion(""));
+        rbac.remove_role("a", "r");
+        rbac.remove_binding("a", "b");
+        assert_eq!(get(&rbac, &amy), Verdict::no_opinion(""));
+        assert!(rbac.by_principal.is_empty() && rbac.bindings.is_empty() && rbac.roles.is_empty());
+    }
+}

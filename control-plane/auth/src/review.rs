@@ -262,3 +262,96 @@ fn resource_rule(rule: &Rule) -> Value {
     }
     shown
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn authorizer() -> Authorizer {
+        let authorizer = Authorizer::default();
+        let role = json!({"metadata": {"name": "r"}, "rules": [
+            {"verbs": ["get"], "apiGroups": [""], "resources": ["pods"]},
+            {"verbs": ["get"], "nonResourceURLs": ["/metrics"]},
+        ]});
+        let binding = json!({
+            "metadata": {"name": "b"},
+            "roleRef": {"kind": "ClusterRole", "name": "r"},
+            "subjects": [{"kind": "Group", "name": "dev"}],
+        });
+        authorizer
+            .set("clusterroles", role.to_string().as_bytes())
+            .unwrap();
+        authorizer
+            .set("clusterrolebindings", binding.to_string().as_bytes())
+            .unwrap();
+        authorizer
+    }
+
+    fn pods(verb: &str) -> Value {
+        json!({"verb": verb, "resource": "pods", "namespace": "ns"})
+    }
+
+    #[test]
+    fn reviews_answer_for_their_subject() {
+        let authorizer = authorizer();
+        let dev = UserInfo::new("bob", &["dev"]);
+        for (verb, allowed) in [("get", true), ("delete", false)] {
+            let own = json!({"spec": {"resourceAttributes": pods(verb)}});
+            let own = self_subject_access_review(&authorizer, &dev, own).unwrap();
+            assert_eq!(own["status"]["allowed"], allowed);
+            let other = json!({"spec": {"user": "x", "groups": ["dev"], "resourceAttributes": pods(verb)}});
+            let local = local_subject_access_review(&authorizer, "ns", other.clone()).unwrap();
+            let other = subject_access_review(&authorizer, other).unwrap();
+            assert_eq!(
+                (&other["status"], &local["status"]),
+                (&own["status"], &own["status"])
+            );
+        }
+        let path = json!({"spec": {"nonResourceAttributes": {"verb": "get", "path": "/metrics"}}});
+        assert_eq!(
+            self_subject_access_review(&authorizer, &dev, path).unwrap()["status"]["allowed"],
+            true
+        );
+    }
+
+    #[test]
+    fn incomplete_reviews_are_refused() {
+        let authorizer = authorizer();
+        let both = json!({"user": "x", "resourceAttributes": {}, "nonResourceAttributes": {}});
+        for (spec, field) in [
+            (json!({"user": "x"}), "spec.resourceAttributes"),
+            (both, "spec.nonResourceAttributes"),
+            (json!({"resourceAttributes": pods("get")}), "spec.user"),
+        ] {
+            let problem = subject_access_review(&authorizer, json!({"spec": spec})).unwrap_err();
+            assert!(
+                matches!(problem, ReviewProblem::Invalid { field: named, .. } if named == field),
+                "{problem}"
+            );
+        }
+        let elsewhere = json!({"spec": {"user": "x", "resourceAttributes": pods("get")}});
+        let problem = local_subject_access_review(&authorizer, "other", elsewhere).unwrap_err();
+        assert_eq!(
+            problem.to_string(),
+            "spec.resourceAttributes.namespace must match namespace: other"
+        );
+    }
+
+    #[test]
+    fn the_rules_review_lists_what_applies() {
+        let authorizer = authorizer();
+        let review = || json!({"spec": {"namespace": "ns"}});
+        let dev = self_subject_rules_review(&authorizer, &UserInfo::new("bob", &["dev"]), review()).unwrap();
+        assert_eq!(
+            dev["status"],
+            json!({
+                "resourceRules": [{"verbs": ["get"], "apiGroups": [""], "resources": ["pods"]}],
+                "nonResourceRules": [{"verbs": ["get"], "nonResourceURLs": ["/metrics"]}],
+                "incomplete": false,
+            })
+        );
+        let node = UserInfo::new("system:node:n", &["system:nodes"]);
+        let node = self_subject_rules_review(&authorizer, &node, review()).unwrap();
+        assert_eq!(node["status"]["incomplete"], true);
+    }
+}

@@ -254,3 +254,115 @@ fn uuid() -> String {
         &hex[20..]
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+    use pki::ServiceAccountVerifier;
+
+    use super::*;
+
+    struct OnePod;
+
+    #[async_trait]
+    impl ObjectLookup for OnePod {
+        async fn get(
+            &self,
+            _: &str,
+            resource: &str,
+            _: &str,
+            name: &str,
+        ) -> Result<Option<Value>, LookupError> {
+            Ok(match (resource, name) {
+                ("pods", "p") => Some(json!({
+                    "metadata": {"name": "p", "uid": "p-uid"},
+                    "spec": {"serviceAccountName": "sa", "nodeName": "n"},
+                })),
+                ("nodes", "n") => Some(json!({"metadata": {"name": "n", "uid": "n-uid"}})),
+                _ => None,
+            })
+        }
+    }
+
+    async fn issue(account: &str, request: Value) -> Result<(Value, TokenClaims), TokenRequestError> {
+        let (private, public) = ServiceAccountKey::generate_pem().unwrap();
+        let issuer = TokenIssuer::new(ServiceAccountKey::from_pem(&private).unwrap(), "iss");
+        let account = json!({"metadata": {"name": account, "namespace": "ns", "uid": "sa-uid"}});
+        let now = Timestamp::from_second(1000).unwrap();
+        let answer = issuer.issue(&account, &request, &OnePod, now).await?;
+        let token = answer["status"]["token"].as_str().unwrap();
+        let claims = ServiceAccountVerifier::from_pem(&public)
+            .unwrap()
+            .verify(token)
+            .unwrap();
+        Ok((answer, claims))
+    }
+
+    #[tokio::test]
+    async fn a_plain_request_gets_the_defaults() {
+        let (answer, claims) = issue("sa", json!({"spec": {}})).await.unwrap();
+        assert_eq!((claims.exp, claims.nbf, claims.iss.as_str()), (4600, 1000, "iss"));
+        assert_eq!(claims.aud, ["iss"]);
+        assert_eq!(claims.sub, "system:serviceaccount:ns:sa");
+        assert_eq!(claims.kubernetes.serviceaccount.uid, "sa-uid");
+        assert_eq!(answer["spec"]["expirationSeconds"], 3600);
+        assert_eq!(answer["status"]["expirationTimestamp"], "1970-01-01T01:16:40Z");
+        assert_eq!(claims.kubernetes.warnafter, None);
+    }
+
+    #[tokio::test]
+    async fn a_pods_token_names_pod_and_node_and_is_extended() {
+        let reference = json!({"kind": "Pod", "apiVersion": "v1", "name": "p", "uid": "p-uid"});
+        let request = json!({"spec": {"expirationSeconds": 3607, "boundObjectRef": reference}});
+        let (answer, claims) = issue("sa", request).await.unwrap();
+        let bound = |name: &str, uid: &str| {
+            Some(BoundObject {
+                name: name.into(),
+                uid: uid.into(),
+            })
+        };
+        assert_eq!(claims.kubernetes.pod, bound("p", "p-uid"));
+        assert_eq!(claims.kubernetes.node, bound("n", "n-uid"));
+        assert_eq!(
+            (claims.exp, claims.kubernetes.warnafter),
+            (1000 + EXTENDED_SECONDS, Some(4607))
+        );
+        assert_eq!(answer["status"]["expirationTimestamp"], "1970-01-01T01:16:47Z");
+    }
+
+    #[tokio::test]
+    async fn problems_are_named() {
+        let pod = |name: &str, uid: &str| {
+            let reference = json!({"kind": "Pod", "apiVersion": "v1", "name": name, "uid": uid});
+            json!({"spec": {"boundObjectRef": reference}})
+        };
+        for (account, request, words) in [
+            (
+                "sa",
+                json!({"spec": {"expirationSeconds": 60}}),
+                "less than 10 minutes",
+            ),
+            (
+                "sa",
+                json!({"spec": {"expirationSeconds": 1_i64 << 33}}),
+                "larger than 2^32 seconds",
+            ),
+            (
+                "sa",
+                json!({"metadata": {"name": "other"}, "spec": {}}),
+                "does not match service account name",
+            ),
+            ("sa", pod("gone", ""), "pods \"gone\" not found"),
+            ("sa", pod("p", "old"), "does not match the UID in record"),
+            ("other", pod("p", ""), "different serviceaccount name"),
+            (
+                "sa",
+                json!({"spec": {"boundObjectRef": {"kind": "Service", "apiVersion": "v1"}}}),
+                "cannot bind token",
+            ),
+        ] {
+            let error = issue(account, request).await.unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
+        }
+    }
+}

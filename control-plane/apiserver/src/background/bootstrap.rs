@@ -1,10 +1,12 @@
-//! The objects every cluster has: four namespaces, the `kubernetes` Service, the default RBAC policy.
+//! The objects every cluster has: four namespaces, the `kubernetes` Service, the system's priority classes, the
+//! default RBAC policy.
 
 use auth::{BootstrapObject, bootstrap_policy};
 use futures::future::try_join_all;
 use serde_json::{Value, json};
 
 use super::{ensure_object, own_request};
+use crate::admission::system_priority_classes;
 use crate::endpoints::{Intent, update_object};
 use crate::object;
 use crate::state::ApiServer;
@@ -17,6 +19,7 @@ const AUTOUPDATE: &str = "rbac.authorization.kubernetes.io/autoupdate";
 pub async fn ensure(server: &ApiServer) -> Result<(), ApiError> {
     try_join_all(NAMESPACES.iter().map(|name| namespace(server, name))).await?;
     service(server).await?;
+    try_join_all(system_priority_classes().into_iter().map(|class| priority_class(server, class))).await?;
     // Together, so that the store can group them.
     try_join_all(bootstrap_policy().into_iter().map(|entry| policy(server, entry))).await?;
     Ok(())
@@ -25,6 +28,12 @@ pub async fn ensure(server: &ApiServer) -> Result<(), ApiError> {
 async fn namespace(server: &ApiServer, name: &str) -> Result<(), ApiError> {
     let request = own_request(server, "", "namespaces", "", name)?;
     let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+    ensure_object(server, &request, object).await.map(drop)
+}
+
+async fn priority_class(server: &ApiServer, object: Value) -> Result<(), ApiError> {
+    let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+    let request = own_request(server, "scheduling.k8s.io", "priorityclasses", "", &name)?;
     ensure_object(server, &request, object).await.map(drop)
 }
 
