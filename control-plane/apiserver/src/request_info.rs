@@ -59,6 +59,16 @@ impl RequestInfo {
         info.name = parts.next().copied().unwrap_or_default().to_owned();
         info.subresource = parts.next().copied().unwrap_or_default().to_owned();
         info.rest = parts.copied().collect::<Vec<_>>().join("/");
+        for part in [
+            &mut info.namespace,
+            &mut info.resource,
+            &mut info.name,
+            &mut info.subresource,
+        ] {
+            if part.contains('%') {
+                *part = percent_decode(part, false);
+            }
+        }
         if info.subresource == "proxy" && path.ends_with('/') && !info.rest.is_empty() {
             info.rest.push('/');
         }
@@ -112,12 +122,12 @@ pub fn query_values<'a>(query: &'a str, key: &'a str) -> impl Iterator<Item = St
 pub fn query_pairs(query: &str) -> impl Iterator<Item = (String, String)> + '_ {
     query.split('&').filter(|p| !p.is_empty()).map(|pair| {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        (percent_decode(key), percent_decode(value))
+        (percent_decode(key, true), percent_decode(value, true))
     })
 }
 
-/// Form decoding: `+` is a space, `%XX` a byte; broken escapes stay as they are.
-fn percent_decode(text: &str) -> String {
+/// `%XX` is a byte, and in forms `+` a space; broken escapes stay as they are.
+fn percent_decode(text: &str, form: bool) -> String {
     let bytes = text.as_bytes();
     let mut out = Vec::with_capacity(bytes.len());
     let mut i = 0;
@@ -132,7 +142,7 @@ fn percent_decode(text: &str) -> String {
                 out.push(byte);
                 i += 2;
             }
-            (b'+', None) => out.push(b' '),
+            (b'+', None) if form => out.push(b' '),
             (byte, None) => out.push(byte),
         }
         i += 1;
@@ -274,6 +284,11 @@ mod tests {
                 "{method} {uri}"
             );
         }
+        let role = parse(
+            "GET",
+            "/apis/rbac.authorization.k8s.io/v1/clusterroles/system%3Anode+x",
+        );
+        assert_eq!(role.name, "system:node+x");
         assert_eq!(
             parse("GET", "/api/v1/nodes/n/proxy/stats/summary").rest,
             "stats/summary"

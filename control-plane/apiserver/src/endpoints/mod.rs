@@ -117,17 +117,24 @@ async fn answer(
 
 /// The path must fit the kind's scope and sub-resources.
 fn check_shape(info: &RequestInfo, resource: &Resource) -> Result<(), ApiError> {
+    for segment in [&info.namespace, &info.name] {
+        if segment.contains('/') || segment == "." || segment == ".." {
+            return Err(ApiError::bad_request(format!(
+                "invalid name {segment:?} in the path"
+            )));
+        }
+    }
     let is_namespaces = resource.group.is_empty() && resource.plural == "namespaces";
     if !resource.namespaced() && !info.namespace.is_empty() && !is_namespaces {
         return Err(ApiError::no_such_path());
     }
-    if resource.namespaced()
-        && info.namespace.is_empty()
-        && !info.name.is_empty()
-        && info.verb != "list"
-        && info.verb != "watch"
-    {
-        return Err(ApiError::no_such_path());
+    if resource.namespaced() && info.namespace.is_empty() && !matches!(info.verb.as_str(), "list" | "watch") {
+        // Across namespaces there is only looking.
+        return Err(if info.name.is_empty() {
+            ApiError::method_not_allowed()
+        } else {
+            ApiError::no_such_path()
+        });
     }
     if !info.subresource.is_empty() && resource.subresource(&info.subresource).is_none() {
         return Err(ApiError::no_such_path());

@@ -50,9 +50,15 @@ fn see(was: bool, is: bool) -> Option<Seen> {
 pub async fn start(server: &Arc<ApiServer>, request: ResourceRequest) -> Result<Response<Body>, ApiError> {
     let options = ListOptions::parse(&request.query)?;
     options.validate(true)?;
-    if request.wanted.media == MediaType::Protobuf {
-        return Err(ApiError::not_acceptable("application/json"));
-    }
+    let content_type = match request.wanted.media {
+        MediaType::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
+        MediaType::Json => "application/json",
+        MediaType::Yaml => {
+            return Err(ApiError::not_acceptable(
+                "application/json, application/vnd.kubernetes.protobuf",
+            ));
+        }
+    };
     let mut selection = read::selection(&request, &options)?;
     if !request.info.name.is_empty() && selection.fields.is_empty() {
         selection.fields =
@@ -100,10 +106,7 @@ pub async fn start(server: &Arc<ApiServer>, request: ResourceRequest) -> Result<
     let mut response = Response::new(StreamBody::new(frames).boxed_unsync());
     *response.status_mut() = StatusCode::OK;
     let headers = response.headers_mut();
-    headers.insert(
-        http::header::CONTENT_TYPE,
-        HeaderValue::from_static("application/json"),
-    );
+    headers.insert(http::header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(
         http::header::CACHE_CONTROL,
         HeaderValue::from_static("no-cache, private"),
@@ -287,8 +290,25 @@ impl Watcher {
     }
 
     async fn send_raw(&self, kind: &str, object: &str) -> Result<(), Ended> {
-        let line = format!("{{\"type\":\"{kind}\",\"object\":{object}}}\n");
-        self.output.send(Bytes::from(line)).await.map_err(|_| Ended)
+        let frame = if self.request.wanted.media == MediaType::Protobuf {
+            self.protobuf_frame(kind, object).map_err(|error| {
+                tracing::error!(error = error.message, "a watch event cannot be encoded");
+                Ended
+            })?
+        } else {
+            format!("{{\"type\":\"{kind}\",\"object\":{object}}}\n").into_bytes()
+        };
+        self.output.send(Bytes::from(frame)).await.map_err(|_| Ended)
+    }
+
+    /// The event's length as four bytes, then the event.
+    fn protobuf_frame(&self, kind: &str, object: &str) -> Result<Vec<u8>, ApiError> {
+        let object: Value = serde_json::from_str(object).map_err(ApiError::internal)?;
+        let catalog = self.server.registry.catalog();
+        let envelope = schema::codec::encode_protobuf(&catalog, &object).map_err(ApiError::internal)?;
+        let event = schema::codec::encode_watch_event_protobuf(kind, &envelope);
+        let length = u32::try_from(event.len()).map_err(ApiError::internal)?;
+        Ok([&length.to_be_bytes(), event.as_slice()].concat())
     }
 }
 

@@ -496,8 +496,7 @@ async fn try_update(
     let old = object::decode(&kv.value, kv.mod_revision).map_err(ApiError::internal)?;
     let mut object = make(&old)?;
     let given = object::resource_version(&object).to_owned();
-    let pinned = !given.is_empty() && given != "0";
-    if pinned && given != object::resource_version(&old) {
+    if !given.is_empty() && given != object::resource_version(&old) {
         return Err(ApiError::modified(&qualified, name));
     }
     let given_uid = object::uid(&object);
@@ -596,11 +595,8 @@ async fn try_update(
                 .first()
                 .is_none_or(|now| now.as_ref().map(|kv| kv.mod_revision) != Some(kv.mod_revision));
             if changed {
-                return if pinned {
-                    Err(ApiError::modified(&qualified, name))
-                } else {
-                    Ok(Outcome::Raced)
-                };
+                // The next attempt tells a conflict from a change that can be made again.
+                return Ok(Outcome::Raced);
             }
             lost_claim(&txn, &current, &requested).map_or(Ok(Outcome::Raced), |key| {
                 Err(intent.invalid(name, service::taken(&object, &key)))
