@@ -142,8 +142,11 @@ mod tests {
     use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
     fn pod(limits: &[(&str, &str)]) -> Pod {
-        let limits = limits.iter().map(|(k, v)| ((*k).to_owned(), Quantity((*v).to_owned()))).collect();
-        let resources = ResourceRequirements { limits: Some(limits), ..Default::default() };
+        let limits: std::collections::BTreeMap<_, _> =
+            limits.iter().map(|(k, v)| ((*k).to_owned(), Quantity((*v).to_owned()))).collect();
+        // As the API server's defaults leave it: requests are limits.
+        let requests = Some(limits.clone());
+        let resources = ResourceRequirements { limits: Some(limits), requests, ..Default::default() };
         let container = Container { resources: Some(resources), ..Default::default() };
         let mut pod =
             Pod { spec: Some(PodSpec { containers: vec![container], ..Default::default() }), ..Default::default() };

@@ -45,7 +45,7 @@ impl EventRecorder {
     }
 
     fn send(&self, about: ObjectReference, kind: &'static str, reason: &str, message: String) {
-        let notice = Notice { about, kind, reason: reason.to_owned(), message };
+        let notice = Notice { source: "kubelet", about, kind, reason: reason.to_owned(), message };
         if self.queue.try_send(notice).is_err() {
             debug!(reason, "event dropped, the queue is full");
         }
@@ -70,7 +70,7 @@ pub fn container_reference(pod: &Pod, list: &str, name: &str) -> ObjectReference
 }
 
 async fn write_events(client: kube::Client, node_name: String, mut queue: mpsc::Receiver<Notice>) {
-    let mut correlator = Correlator::new("kubelet", &node_name);
+    let mut correlator = Correlator::new(&node_name);
     while let Some(notice) = queue.recv().await {
         let result = match correlator.record(notice.clone(), Timestamp::now()) {
             Record::Create(event) => create(&client, &event).await,

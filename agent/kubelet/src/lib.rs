@@ -16,6 +16,7 @@ mod field_path;
 mod garbage_collection;
 mod images;
 mod lifecycle;
+mod log_rotation;
 mod node;
 mod objects;
 mod pod_actions;

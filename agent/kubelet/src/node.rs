@@ -91,6 +91,7 @@ impl NodeLoop {
             allocatable: &self.context.allocatable,
             disk_pressure: self.machine.disk_pressure(&self.context.config.root_dir),
             memory_pressure: self.machine.memory_pressure(),
+            pid_pressure: self.machine.pid_pressure(),
         };
         let now = Timestamp::now();
         let old = node.status.clone().unwrap_or_default();

@@ -155,7 +155,6 @@ pub fn grace_seconds(pod: &Pod, probe: Option<Option<i64>>) -> u64 {
 /// Why a container is being stopped.
 pub struct Kill<'a> {
     pub message: &'a str,
-    pub probe: Option<ProbeFailure>,
     pub grace: Duration,
 }
 
@@ -203,7 +202,7 @@ pub async fn kill_pod(context: &Context, pod: &Pod, observed: &RuntimePod, grace
     let kill = |container: ObservedContainer| async move {
         let left = if grace.is_zero() { grace } else { grace.saturating_sub(started.elapsed()).max(MINIMUM_GRACE.min(grace)) };
         let message = format!("Stopping container {}", container.name);
-        kill_container(context, pod, &container, ip, Kill { message: &message, probe: None, grace: left }).await;
+        kill_container(context, pod, &container, ip, Kill { message: &message, grace: left }).await;
     };
     let regular = observed.running_containers().filter(|container| !is_init(container)).cloned();
     futures::future::join_all(regular.map(kill)).await;

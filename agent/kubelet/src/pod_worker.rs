@@ -225,7 +225,7 @@ impl PodWorker {
             let own = kill.probe.zip(pod_executor::find_container(pod, &kill.name));
             let own = own.map(|(probe, (_, container))| pod_executor::probe_grace(container, probe));
             let grace = Duration::from_secs(pod_executor::grace_seconds(pod, own));
-            let order = Kill { message: &kill.message, probe: kill.probe, grace };
+            let order = Kill { message: &kill.message, grace };
             pod_executor::kill_container(&context, pod, running, ip, order).await;
         }
         if actions.create_sandbox.is_none() && actions.start_init.is_empty() && actions.start.is_empty() {

@@ -232,11 +232,6 @@ impl Runtime {
         Ok(self.images().list_images(timed(v1::ListImagesRequest::default())).await?.into_inner().images)
     }
 
-    pub async fn remove_image(&self, image: &str) -> Result<()> {
-        let request = v1::RemoveImageRequest { image: Some(image_spec(image)) };
-        absent_is_fine(self.images().remove_image(timed(request)).await)
-    }
-
     /// The pod with everything CRI knows about it.
     pub async fn pod(&self, uid: &str) -> Result<RuntimePod> {
         let labels = HashMap::from([(POD_UID.to_owned(), uid.to_owned())]);

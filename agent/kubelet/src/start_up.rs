@@ -23,7 +23,7 @@ use crate::pod_manager::{self, Pods};
 use crate::probes::ProbeManager;
 use crate::runtime::{Runtime, RuntimeError};
 use crate::server::{self, ServerError};
-use crate::{Config, dns, garbage_collection};
+use crate::{Config, dns, garbage_collection, log_rotation};
 
 #[derive(Debug, Error)]
 pub enum Error {
@@ -70,6 +70,7 @@ pub async fn run(client: kube::Client, config: Config, stop: CancellationToken) 
     loops.spawn(node::run(context.clone(), machine, stop.clone()));
     loops.spawn(node::run_lease(context.clone(), stop.clone()));
     loops.spawn(garbage_collection::run(context.clone(), pods.clone(), stop.clone()));
+    loops.spawn(log_rotation::run(context.clone(), stop.clone()));
     loops.spawn(pod_manager::follow_runtime(context.clone(), pods.clone(), synced_receiver, stop.clone()));
     loops.spawn(start_pods(context.clone(), pods.clone(), synced));
     let result = server::serve(context, pods, listener, stop).await;

@@ -8,6 +8,8 @@ const MEMORY_AVAILABLE: u64 = 100 << 20;
 /// Likewise `nodefs.available<10%` and `nodefs.inodesFree<5%`.
 const DISK_PERCENT: u64 = 10;
 const INODES_PERCENT: u64 = 5;
+/// Fewer free process ids than this are pressure.
+const PIDS_PERCENT: u64 = 10;
 
 #[derive(Clone, Debug, Default)]
 pub struct Machine {
@@ -32,6 +34,11 @@ fn meminfo(text: &str, field: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
     let kilobytes: u64 = line.split_whitespace().next()?.parse().ok()?;
     Some(kilobytes * 1024)
+}
+
+/// All tasks of the machine, the number after the slash in `/proc/loadavg`.
+fn tasks(loadavg: &str) -> Option<u64> {
+    loadavg.split_whitespace().nth(3)?.split_once('/')?.1.parse().ok()
 }
 
 /// A value of `/etc/os-release`.
@@ -80,6 +87,12 @@ impl Machine {
         meminfo(&memory, "MemAvailable").is_some_and(|available| available < MEMORY_AVAILABLE.min(self.memory_bytes / 10))
     }
 
+    pub fn pid_pressure(&self) -> bool {
+        let maximum = first_line("/proc/sys/kernel/pid_max").parse::<u64>();
+        let used = tasks(&first_line("/proc/loadavg"));
+        matches!((maximum, used), (Ok(maximum), Some(used)) if maximum.saturating_sub(used) * 100 < maximum * PIDS_PERCENT)
+    }
+
     pub fn disk_pressure(&self, root_dir: &Path) -> bool {
         rustix::fs::statvfs(root_dir).is_ok_and(|fs| {
             let short = |free: u64, total: u64, percent: u64| total > 0 && free * 100 < total * percent;
@@ -98,6 +111,7 @@ mod tests {
         assert_eq!(meminfo(memory, "MemTotal"), Some(24_612_004 * 1024));
         assert_eq!(meminfo(memory, "MemAvailable"), Some(2 << 20));
         assert_eq!(meminfo(memory, "Mem"), None);
+        assert_eq!(tasks("0.10 0.20 0.30 2/345 6789"), Some(345));
         assert_eq!(os_release("NAME=x\nPRETTY_NAME=\"Iron let\"\n", "PRETTY_NAME").as_deref(), Some("Iron let"));
     }
 

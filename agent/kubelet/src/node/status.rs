@@ -30,6 +30,7 @@ pub struct Facts<'a> {
     pub allocatable: &'a BTreeMap<String, Wire>,
     pub disk_pressure: bool,
     pub memory_pressure: bool,
+    pub pid_pressure: bool,
 }
 
 fn units(value: u64, format: Format) -> Wire {
@@ -135,7 +136,7 @@ fn conditions(facts: &Facts, old: &NodeStatus, now: Timestamp) -> Vec<NodeCondit
         ),
         pressure(
             "PIDPressure",
-            false,
+            facts.pid_pressure,
             "KubeletHasSufficientPID",
             "KubeletHasInsufficientPID",
             ["kubelet has sufficient PID available", "kubelet has insufficient PID available"],
@@ -216,6 +217,7 @@ mod tests {
             allocatable: &allocatable(&machine),
             disk_pressure: false,
             memory_pressure: false,
+            pid_pressure: false,
         };
         node_status(&facts, old, Timestamp::from_second(second).unwrap())
     }
