@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::sync::OnceLock;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 
 use crate::catalog::Kind;
@@ -40,9 +42,9 @@ pub fn apply(kind: &Kind, object: &mut Value) {
 
 fn apply_object(types: &Types, id: TypeId, object: &mut Object) {
     let ty = types.get(id);
-    apply_rules(&ty.name, object);
+    apply_rules(types, id, object);
     for inline in &ty.inlines {
-        apply_rules(&types.get(inline.ty).name, object);
+        apply_rules(types, inline.ty, object);
     }
     for field in types.fields(id) {
         if let Some(default) = field.default.as_ref().filter(|_| !field.omit_zero && !object.contains_key(&field.name)) {
@@ -66,14 +68,17 @@ fn apply_value(types: &Types, ty: &FieldType, value: &mut Value) {
     }
 }
 
-fn apply_rules(type_name: &str, object: &mut Object) {
-    for rule in rules().get(type_name).into_iter().flatten() {
+fn apply_rules(types: &Types, id: TypeId, object: &mut Object) {
+    for rule in rules().get(&types.get(id).name).into_iter().flatten() {
+        // A zero value that Go holds by value is as good as absent.
+        let pointer = types.field(id, rule.field).is_some_and(|field| field.pointer);
+        let given = object.get(rule.field).is_some_and(|value| pointer || (*value != json!("") && *value != json!(0)));
         let holds = match &rule.condition {
             Condition::Always => true,
             Condition::When(sibling, values) => object.get(*sibling).and_then(Value::as_str).is_some_and(|value| values.contains(&value)),
             Condition::Unless(sibling) => !object.contains_key(*sibling),
         };
-        if !holds || object.contains_key(rule.field) {
+        if !holds || given {
             continue;
         }
         let value = match &rule.fill {
@@ -124,6 +129,13 @@ fn special(type_name: &str) -> Option<fn(&mut Object)> {
         "core.v1.Container" | "core.v1.EphemeralContainer" => container,
         "core.v1.ResourceRequirements" | "core.v1.VolumeResourceRequirements" => resource_requirements,
         "core.v1.NodeStatus" => |status| round_lists(status, &["capacity", "allocatable"]),
+        "core.v1.PodSpec" => service_account,
+        "core.v1.PodStatus" => |status| {
+            first_and_all(status, "podIP", "podIPs", Some("ip"));
+            first_and_all(status, "hostIP", "hostIPs", Some("ip"));
+        },
+        "core.v1.NodeSpec" => |spec| first_and_all(spec, "podCIDR", "podCIDRs", None),
+        "core.v1.Secret" => secret,
         "core.v1.Volume" => volume,
         "core.v1.ServiceSpec" => service_spec,
         "core.v1.ServicePort" => service_port,
@@ -157,6 +169,33 @@ fn pod(pod: &mut Object) {
         }
     }
     spec.entry("enableServiceLinks").or_insert(Value::Bool(true));
+}
+
+/// The deprecated name follows the real one, and stands in for it.
+fn service_account(spec: &mut Object) {
+    let given = |key: &str| spec.get(key).cloned().filter(|name| name != "");
+    if let Some(name) = given("serviceAccountName").or_else(|| given("serviceAccount")) {
+        spec.insert("serviceAccountName".into(), name.clone());
+        spec.insert("serviceAccount".into(), name);
+    }
+}
+
+/// A single value that is the first of a list: whichever is absent follows the other.
+fn first_and_all(object: &mut Object, single: &str, list: &str, key: Option<&str>) {
+    let first = object.get(list).and_then(|list| list.get(0)).and_then(|item| key.map_or(Some(item), |key| item.get(key))).cloned();
+    match (object.get(single).cloned(), first) {
+        (None, Some(first)) => object.insert(single.to_owned(), first),
+        (Some(value), None) => object.insert(list.to_owned(), json!([key.map_or_else(|| value.clone(), |key| json!({key: value}))])),
+        _ => None,
+    };
+}
+
+/// `stringData` is written, never read: it goes into `data`.
+fn secret(secret: &mut Object) {
+    let Some(Value::Object(texts)) = secret.remove("stringData") else { return };
+    if let Value::Object(data) = secret.entry("data").or_insert_with(|| json!({})) {
+        data.extend(texts.into_iter().map(|(key, text)| (key, STANDARD.encode(text.as_str().unwrap_or_default()).into())));
+    }
 }
 
 fn requests_from_limits(resources: &mut Object) {
@@ -372,6 +411,11 @@ mod tests {
             ("v1", "Service", json!({"spec": {"sessionAffinity": "ClientIP"}}), "/spec/sessionAffinityConfig", json!({"clientIP": {"timeoutSeconds": 10800}})),
             ("v1", "Namespace", json!({"metadata": {"name": "a"}}), "/metadata/labels", json!({"kubernetes.io/metadata.name": "a"})),
             ("v1", "Secret", json!({}), "/type", json!("Opaque")),
+            ("v1", "Secret", json!({"data": {"b": "Yg=="}, "stringData": {"a": "a"}}), "/data", json!({"a": "YQ==", "b": "Yg=="})),
+            ("v1", "Pod", json!({"spec": {"serviceAccount": "s", "containers": []}}), "/spec/serviceAccountName", json!("s")),
+            ("v1", "Pod", json!({"status": {"podIP": "1.2.3.4"}}), "/status/podIPs", json!([{"ip": "1.2.3.4"}])),
+            ("v1", "Node", json!({"spec": {"podCIDR": "10.0.0.0/24"}}), "/spec/podCIDRs", json!(["10.0.0.0/24"])),
+            ("v1", "Node", json!({"spec": {"podCIDRs": ["10.0.0.0/24"]}}), "/spec/podCIDR", json!("10.0.0.0/24")),
             ("apps/v1", "Deployment", json!({"spec": {"strategy": {"type": "Recreate"}}}), "/spec/strategy", json!({"type": "Recreate"})),
             ("apps/v1", "StatefulSet", json!({}), "/spec/updateStrategy", json!({"type": "RollingUpdate", "rollingUpdate": {"partition": 0}})),
             ("apps/v1", "StatefulSet", json!({"spec": {"updateStrategy": {"type": "OnDelete"}}}), "/spec/updateStrategy", json!({"type": "OnDelete"})),

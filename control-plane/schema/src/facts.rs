@@ -6,6 +6,8 @@ use crate::types::{Field, FieldType, Inline, JsonShape, ListType, ObjectType, Ty
 
 pub(crate) const TYPES: &str = include_str!("../facts/types.facts");
 pub(crate) const DEFAULTS: &str = include_str!("../facts/defaults.facts");
+pub(crate) const CHECKS: &str = include_str!("../facts/checks.facts");
+pub(crate) const IMMUTABLE: &str = include_str!("../facts/immutable.facts");
 pub(crate) const RESOURCES: &str = include_str!("../facts/resources.facts");
 
 /// `core.v1.Pod` and its block of lines, for every type.
@@ -26,14 +28,6 @@ pub(crate) fn full_name(short: &str) -> String {
         _ => "io.k8s.api.",
     };
     format!("{prefix}{short}")
-}
-
-/// The package of a group's types: `rbac` for `rbac.authorization.k8s.io`, `core` for the core group.
-pub(crate) fn package(group: &str) -> &str {
-    match group.split('.').next().unwrap_or_default() {
-        "" => "core",
-        first => first,
-    }
 }
 
 pub(crate) fn parse_type(source: &str, resolve: &dyn Fn(&str) -> Option<TypeId>) -> ObjectType {
@@ -77,12 +71,13 @@ fn field<'a>(name: &str, number: u32, flags: &str, ty: FieldType, details: impl 
         item_enumeration: Vec::new(),
         list_type: None,
         list_map_keys: Vec::new(),
-        map_atomic: false,
+        map_type: String::new(),
         patch_strategy: String::new(),
         patch_merge_key: None,
     };
     for (key, value) in details.filter_map(|word| word.split_once('=')) {
         let list = || value.split(',').map(str::to_owned).collect();
+        let texts = || value.split(',').map(|text| text.replace('_', " ")).collect();
         match key {
             "l" => {
                 field.list_type = match value {
@@ -94,9 +89,9 @@ fn field<'a>(name: &str, number: u32, flags: &str, ty: FieldType, details: impl 
             "k" => field.list_map_keys = list(),
             "s" => field.patch_strategy = value.to_owned(),
             "m" => field.patch_merge_key = Some(value.to_owned()),
-            "a" => field.map_atomic = value == "atomic",
-            "e" => field.enumeration = list(),
-            "ei" => field.item_enumeration = list(),
+            "a" => field.map_type = value.to_owned(),
+            "e" => field.enumeration = texts(),
+            "ei" => field.item_enumeration = texts(),
             "d" => field.default = serde_json::from_str::<Value>(value).ok(),
             _ => {}
         }

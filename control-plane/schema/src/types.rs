@@ -74,8 +74,8 @@ pub struct Field {
     pub item_enumeration: Vec<String>,
     pub list_type: Option<ListType>,
     pub list_map_keys: Vec<String>,
-    /// `x-kubernetes-map-type: atomic` on this field.
-    pub map_atomic: bool,
+    /// `x-kubernetes-map-type` on this field: `atomic`, `granular` or nothing.
+    pub map_type: String,
     /// Upstream's text: `merge`, `retainKeys`, `merge,retainKeys`, `replace`.
     pub patch_strategy: String,
     pub patch_merge_key: Option<String>,

@@ -71,7 +71,7 @@ fn rows(path: &Path) -> Result<Vec<Vec<String>>> {
 }
 
 fn types(api: &Path, go: &Path) -> Result<String> {
-    let schemas = schemas(&api.join("openapi-v3"))?;
+    let mut schemas = schemas(&api.join("openapi-v3"))?;
     let mut go_types = GoTypes::default();
     for package in schemas.keys().map(|name| name.rsplit_once('.').map_or("", |(package, _)| package)).collect::<BTreeSet<_>>() {
         let path = match package {
@@ -84,6 +84,7 @@ fn types(api: &Path, go: &Path) -> Result<String> {
         };
         go_types.read_package(&go.join(path), package)?;
     }
+    add_inlined(&mut schemas, &go_types);
     let mut pending: Vec<String> = schemas.keys().cloned().chain(EXTRA.iter().map(ToString::to_string)).collect();
     let mut done: BTreeMap<String, String> = BTreeMap::new();
     while let Some(name) = pending.pop() {
@@ -100,6 +101,21 @@ fn types(api: &Path, go: &Path) -> Result<String> {
     );
     out.extend(done.into_values());
     Ok(out)
+}
+
+/// Structs that are only ever embedded have no schema of their own: their fields are described where they appear.
+fn add_inlined(schemas: &mut BTreeMap<String, Value>, go: &GoTypes) {
+    let mut outer: Vec<(String, Value)> = schemas.iter().map(|(name, schema)| (name.clone(), schema.clone())).collect();
+    while let Some((name, schema)) = outer.pop() {
+        let Some(GoType::Struct(fields)) = go.0.get(&name) else { continue };
+        for field in fields.iter().filter(|field| field.inline && !field.ty.ends_with(".TypeMeta")) {
+            if !schemas.contains_key(&field.ty) {
+                let inner = serde_json::json!({"properties": schema.get("properties"), "required": schema.get("required")});
+                schemas.insert(field.ty.clone(), inner.clone());
+                outer.push((field.ty.clone(), inner));
+            }
+        }
+    }
 }
 
 fn schemas(directory: &Path) -> Result<BTreeMap<String, Value>> {
@@ -180,7 +196,8 @@ fn append_fields(
 fn details(out: &mut String, property: &Value) -> Result<()> {
     let text = |key: &str| property.get(key).and_then(Value::as_str);
     let words = |value: Option<&Value>| -> Option<String> {
-        let words: Vec<&str> = value?.as_array()?.iter().filter_map(Value::as_str).collect();
+        // A space ends a detail, so one inside a value is written as an underscore; no enum value has underscores.
+        let words: Vec<String> = value?.as_array()?.iter().filter_map(Value::as_str).map(|word| word.replace(' ', "_")).collect();
         Some(words.join(","))
     };
     if let Some(kind) = text("x-kubernetes-list-type") {
@@ -201,7 +218,7 @@ fn details(out: &mut String, property: &Value) -> Result<()> {
     if let Some(values) = words(property.get("enum")) {
         write!(out, " e={values}")?;
     }
-    if let Some(values) = words(property.pointer("/items/enum")) {
+    if let Some(values) = words(property.pointer("/items/enum").or_else(|| property.pointer("/additionalProperties/enum"))) {
         write!(out, " ei={values}")?;
     }
     if let Some(default) = property.get("default") {

@@ -29,20 +29,25 @@ const EXTENSIONS: &str = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.
 /// Kinds that every document mentions.
 const SHARED: &[&str] = &["Status", "DeleteOptions", "WatchEvent", "APIResourceList"];
 
-/// Where the closure of a document's schemas starts.
+/// Where the closure of a document's schemas starts, and the group versions it is about.
 #[derive(Debug, Default)]
-pub(super) struct Roots(BTreeSet<TypeId>);
+pub(super) struct Roots {
+    types: BTreeSet<TypeId>,
+    group_versions: BTreeSet<(String, String)>,
+}
 
 impl Roots {
     pub fn add_resource(&mut self, catalog: &Catalog, resource: &Resource) {
         let list = GroupVersionKind { kind: resource.list_kind.clone(), ..resource.kind.gvk.clone() };
         let list = catalog.kind(&list).filter(|_| resource.supports("list"));
         let subresources = resource.subresources.iter().filter(|subresource| !is_connect(&subresource.kind)).map(|subresource| &subresource.kind);
-        self.0.extend(std::iter::once(&resource.kind).chain(list).chain(subresources).map(|kind| kind.root));
+        self.group_versions.insert((resource.group.clone(), resource.version.clone()));
+        self.types.extend(std::iter::once(&resource.kind).chain(list).chain(subresources).map(|kind| kind.root));
     }
 
     pub fn add_shared(&mut self, catalog: &Catalog) {
-        self.0.extend(SHARED.iter().filter_map(|name| catalog.types().by_name(&format!("{META}.{name}"))));
+        self.group_versions.insert((String::new(), "v1".to_owned()));
+        self.types.extend(SHARED.iter().filter_map(|name| catalog.types().by_name(&format!("{META}.{name}"))));
     }
 }
 
@@ -54,7 +59,7 @@ pub(super) fn is_connect(kind: &Kind) -> bool {
 /// The schemas of `roots` and of everything they mention.
 pub(super) fn definitions(catalog: &Catalog, roots: &Roots, dialect: Dialect, texts: &Texts) -> Map<String, Value> {
     let types = catalog.types();
-    let mut builder = Builder { types, dialect, texts, catalog, pending: roots.0.iter().copied().collect(), seen: roots.0.clone(), out: Map::new() };
+    let mut builder = Builder { types, dialect, texts, roots, pending: roots.types.iter().copied().collect(), seen: roots.types.clone(), out: Map::new() };
     while let Some(id) = builder.pending.pop() {
         let schema = builder.object(id);
         builder.out.insert(types.get(id).name.clone(), schema);
@@ -67,7 +72,7 @@ struct Builder<'a> {
     types: &'a Types,
     dialect: Dialect,
     texts: &'a Texts,
-    catalog: &'a Catalog,
+    roots: &'a Roots,
     pending: Vec<TypeId>,
     seen: BTreeSet<TypeId>,
     out: Map<String, Value>,
@@ -105,10 +110,7 @@ impl Builder<'_> {
         let entry = |group: &str, version: &str, kind: &str| json!({"group": group, "kind": kind, "version": version});
         match ty.gvk.split('/').collect::<Vec<_>>()[..] {
             [group, version, kind] => vec![entry(group, version, kind)],
-            ["*"] => {
-                let groups = self.catalog.groups();
-                groups.iter().flat_map(|group| group.versions.iter().map(|version| entry(&group.name, version, ty.short_name()))).collect()
-            }
+            ["*"] => self.roots.group_versions.iter().map(|(group, version)| entry(group, version, ty.short_name())).collect(),
             _ => Vec::new(),
         }
     }
@@ -133,7 +135,7 @@ impl Builder<'_> {
             ("x-kubernetes-list-type", list_type.map(str::to_owned)),
             ("x-kubernetes-patch-strategy", some(&field.patch_strategy)),
             ("x-kubernetes-patch-merge-key", field.patch_merge_key.clone()),
-            ("x-kubernetes-map-type", field.map_atomic.then(|| "atomic".to_owned())),
+            ("x-kubernetes-map-type", some(&field.map_type)),
         ] {
             if let Some(value) = value {
                 schema[key] = value.into();
@@ -146,7 +148,8 @@ impl Builder<'_> {
             schema["enum"] = json!(field.enumeration);
         }
         if !field.item_enumeration.is_empty() {
-            schema["items"]["enum"] = json!(field.item_enumeration);
+            let inner = if schema.get("items").is_some() { "items" } else { "additionalProperties" };
+            schema[inner]["enum"] = json!(field.item_enumeration);
         }
         described(schema, text)
     }
