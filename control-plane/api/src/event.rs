@@ -19,6 +19,8 @@ pub struct Notice {
     pub kind: &'static str,
     pub reason: String,
     pub message: String,
+    /// Who says it, as `kubectl describe` shows it.
+    pub source: &'static str,
 }
 
 /// What to write.
@@ -37,15 +39,13 @@ pub enum Record {
 /// Remembers what was said, so that saying it again costs a count.
 #[derive(Debug)]
 pub struct Correlator {
-    component: String,
     host: String,
     seen: HashMap<(String, String, String), (String, i32, Timestamp)>,
 }
 
 impl Correlator {
-    pub fn new(component: &str, host: &str) -> Self {
+    pub fn new(host: &str) -> Self {
         Self {
-            component: component.into(),
             host: host.into(),
             seen: HashMap::new(),
         }
@@ -96,10 +96,10 @@ impl Correlator {
             first_timestamp: Some(Time(now)),
             last_timestamp: Some(Time(now)),
             source: Some(EventSource {
-                component: Some(self.component.clone()),
+                component: Some(notice.source.into()),
                 host: (!self.host.is_empty()).then(|| self.host.clone()),
             }),
-            reporting_component: Some(self.component.clone()),
+            reporting_component: Some(notice.source.into()),
             reporting_instance: Some(self.host.clone()),
             ..Event::default()
         }))
@@ -117,7 +117,7 @@ mod tests {
 
     #[test]
     fn repetitions_become_counts() {
-        let mut correlator = Correlator::new("test", "");
+        let mut correlator = Correlator::new("");
         let about = ObjectReference {
             name: Some("p".into()),
             uid: Some("1".into()),
@@ -128,6 +128,7 @@ mod tests {
             kind: NORMAL,
             reason: "R".into(),
             message: m.into(),
+            source: "test",
         };
         let at = |s| Timestamp::from_second(s).unwrap();
         let Record::Create(event) = correlator.record(notice("a"), at(1)) else {

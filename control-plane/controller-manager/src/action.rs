@@ -20,25 +20,17 @@ pub enum Action {
         announce: Option<Box<Announce>>,
     },
     /// Merge patch; a `metadata.resourceVersion` or `uid` inside is a precondition.
-    Patch {
-        at: Path,
-        patch: Value,
-    },
+    Patch { at: Path, patch: Value },
     /// Strategic merge patch, for lists other writers have entries in.
-    StrategicPatch {
-        at: Path,
-        patch: Value,
-    },
+    StrategicPatch { at: Path, patch: Value },
     /// Replace (sub-resources that upstream has no patch for).
-    Replace {
-        at: Path,
-        body: Value,
-    },
+    Replace { at: Path, body: Value },
     Delete {
         at: Path,
         options: Value,
         announce: Option<Box<Announce>>,
     },
+    /// The executor fills in the source.
     Event(Notice),
     /// Reconcile this key again after a while, even if nothing changes.
     Requeue(Duration),
@@ -60,6 +52,8 @@ pub struct Announce {
     pub success: (&'static str, &'static str),
     /// Reason, and the text before the error.
     pub failure: (&'static str, &'static str),
+    /// Who says it; the executor fills it in.
+    pub source: &'static str,
 }
 
 impl Path {
@@ -106,6 +100,25 @@ impl Action {
     pub fn announced(mut self, announcement: Announce) -> Self {
         if let Self::Create { announce, .. } | Self::Delete { announce, .. } = &mut self {
             *announce = Some(Box::new(announcement));
+        }
+        self
+    }
+
+    /// The same, with its events signed.
+    pub fn said_by(mut self, source: &'static str) -> Self {
+        match &mut self {
+            Self::Create {
+                announce: Some(announce),
+                ..
+            }
+            | Self::Delete {
+                announce: Some(announce),
+                ..
+            } => {
+                announce.source = source;
+            }
+            Self::Event(notice) => notice.source = source,
+            _ => {}
         }
         self
     }
@@ -175,6 +188,20 @@ impl Action {
         }
     }
 
+    /// Deletes what is at this URL: an object, or all of a collection.
+    pub fn delete_at(url: String) -> Self {
+        let options = json!({"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"});
+        Self::Delete {
+            at: Path {
+                url,
+                key: Key::default(),
+                kind: None,
+            },
+            options,
+            announce: None,
+        }
+    }
+
     /// As [`Self::delete`], without grace: nobody is left who would stop the pod.
     pub fn force_delete<K: Resource<DynamicType = ()> + 'static>(object: &K) -> Self {
         let mut action = Self::delete(object);
@@ -195,6 +222,7 @@ impl Action {
             kind,
             reason: reason.into(),
             message: message.into(),
+            source: "",
         })
     }
 }

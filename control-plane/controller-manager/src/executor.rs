@@ -66,10 +66,10 @@ impl Executor {
         }
     }
 
-    /// Runs a plan. The first failure ends it; the answer is when to look again, if the plan says so.
-    pub async fn run(&self, plan: Vec<Action>) -> Result<Option<Duration>, Error> {
+    /// Runs a plan of the controller `source`. The first failure ends it; the answer is when to look again, if the plan says so.
+    pub async fn run(&self, plan: Vec<Action>, source: &'static str) -> Result<Option<Duration>, Error> {
         let mut again: Option<Duration> = None;
-        let mut plan = plan.into_iter().peekable();
+        let mut plan = plan.into_iter().map(|action| action.said_by(source)).peekable();
         while let Some(action) = plan.next() {
             match action {
                 Action::Create { at, body, announce } => {
@@ -252,6 +252,7 @@ impl Executor {
         };
         self.recorder.record(Notice {
             about: announce.about.clone(),
+            source: announce.source,
             kind,
             reason: reason.into(),
             message,

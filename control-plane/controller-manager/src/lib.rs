@@ -5,6 +5,7 @@ mod cache;
 mod caches;
 mod config;
 mod controllers;
+mod discovery;
 mod election;
 mod executor;
 mod key;
@@ -34,7 +35,7 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
         }
     }
     let mut tasks = JoinSet::new();
-    let (recorder, writer) = Recorder::new(client.clone(), "controllermanager");
+    let (recorder, writer) = Recorder::new(client.clone());
     tasks.spawn(writer);
     let (caches, mut watches) = Caches::new();
     let executor = Executor::new(client.clone(), std::mem::take(&mut watches.observers), recorder);

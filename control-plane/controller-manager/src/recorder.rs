@@ -16,9 +16,9 @@ pub struct Recorder(mpsc::Sender<Notice>);
 
 impl Recorder {
     /// The recorder, and the task that writes for it.
-    pub fn new(client: Client, component: &'static str) -> (Self, impl Future<Output = ()> + Send) {
+    pub fn new(client: Client) -> (Self, impl Future<Output = ()> + Send) {
         let (sender, receiver) = mpsc::channel(WAITING);
-        (Self(sender), write(client, component, receiver))
+        (Self(sender), write(client, receiver))
     }
 
     pub fn record(&self, notice: Notice) {
@@ -28,8 +28,8 @@ impl Recorder {
     }
 }
 
-async fn write(client: Client, component: &'static str, mut notices: mpsc::Receiver<Notice>) {
-    let mut correlator = Correlator::new(component, "");
+async fn write(client: Client, mut notices: mpsc::Receiver<Notice>) {
+    let mut correlator = Correlator::new("");
     while let Some(notice) = notices.recv().await {
         let mut record = correlator.record(notice.clone(), Timestamp::now());
         if let Record::Repeat {

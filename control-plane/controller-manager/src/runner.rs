@@ -13,6 +13,8 @@ use tokio::task::JoinSet;
 /// Decides what to do about one key.
 pub trait Controller: Send + Sync + 'static {
     const NAME: &'static str;
+    /// The name its events carry.
+    const SOURCE: &'static str = Self::NAME;
     /// Keys worked on together.
     const WORKERS: usize = 5;
 
@@ -43,7 +45,7 @@ pub async fn run<C: Controller>(controller: Arc<C>, queue: Arc<Queue>, executor:
 
 async fn work<C: Controller>(controller: &C, queue: &Queue, executor: &Executor, key: &Key) {
     let result = match controller.plan(key, Timestamp::now()).await {
-        Ok(plan) => executor.run(plan).await,
+        Ok(plan) => executor.run(plan, C::SOURCE).await,
         Err(error) => Err(error),
     };
     controller.finished(key, result.as_ref().map(|_| ()));

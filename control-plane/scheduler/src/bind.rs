@@ -137,5 +137,6 @@ fn notice(pod: &PodInfo, kind: &'static str, reason: &str, message: String) -> N
         kind,
         reason: reason.into(),
         message,
+        source: "default-scheduler",
     }
 }

@@ -32,7 +32,7 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
         }
     }
     let mut tasks = JoinSet::new();
-    let (recorder, writer) = Recorder::new(client.clone(), "default-scheduler");
+    let (recorder, writer) = Recorder::new(client.clone());
     tasks.spawn(writer);
     let shared = Arc::new(Shared::new(&config.scheduler_name));
     let started = async {

@@ -1,17 +1,22 @@
 //! The list of controllers, and what each is given.
 
+mod bootstrap_signer;
 mod csr_approving;
 mod csr_cleaner;
 mod csr_signing;
 mod deployment;
 mod endpoints;
 mod endpointslice;
+mod garbage_collector;
+mod namespace;
 mod node_ipam;
 mod node_lifecycle;
+mod pod_garbage_collector;
 mod replicaset;
 mod root_ca_publisher;
 mod serviceaccount;
 mod taint_eviction;
+mod token_cleaner;
 
 use crate::caches::Caches;
 use crate::config::{Config, Error};
@@ -38,6 +43,7 @@ type Start = fn(&Context) -> Result<Running, Error>;
 
 /// Upstream's names, for `--controllers`.
 const CONTROLLERS: &[(&str, Start)] = &[
+    ("bootstrap-signer-controller", bootstrap_signer::start),
     (
         "certificatesigningrequest-approving-controller",
         csr_approving::start,
@@ -47,8 +53,11 @@ const CONTROLLERS: &[(&str, Start)] = &[
     ("deployment-controller", deployment::start),
     ("endpoints-controller", endpoints::start),
     ("endpointslice-controller", endpointslice::start),
+    ("garbage-collector-controller", garbage_collector::start),
+    ("namespace-controller", namespace::start),
     ("node-ipam-controller", node_ipam::start),
     ("node-lifecycle-controller", node_lifecycle::start),
+    ("pod-garbage-collector-controller", pod_garbage_collector::start),
     ("replicaset-controller", replicaset::start),
     (
         "root-ca-certificate-publisher-controller",
@@ -56,6 +65,7 @@ const CONTROLLERS: &[(&str, Start)] = &[
     ),
     ("serviceaccount-controller", serviceaccount::start),
     ("taint-eviction-controller", taint_eviction::start),
+    ("token-cleaner-controller", token_cleaner::start),
 ];
 
 /// Every enabled controller, its handlers attached to the caches.

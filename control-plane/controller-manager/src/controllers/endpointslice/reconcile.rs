@@ -1,6 +1,6 @@
 //! Changes as few slices as possible: endpoints stay where they are, new ones fill gaps, then new slices.
 
-use super::desired::{Groups, Ports, families, groups, has_selector, slice_ports};
+use super::desired::{Ports, families, groups, has_selector, slice_ports};
 use crate::action::Action;
 use api::owner::controller_ref;
 use k8s_openapi::api::core::v1::{Pod, Service};
@@ -178,12 +178,6 @@ fn new_slice(service: &Service, family: &str, ports: &Ports, endpoints: Vec<Endp
     }
 }
 
-/// For tests of the grouping alone.
-#[cfg(test)]
-fn grouped(service: &Service, pods: &[Arc<Pod>]) -> Groups {
-    groups(service, pods, &|_| None)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -290,7 +284,7 @@ mod tests {
     #[test]
     fn named_ports_that_differ_make_groups() {
         let pods = [pod("a", "10.0.0.1", 80, true), pod("b", "10.0.0.2", 81, true)];
-        assert_eq!(grouped(&web(), &pods).len(), 2);
+        assert_eq!(groups(&web(), &pods, &|_| None).len(), 2);
         assert_eq!(created(&run(&web(), &pods, &[])).len(), 2);
     }
 

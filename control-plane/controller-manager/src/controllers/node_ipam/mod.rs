@@ -85,6 +85,7 @@ pub fn start(context: &Context) -> Result<Running, StartError> {
 
 impl Controller for NodeIpam {
     const NAME: &'static str = "node-ipam-controller";
+    const SOURCE: &'static str = "cidrAllocator";
     /// One after the other, each seeing what the one before took.
     const WORKERS: usize = 1;
 

@@ -37,6 +37,7 @@ pub fn start(context: &Context) -> Result<Running, StartError> {
 
 impl Controller for NodeLifecycle {
     const NAME: &'static str = "node-lifecycle-controller";
+    const SOURCE: &'static str = "node-controller";
 
     async fn plan(&self, key: &Key, now: Timestamp) -> Result<Vec<Action>, Error> {
         let mut all = self.health.lock().unwrap_or_else(PoisonError::into_inner);

@@ -160,6 +160,7 @@ fn create(set: &ReplicaSet) -> Action {
         about: reference(set),
         success: ("SuccessfulCreate", "Created pod: "),
         failure: ("FailedCreate", "Error creating: "),
+        source: "",
     })
 }
 
@@ -168,6 +169,7 @@ fn delete(set: &ReplicaSet, pod: &Pod) -> Action {
         about: reference(set),
         success: ("SuccessfulDelete", "Deleted pod: "),
         failure: ("FailedDelete", "Error deleting: "),
+        source: "",
     })
 }
 
