@@ -48,7 +48,8 @@ pub async fn one(server: &ApiServer, request: &ResourceRequest) -> Result<Respon
     let catalog = server.registry.catalog();
     let viewer = respond::Viewer::new(&catalog, resource, request.wanted, &request.query)?;
     if !deleted.gone || strategy::returns_deleted(&resource.group, &resource.plural) {
-        return Ok(viewer.object(StatusCode::OK, &deleted.object));
+        let shown = crate::registry::conversion::to_served(resource, deleted.object);
+        return Ok(viewer.object(StatusCode::OK, &shown));
     }
     let mut details = json!({
         "name": object::name(&deleted.object),
@@ -73,7 +74,7 @@ pub async fn collection(server: &ApiServer, request: &ResourceRequest) -> Result
     let mut items = Vec::with_capacity(listed.entries.len());
     for entry in &listed.entries {
         match delete_object(server, request, entry.namespace(), entry.name(), &options).await {
-            Ok(deleted) => items.push(object_bytes(&deleted.object)),
+            Ok(deleted) => items.push(read::present(&request.resource, object_bytes(&deleted.object))?),
             Err(error) if error.is_not_found() => {}
             Err(error) => return Err(error),
         }

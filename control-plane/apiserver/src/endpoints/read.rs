@@ -12,7 +12,7 @@ use crate::cache::{Entry, Listed, Selection, WatchCache, store_error};
 use crate::connect::Body;
 use crate::object;
 use crate::options::{Continue, Freshness, ListOptions, parse_revision};
-use crate::registry::{self, fields};
+use crate::registry::{self, conversion, fields};
 use crate::request_info::query_values;
 use crate::state::ApiServer;
 use crate::status::ApiError;
@@ -51,15 +51,13 @@ pub async fn get(server: &ApiServer, request: &ResourceRequest) -> Result<Respon
     viewer.bytes(present(resource, bytes)?)
 }
 
-/// The bytes as this group serves them: events are one kind in two groups.
+/// The bytes as this resource serves them; almost always those that are stored.
 pub fn present(resource: &schema::Resource, bytes: Bytes) -> Result<Bytes, ApiError> {
-    if resource.group != "events.k8s.io" {
+    if !conversion::converts(resource) {
         return Ok(bytes);
     }
-    let event = serde_json::from_slice(&bytes).map_err(ApiError::internal)?;
-    Ok(Bytes::from(
-        crate::registry::event::to_events_group(event).to_string(),
-    ))
+    let stored = serde_json::from_slice(&bytes).map_err(ApiError::internal)?;
+    Ok(Bytes::from(conversion::to_served(resource, stored).to_string()))
 }
 
 pub fn selection(request: &ResourceRequest, options: &ListOptions) -> Result<Selection, ApiError> {

@@ -1,5 +1,7 @@
 //! Create, update and patch: decode, defaults, admission, strategy, validation, one store transaction.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{Response, StatusCode};
@@ -15,6 +17,7 @@ use crate::negotiate::header;
 use crate::object::{self, text};
 use crate::options::WriteOptions;
 use crate::pipeline::{AdmissionContext, Operation};
+use crate::registry::conversion;
 use crate::registry::service::{self, Claims};
 use crate::registry::strategy::{self, Strategy};
 use crate::registry::{self, deletion, names};
@@ -124,8 +127,11 @@ pub fn answer(
     };
     let catalog = server.registry.catalog();
     let viewer = respond::Viewer::new(&catalog, &request.resource, request.wanted, &request.query)?;
-    let mut response = if request.resource.group == "events.k8s.io" {
-        viewer.object(status, &registry::event::to_events_group(written.object.clone()))
+    let mut response = if conversion::converts(&request.resource) {
+        viewer.object(
+            status,
+            &conversion::to_served(&request.resource, written.object.clone()),
+        )
     } else {
         viewer.object(status, &written.object)
     };
@@ -139,7 +145,6 @@ pub async fn create_object(
     intent: Intent<'_>,
     mut object: Value,
 ) -> Result<Written, ApiError> {
-    let resource = intent.resource();
     adopt_namespace(&mut object, intent.namespace())?;
     if !object::resource_version(&object).is_empty() {
         return Err(ApiError::bad_request(
@@ -156,9 +161,7 @@ pub async fn create_object(
         };
         return Err(intent.invalid("", vec![cause]));
     }
-    if intent.is_event() && resource.group == "events.k8s.io" {
-        object = registry::event::to_core_group(object);
-    }
+    object = conversion::to_stored(intent.resource(), object);
     let metadata = object::metadata(&mut object);
     for field in [
         "deletionTimestamp",
@@ -209,11 +212,12 @@ fn exhausted(intent: Intent<'_>) -> ApiError {
 
 async fn try_create(server: &ApiServer, intent: Intent<'_>, mut object: Value) -> Result<Outcome, ApiError> {
     let resource = intent.resource();
-    let kind = storage_kind(server, resource);
-    schema::defaults::apply(&kind, &mut object);
+    let stored = storage_resource(server, &intent.request.resource);
+    let kind = &stored.kind;
+    schema::defaults::apply(kind, &mut object);
     let context = intent.context(server, Operation::Create, None);
     server.admission.mutate(&context, &mut object).await?;
-    schema::defaults::apply(&kind, &mut object);
+    schema::defaults::apply(kind, &mut object);
     let strategy = intent.strategy();
     if resource.subresource("status").is_some()
         && !strategy.keeps_status_on_create()
@@ -224,7 +228,7 @@ async fn try_create(server: &ApiServer, intent: Intent<'_>, mut object: Value) -
     strategy.prepare_for_create(&mut object, &intent.request.user);
     let counts = strategy::counts_generations(&resource.group, &resource.plural);
     strategy::count_generation(&mut object, None, counts);
-    canonical(&kind, &mut object)?;
+    canonical(kind, &mut object)?;
     let name = object::name(&object).to_owned();
     let mut requested = Claims::new();
     if intent.is_service() {
@@ -234,7 +238,7 @@ async fn try_create(server: &ApiServer, intent: Intent<'_>, mut object: Value) -
             .assign(&mut object, None)
             .map_err(|causes| intent.invalid(&name, causes))?;
     }
-    let mut causes = causes(schema::validate::create(resource, &object));
+    let mut causes = causes(schema::validate::create(&stored, &object));
     causes.extend(strategy.validate(&object, None));
     if !causes.is_empty() {
         return Err(intent.invalid(&name, causes));
@@ -292,15 +296,15 @@ async fn try_create(server: &ApiServer, intent: Intent<'_>, mut object: Value) -
     }
 }
 
-/// Objects are stored in one group's form.
-fn storage_kind(server: &ApiServer, resource: &Resource) -> std::sync::Arc<Kind> {
-    if resource.group == "events.k8s.io" {
-        let core = schema::GroupVersionKind::new("", "v1", "Event");
-        if let Some(kind) = server.registry.catalog().kind(&core) {
-            return kind.clone();
-        }
-    }
-    resource.kind.clone()
+/// The resource whose form is stored: what defaults and validation apply to.
+fn storage_resource(server: &ApiServer, resource: &Arc<Resource>) -> Arc<Resource> {
+    let (group, version) = conversion::stored_as(&resource.group, &resource.version, &resource.plural);
+    let stored = server
+        .registry
+        .catalog()
+        .resource(group, version, &resource.plural)
+        .cloned();
+    stored.unwrap_or_else(|| resource.clone())
 }
 
 fn adopt_namespace(object: &mut Value, namespace: &str) -> Result<(), ApiError> {
@@ -387,11 +391,7 @@ pub async fn update(server: &ApiServer, request: &ResourceRequest) -> Result<Res
             )
         }));
     }
-    let object = if request.resource.group == "events.k8s.io" {
-        registry::event::to_core_group(object)
-    } else {
-        object
-    };
+    let object = conversion::to_stored(&request.resource, object);
     let intent = Intent {
         request,
         dry_run: options.dry_run,
@@ -434,12 +434,7 @@ pub async fn patch(server: &ApiServer, request: &ResourceRequest) -> Result<Resp
     };
     let warnings = std::sync::Mutex::new(Vec::new());
     let written = update_object(server, intent, |current| {
-        let events_group = request.resource.group == "events.k8s.io";
-        let current = if events_group {
-            registry::event::to_events_group(current.clone())
-        } else {
-            current.clone()
-        };
+        let current = conversion::to_served(&request.resource, current.clone());
         let mut patched = schema::patch::apply(kind, patch_type, &current, &patch).map_err(|error| {
             let code = StatusCode::from_u16(error.code).unwrap_or(StatusCode::BAD_REQUEST);
             ApiError::new(code, error.reason, error.message)
@@ -454,11 +449,7 @@ pub async fn patch(server: &ApiServer, request: &ResourceRequest) -> Result<Resp
                 "the name or namespace of an object cannot be patched",
             ));
         }
-        Ok(if events_group {
-            registry::event::to_core_group(patched)
-        } else {
-            patched
-        })
+        Ok(conversion::to_stored(&request.resource, patched))
     })
     .await?;
     let warnings = warnings
@@ -509,16 +500,17 @@ async fn try_update(
     }
     adopt_namespace(&mut object, intent.namespace())?;
     prepare_update(intent, &mut object, &old);
-    let kind = storage_kind(server, resource);
-    schema::defaults::apply(&kind, &mut object);
+    let stored = storage_resource(server, &intent.request.resource);
+    let kind = &stored.kind;
+    schema::defaults::apply(kind, &mut object);
     let context = intent.context(server, Operation::Update, Some(&old));
     server.admission.mutate(&context, &mut object).await?;
-    schema::defaults::apply(&kind, &mut object);
+    schema::defaults::apply(kind, &mut object);
     if info.subresource.is_empty() {
         let counts = strategy::counts_generations(&resource.group, &resource.plural);
         strategy::count_generation(&mut object, Some(&old), counts);
     }
-    canonical(&kind, &mut object)?;
+    canonical(kind, &mut object)?;
     let (held, mut requested) = (claims_of(intent, &old), Claims::new());
     if intent.is_service() && info.subresource.is_empty() {
         requested = service::claims(&object);
@@ -528,9 +520,9 @@ async fn try_update(
             .map_err(|causes| intent.invalid(name, causes))?;
     }
     let mut problems = match info.subresource.as_str() {
-        "" => causes(schema::validate::update(resource, &object, &old)),
+        "" => causes(schema::validate::update(&stored, &object, &old)),
         subresource => causes(schema::validate::update_subresource(
-            resource,
+            &stored,
             subresource,
             &object,
             &old,

@@ -1,7 +1,8 @@
 //! What the engine knows beyond schemas: where kinds are stored, which fields select, how they behave.
 
+pub mod conversion;
 pub mod deletion;
-pub mod event;
+
 pub mod fields;
 pub mod names;
 pub mod service;
