@@ -1,8 +1,22 @@
 //! The container runtime: a CRI v1 server on libcontainer, one shim process a pod.
 
+mod helper;
+mod host;
+mod image;
+mod namespaces;
 pub mod network;
+mod server;
+mod shim;
+mod snapshot;
+mod spec;
+mod state;
+mod streaming;
+mod sys;
+#[cfg(test)]
+mod test_support;
 
 pub use network::{PodAttachment, PodNetwork, PodNetworkError, PortMapping};
+pub use server::run;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -33,19 +47,12 @@ pub enum RunError {
     Start(String),
 }
 
-/// Serves CRI until SIGTERM or SIGINT.
-pub async fn run(config: Config) -> Result<(), RunError> {
-    Err(RunError::Start(format!("cannot serve on {}", config.listen.display())))
-}
-
 /// `agent cri-shim …`: one process a pod; call before any thread is started.
 pub fn shim_main(args: &[String]) -> ExitCode {
-    eprintln!("cri-shim: unknown arguments {args:?}");
-    ExitCode::FAILURE
+    shim::main(args)
 }
 
 /// `agent cri-helper …`: one libcontainer call; call before any thread is started.
 pub fn helper_main(args: &[String]) -> ExitCode {
-    eprintln!("cri-helper: unknown arguments {args:?}");
-    ExitCode::FAILURE
+    helper::main(args)
 }

@@ -1,0 +1,33 @@
+//! Images: names, the store of records and unpacked layers, archives, registries.
+
+pub mod archive;
+pub mod manifest;
+pub mod reference;
+pub mod registry;
+pub mod store;
+pub mod unpack;
+
+pub use reference::Reference;
+pub use store::ImageStore;
+
+use std::path::PathBuf;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    #[error(transparent)]
+    Reference(#[from] reference::ReferenceError),
+    #[error(transparent)]
+    State(#[from] crate::state::StateError),
+    #[error(transparent)]
+    Registry(#[from] registry::RegistryError),
+    #[error("{path}: {source}")]
+    Io { path: PathBuf, source: std::io::Error },
+    #[error("{what}: not valid JSON: {source}")]
+    Json { what: String, source: serde_json::Error },
+    #[error("{what} hashes to {actual}, not to {expected}")]
+    DigestMismatch { what: String, expected: String, actual: String },
+    #[error("{0}")]
+    Invalid(String),
+    #[error("layer entry {path:?}: {source}")]
+    Entry { path: PathBuf, source: std::io::Error },
+}

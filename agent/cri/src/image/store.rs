@@ -1,0 +1,258 @@
+//! The image store: one record an image, one folder an unpacked layer.
+
+use super::manifest::{self, Configuration, Manifest};
+use super::reference::{Reference, is_hex64};
+use super::{ImageError, unpack};
+use crate::state::{self, ImageRecord, LayerRecord, Layout, hex, new_id, remove_tree};
+use sha2::{Digest, Sha256};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Where an image's blobs come from: an archive, or files fetched from a registry.
+pub trait BlobSource {
+    fn open(&self, digest: &str) -> Result<Box<dyn Read + '_>, ImageError>;
+}
+
+pub struct ImageStore {
+    layout: Layout,
+    images: Mutex<BTreeMap<String, ImageRecord>>,
+    /// One import at a time touches layers.
+    writer: Mutex<()>,
+}
+
+pub fn digest_of(bytes: &[u8]) -> String {
+    format!("sha256:{}", hex(&Sha256::digest(bytes)))
+}
+
+impl ImageStore {
+    /// Opens the store, dropping what a crash left half done.
+    pub fn open(layout: Layout) -> Result<Self, ImageError> {
+        let at = |path: PathBuf| move |source| ImageError::Io { path, source };
+        remove_tree(&layout.temporary()).map_err(at(layout.temporary()))?;
+        for folder in [layout.images(), layout.layers(), layout.temporary()] {
+            fs::create_dir_all(&folder).map_err(at(folder.clone()))?;
+        }
+        let mut images = BTreeMap::new();
+        for entry in fs::read_dir(layout.images()).map_err(at(layout.images()))?.flatten() {
+            let path = entry.path();
+            if path.extension().is_none_or(|extension| extension != "json") {
+                continue;
+            }
+            match state::load::<ImageRecord>(&path) {
+                Ok(Some(image)) if image.layers.iter().all(|layer| layout.layer_record(layer).exists()) => {
+                    images.insert(image.id.clone(), image);
+                }
+                Ok(_) => drop(fs::remove_file(&path)),
+                Err(error) => {
+                    tracing::warn!(%error, "dropping an unreadable image record");
+                    drop(fs::remove_file(&path));
+                }
+            }
+        }
+        let store = Self { layout, images: Mutex::new(images), writer: Mutex::new(()) };
+        store.drop_half_made_layers()?;
+        Ok(store)
+    }
+
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    fn images(&self) -> MutexGuard<'_, BTreeMap<String, ImageRecord>> {
+        self.images.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn list(&self) -> Vec<ImageRecord> {
+        self.images().values().cloned().collect()
+    }
+
+    pub fn get(&self, id: &str) -> Option<ImageRecord> {
+        self.images().get(id).cloned()
+    }
+
+    /// Finds an image by ID (whole or the 64 digits), by name and tag, or by name and digest.
+    pub fn find(&self, wanted: &str) -> Option<ImageRecord> {
+        let images = self.images();
+        let id = if is_hex64(wanted) { format!("sha256:{wanted}") } else { wanted.to_owned() };
+        if let Some(image) = images.get(&id) {
+            return Some(image.clone());
+        }
+        let reference = Reference::parse(wanted).ok()?;
+        let matches = |image: &&ImageRecord| match &reference.digest {
+            Some(digest) => image.repo_digests.contains(&reference.with_digest(digest)),
+            None => reference.tagged().is_some_and(|tagged| image.repo_tags.contains(&tagged)),
+        };
+        images.values().find(matches).cloned()
+    }
+
+    /// Unpacks what is missing of an image and records it under the names. Idempotent.
+    pub fn add(
+        &self,
+        blobs: &dyn BlobSource,
+        manifest_digest: &str,
+        manifest: &Manifest,
+        names: &[Reference],
+        pinned: bool,
+    ) -> Result<String, ImageError> {
+        let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut bytes = Vec::new();
+        blobs
+            .open(&manifest.config.digest)?
+            .read_to_end(&mut bytes)
+            .map_err(|source| ImageError::Io { path: manifest.config.digest.clone().into(), source })?;
+        let id = digest_of(&bytes);
+        if id != manifest.config.digest {
+            return Err(ImageError::DigestMismatch {
+                what: "image configuration".into(),
+                expected: manifest.config.digest.clone(),
+                actual: id,
+            });
+        }
+        let configuration: Configuration = manifest::parse("image configuration", &bytes)?;
+        let diff_ids = configuration.rootfs.diff_ids;
+        if diff_ids.len() != manifest.layers.len() {
+            return Err(ImageError::Invalid(format!(
+                "the manifest has {} layers, the configuration {}",
+                manifest.layers.len(),
+                diff_ids.len()
+            )));
+        }
+        for (layer, diff_id) in manifest.layers.iter().zip(&diff_ids) {
+            if !super::reference::is_digest(diff_id) {
+                return Err(ImageError::Invalid(format!("diff ID {diff_id:?} is not a sha256 digest")));
+            }
+            if !self.layout.layer_record(diff_id).exists() {
+                self.unpack_layer(blobs.open(&layer.digest)?, diff_id)?;
+            }
+        }
+        let mut image = self.get(&id).unwrap_or(ImageRecord {
+            id: id.clone(),
+            repo_tags: Vec::new(),
+            repo_digests: Vec::new(),
+            size: manifest.config.size.max(1) + manifest.layers.iter().map(|layer| layer.size).sum::<u64>(),
+            layers: diff_ids,
+            config: configuration.config.unwrap_or_default(),
+            pinned,
+        });
+        image.pinned |= pinned;
+        for name in names {
+            push_new(&mut image.repo_tags, name.tagged());
+            push_new(&mut image.repo_digests, Some(name.with_digest(manifest_digest)));
+        }
+        self.save(image.clone())?;
+        self.move_tags(&image)?;
+        Ok(id)
+    }
+
+    /// A tag names one image: whoever had it before loses it.
+    fn move_tags(&self, owner: &ImageRecord) -> Result<(), ImageError> {
+        for mut other in self.list() {
+            let before = other.repo_tags.len();
+            other.repo_tags.retain(|tag| !owner.repo_tags.contains(tag));
+            if other.id != owner.id && other.repo_tags.len() != before {
+                self.save(other)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn record_path(&self, id: &str) -> PathBuf {
+        self.layout.images().join(format!("{}.json", id.trim_start_matches("sha256:")))
+    }
+
+    fn save(&self, image: ImageRecord) -> Result<(), ImageError> {
+        state::save(&self.record_path(&image.id), &image)?;
+        self.images().insert(image.id.clone(), image);
+        Ok(())
+    }
+
+    fn unpack_layer(&self, blob: Box<dyn Read + '_>, diff_id: &str) -> Result<(), ImageError> {
+        let at = |path: &Path| { let path = path.to_path_buf(); move |source| ImageError::Io { path, source } };
+        let temporary = self.layout.temporary();
+        let folder = temporary.join(new_id().map_err(at(&temporary))?);
+        fs::create_dir_all(&folder).map_err(at(&folder))?;
+        let unpacked = match unpack::unpack(blob, &folder) {
+            Ok(unpacked) if unpacked.diff_id == diff_id => unpacked,
+            other => {
+                remove_tree(&folder).map_err(at(&folder))?;
+                let actual = other?.diff_id;
+                return Err(ImageError::DigestMismatch { what: "layer".into(), expected: diff_id.into(), actual });
+            }
+        };
+        let target = self.layout.layer(diff_id);
+        remove_tree(&target).map_err(at(&target))?;
+        fs::rename(&folder, &target).map_err(at(&target))?;
+        // The record is the proof that the layer is whole; it reaches the disk after the files.
+        let layers = fs::File::open(self.layout.layers()).map_err(at(&target))?;
+        rustix::fs::syncfs(&layers).map_err(|error| at(&target)(error.into()))?;
+        let record = LayerRecord { diff_id: diff_id.into(), bytes: unpacked.bytes, inodes: unpacked.inodes };
+        Ok(state::save(&self.layout.layer_record(diff_id), &record)?)
+    }
+
+    /// Forgets an image with all its names; layers that no image needs go with it.
+    pub fn remove(&self, id: &str, keep: &BTreeSet<String>) -> Result<(), ImageError> {
+        let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.images().remove(id).is_some() {
+            let path = self.record_path(id);
+            fs::remove_file(&path).map_err(|source| ImageError::Io { path, source })?;
+        }
+        self.drop_layers_but(keep)
+    }
+
+    /// Removes layers that were kept for a container only.
+    pub fn collect(&self, keep: &BTreeSet<String>) -> Result<(), ImageError> {
+        let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        self.drop_layers_but(keep)
+    }
+
+    fn drop_half_made_layers(&self) -> Result<(), ImageError> {
+        for entry in fs::read_dir(self.layout.layers()).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path.is_dir() && !path.with_extension("json").exists() {
+                remove_tree(&path).map_err(|source| ImageError::Io { path, source })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the layers that neither an image nor `keep` needs.
+    fn drop_layers_but(&self, keep: &BTreeSet<String>) -> Result<(), ImageError> {
+        let mut needed: BTreeSet<String> = self.images().values().flat_map(|image| image.layers.clone()).collect();
+        needed.extend(keep.iter().cloned());
+        for layer in self.layers() {
+            if needed.contains(&layer.diff_id) {
+                continue;
+            }
+            let record = self.layout.layer_record(&layer.diff_id);
+            fs::remove_file(&record).map_err(|source| ImageError::Io { path: record, source })?;
+            let folder = self.layout.layer(&layer.diff_id);
+            remove_tree(&folder).map_err(|source| ImageError::Io { path: folder, source })?;
+        }
+        Ok(())
+    }
+
+    /// Every whole layer on disk.
+    pub fn layers(&self) -> Vec<LayerRecord> {
+        fs::read_dir(self.layout.layers())
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter(|entry| entry.path().extension().is_some_and(|extension| extension == "json"))
+            .filter_map(|entry| state::load(&entry.path()).ok().flatten())
+            .collect()
+    }
+
+    /// The folders of an image's layers, lowest first.
+    pub fn layer_folders(&self, image: &ImageRecord) -> Vec<PathBuf> {
+        image.layers.iter().map(|layer| self.layout.layer(layer)).collect()
+    }
+}
+
+fn push_new(list: &mut Vec<String>, item: Option<String>) {
+    if let Some(item) = item.filter(|item| !list.contains(item)) {
+        list.push(item);
+    }
+}

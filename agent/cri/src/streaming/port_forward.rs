@@ -1,0 +1,103 @@
+//! Port-forward: each connection of the client's is a pair of SPDY streams, data and error.
+
+use super::spdy::{self, Stream};
+use crate::server::Runtime;
+use cri_api::v1;
+use nix::sched::{CloneFlags, setns};
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
+
+pub async fn serve<S: AsyncRead + AsyncWrite + Send + 'static>(
+    runtime: &Runtime,
+    request: &v1::PortForwardRequest,
+    stream: S,
+) {
+    let netns = match runtime.network_namespace(&request.pod_sandbox_id) {
+        Ok(netns) => netns,
+        Err(error) => return tracing::warn!(%error, "port-forward"),
+    };
+    let mut opened = spdy::accept(stream);
+    let mut waiting: HashMap<String, Stream> = HashMap::new();
+    while let Some(stream) = opened.recv().await {
+        let key = format!("{}/{}", stream.header("requestid"), stream.header("port"));
+        let Some(other) = waiting.remove(&key) else {
+            waiting.insert(key, stream);
+            continue;
+        };
+        let (data, error) = match (stream.header("streamtype"), other.header("streamtype")) {
+            ("data", "error") => (stream, other),
+            ("error", "data") => (other, stream),
+            _ => continue,
+        };
+        let (netns, sandbox) = (netns.clone(), request.pod_sandbox_id.clone());
+        tokio::spawn(async move {
+            if let Err(message) = forward(data, netns).await {
+                error.send(format!("error forwarding port {} to pod {sandbox}: {message}", error.header("port")).as_bytes()).await;
+            }
+            error.finish().await;
+        });
+    }
+}
+
+async fn forward(mut data: Stream, netns: Option<PathBuf>) -> Result<(), String> {
+    let port: u16 = data.header("port").parse().map_err(|_| format!("port {:?} is not a number", data.header("port")))?;
+    let socket = tokio::task::spawn_blocking(move || dial(netns.as_deref(), port))
+        .await
+        .map_err(|error| error.to_string())?
+        .and_then(TcpStream::from_std);
+    let socket = match socket {
+        Ok(socket) => socket,
+        Err(error) => {
+            data.finish().await;
+            return Err(format!("failed to connect to localhost:{port} inside the pod's network: {error}"));
+        }
+    };
+    let (mut reader, mut writer) = socket.into_split();
+    let mut buffer = vec![0u8; 32 * 1024];
+    let mut client_done = false;
+    loop {
+        tokio::select! {
+            bytes = data.receive(), if !client_done => match bytes {
+                Some(bytes) => writer.write_all(&bytes).await.map_err(|error| error.to_string())?,
+                None => {
+                    client_done = true;
+                    let _ = writer.shutdown().await;
+                }
+            },
+            read = reader.read(&mut buffer) => match read {
+                Ok(0) => break,
+                Ok(n) => if !data.send(&buffer[..n]).await { break },
+                Err(error) => {
+                    data.finish().await;
+                    return Err(error.to_string());
+                }
+            },
+        }
+    }
+    data.finish().await;
+    Ok(())
+}
+
+/// Connects to the pod's loopback, in a thread that has joined its network and ends with it.
+fn dial(netns: Option<&Path>, port: u16) -> io::Result<std::net::TcpStream> {
+    let namespace = netns.map(File::open).transpose()?;
+    let connect = move || {
+        if let Some(namespace) = namespace {
+            setns(namespace, CloneFlags::CLONE_NEWNET)?;
+        }
+        let attempt = |host: std::net::IpAddr| std::net::TcpStream::connect_timeout(&(host, port).into(), DIAL_TIMEOUT);
+        let loopback = [std::net::Ipv4Addr::LOCALHOST.into(), std::net::Ipv6Addr::LOCALHOST.into()];
+        let socket = attempt(loopback[0]).or_else(|first| attempt(loopback[1]).map_err(|_| first))?;
+        socket.set_nonblocking(true)?;
+        Ok(socket)
+    };
+    let thread = std::thread::Builder::new().name("port-forward".into()).spawn(connect)?;
+    thread.join().map_err(|_| io::Error::other("the dialling thread died"))?
+}
