@@ -104,7 +104,7 @@ fn parse_object(line: &str) -> Option<BootstrapObject> {
     if !namespace.is_empty() {
         object["metadata"]["namespace"] = json!(namespace);
     }
-    if !name.starts_with("kubeadm:") {
+    if !name.starts_with("kubeadm:") && !name.starts_with("ironlet:") {
         object["metadata"]["labels"] = json!({"kubernetes.io/bootstrapping": "rbac-defaults"});
         object["metadata"]["annotations"] = json!({"rbac.authorization.kubernetes.io/autoupdate": "true"});
     }

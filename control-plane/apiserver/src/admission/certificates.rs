@@ -31,11 +31,18 @@ impl Admission for CertificateApproval {
         "CertificateApproval"
     }
 
-    async fn validate(&self, context: &AdmissionContext<'_>, request: Option<&Value>) -> Result<(), ApiError> {
+    async fn validate(
+        &self,
+        context: &AdmissionContext<'_>,
+        request: Option<&Value>,
+    ) -> Result<(), ApiError> {
         if context.operation != Operation::Update || !is_sub(context, GROUP, REQUESTS, "approval") {
             return Ok(());
         }
-        let signer = context.old.map(|old| text(&old["spec"]["signerName"])).unwrap_or_default();
+        let signer = context
+            .old
+            .map(|old| text(&old["spec"]["signerName"]))
+            .unwrap_or_default();
         if may(&self.authorizer, context.user, "approve", signer) {
             return Ok(());
         }
@@ -50,7 +57,11 @@ impl Admission for CertificateSigning {
         "CertificateSigning"
     }
 
-    async fn validate(&self, context: &AdmissionContext<'_>, request: Option<&Value>) -> Result<(), ApiError> {
+    async fn validate(
+        &self,
+        context: &AdmissionContext<'_>,
+        request: Option<&Value>,
+    ) -> Result<(), ApiError> {
         let (Operation::Update, Some(old), Some(new)) = (context.operation, context.old, request) else {
             return Ok(());
         };
@@ -75,16 +86,28 @@ impl Admission for CertificateSubjectRestriction {
         "CertificateSubjectRestriction"
     }
 
-    async fn validate(&self, context: &AdmissionContext<'_>, request: Option<&Value>) -> Result<(), ApiError> {
-        let Some(request) = request.filter(|_| is(context, GROUP, REQUESTS)) else { return Ok(()) };
+    async fn validate(
+        &self,
+        context: &AdmissionContext<'_>,
+        request: Option<&Value>,
+    ) -> Result<(), ApiError> {
+        let Some(request) = request.filter(|_| is(context, GROUP, REQUESTS)) else {
+            return Ok(());
+        };
         if context.operation != Operation::Create || request["spec"]["signerName"] != CLIENT_SIGNER {
             return Ok(());
         }
-        let parsed = decode(&request["spec"]["request"]).and_then(|pem| CertificateRequest::from_pem(&pem).ok());
+        let parsed =
+            decode(&request["spec"]["request"]).and_then(|pem| CertificateRequest::from_pem(&pem).ok());
         let Some(parsed) = parsed else {
             return Err(forbidden(context, Some(request), "unable to parse csr"));
         };
-        if parsed.subject.organizations.iter().any(|group| group == "system:masters") {
+        if parsed
+            .subject
+            .organizations
+            .iter()
+            .any(|group| group == "system:masters")
+        {
             let why = format!("use of {CLIENT_SIGNER} signer with system:masters group is not allowed");
             return Err(forbidden(context, Some(request), why));
         }
@@ -94,7 +117,9 @@ impl Admission for CertificateSubjectRestriction {
 
 fn decode(encoded: &Value) -> Option<String> {
     use base64::Engine as _;
-    let bytes = base64::engine::general_purpose::STANDARD.decode(encoded.as_str()?).ok()?;
+    let bytes = base64::engine::general_purpose::STANDARD
+        .decode(encoded.as_str()?)
+        .ok()?;
     String::from_utf8(bytes).ok()
 }
 
@@ -102,7 +127,10 @@ fn decode(encoded: &Value) -> Option<String> {
 fn may(authorizer: &Authorizer, user: &UserInfo, verb: &str, signer: &str) -> bool {
     let domain = format!("{}/*", signer.split('/').next().unwrap_or_default());
     [signer, &domain].into_iter().any(|name| {
-        let attributes = Attributes { name, ..Attributes::resource(user, verb, GROUP, "signers") };
+        let attributes = Attributes {
+            name,
+            ..Attributes::resource(user, verb, GROUP, "signers")
+        };
         authorizer.authorize(&attributes).is_allowed()
     })
 }
@@ -121,8 +149,12 @@ mod tests {
         let rule = json!({"verbs": ["approve", "sign"], "apiGroups": [GROUP], "resources": ["signers"], "resourceNames": [name]});
         let role = json!({"metadata": {"name": "r"}, "rules": [rule]});
         let binding = json!({"metadata": {"name": "b"}, "roleRef": {"kind": "ClusterRole", "name": "r"}, "subjects": [{"kind": "User", "name": "bob"}]});
-        authorizer.set("clusterroles", role.to_string().as_bytes()).unwrap();
-        authorizer.set("clusterrolebindings", binding.to_string().as_bytes()).unwrap();
+        authorizer
+            .set("clusterroles", role.to_string().as_bytes())
+            .unwrap();
+        authorizer
+            .set("clusterrolebindings", binding.to_string().as_bytes())
+            .unwrap();
         Arc::new(authorizer)
     }
 
@@ -143,16 +175,28 @@ mod tests {
         );
         for (granted, allowed) in [("acme.com/x", true), ("acme.com/*", true), ("acme.com/y", false)] {
             let authorizer = authorizer(granted);
-            let approval = CertificateApproval { authorizer: authorizer.clone() };
+            let approval = CertificateApproval {
+                authorizer: authorizer.clone(),
+            };
             let signing = CertificateSigning { authorizer };
             let objects = Objects::default();
             let approved = approve.run(&approval, &objects, Some(new.clone()));
             let signed = sign.run(&signing, &objects, Some(new.clone()));
-            assert_eq!((approved.is_ok(), signed.is_ok()), (allowed, allowed), "{granted}");
+            assert_eq!(
+                (approved.is_ok(), signed.is_ok()),
+                (allowed, allowed),
+                "{granted}"
+            );
             if let Err(error) = approved {
-                assert!(error.ends_with(r#"user not permitted to approve requests with signerName "acme.com/x""#), "{error}");
+                assert!(
+                    error.ends_with(r#"user not permitted to approve requests with signerName "acme.com/x""#),
+                    "{error}"
+                );
             }
-            assert!(sign.run(&signing, &objects, Some(old.clone())).is_ok(), "nothing signed, nothing to forbid");
+            assert!(
+                sign.run(&signing, &objects, Some(old.clone())).is_ok(),
+                "nothing signed, nothing to forbid"
+            );
         }
     }
 
@@ -163,12 +207,19 @@ mod tests {
             let subject = Subject::new("x", &[organization]);
             let pem = CertificateRequest::create(&key, &subject, &SubjectAltNames::default()).unwrap();
             let encoded = base64::engine::general_purpose::STANDARD.encode(pem);
-            let object = json!({"metadata": {"name": "c"}, "spec": {"signerName": CLIENT_SIGNER, "request": encoded}});
-            Request::create("/apis/certificates.k8s.io/v1/certificatesigningrequests", "CertificateSigningRequest")
-                .run(&CertificateSubjectRestriction, &Objects::default(), Some(object))
+            let object =
+                json!({"metadata": {"name": "c"}, "spec": {"signerName": CLIENT_SIGNER, "request": encoded}});
+            Request::create(
+                "/apis/certificates.k8s.io/v1/certificatesigningrequests",
+                "CertificateSigningRequest",
+            )
+            .run(&CertificateSubjectRestriction, &Objects::default(), Some(object))
         };
         assert!(request("dev").is_ok());
         let error = request("system:masters").unwrap_err();
-        assert!(error.ends_with("signer with system:masters group is not allowed"), "{error}");
+        assert!(
+            error.ends_with("signer with system:masters group is not allowed"),
+            "{error}"
+        );
     }
 }

@@ -24,7 +24,10 @@ impl Admission for DefaultTolerationSeconds {
             return Ok(());
         }
         for taint in TAINTS {
-            if !items(&pod["spec"]["tolerations"]).iter().any(|toleration| covers(toleration, taint)) {
+            if !items(&pod["spec"]["tolerations"])
+                .iter()
+                .any(|toleration| covers(toleration, taint))
+            {
                 list_mut(&mut pod["spec"], "tolerations").push(json!({
                     "key": taint, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": SECONDS,
                 }));
@@ -48,7 +51,11 @@ mod tests {
     fn missing_tolerations_are_added_once() {
         let request = Request::create("/api/v1/namespaces/ns/pods", "Pod");
         let admit = |spec: Value| {
-            let pod = request.run(&DefaultTolerationSeconds, &Objects::default(), Some(json!({"spec": spec})));
+            let pod = request.run(
+                &DefaultTolerationSeconds,
+                &Objects::default(),
+                Some(json!({"spec": spec})),
+            );
             pod.unwrap().unwrap()["spec"]["tolerations"].take()
         };
         let both = admit(json!({}));
@@ -61,6 +68,12 @@ mod tests {
         let everything = json!([{"operator": "Exists"}]);
         assert_eq!(admit(json!({"tolerations": everything})), everything);
         let other_effect = json!([{"key": TAINTS[0], "operator": "Exists", "effect": "NoSchedule"}]);
-        assert_eq!(admit(json!({"tolerations": other_effect})).as_array().unwrap().len(), 3);
+        assert_eq!(
+            admit(json!({"tolerations": other_effect}))
+                .as_array()
+                .unwrap()
+                .len(),
+            3
+        );
     }
 }

@@ -23,11 +23,15 @@ pub fn chain(authorizer: Arc<Authorizer>) -> Chain {
     Chain(vec![
         Box::new(namespace_lifecycle::NamespaceLifecycle),
         Box::new(service_account::ServiceAccount),
-        Box::new(node_restriction::NodeRestriction { authorizer: authorizer.clone() }),
+        Box::new(node_restriction::NodeRestriction {
+            authorizer: authorizer.clone(),
+        }),
         Box::new(taint_nodes_by_condition::TaintNodesByCondition),
         Box::new(priority::Priority),
         Box::new(default_toleration_seconds::DefaultTolerationSeconds),
-        Box::new(certificates::CertificateApproval { authorizer: authorizer.clone() }),
+        Box::new(certificates::CertificateApproval {
+            authorizer: authorizer.clone(),
+        }),
         Box::new(certificates::CertificateSigning { authorizer }),
         Box::new(certificates::CertificateSubjectRestriction),
     ])
@@ -36,13 +40,21 @@ pub fn chain(authorizer: Arc<Authorizer>) -> Chain {
 /// Upstream's `admission.NewForbidden`: an object that has no name yet goes by its `generateName`.
 fn forbidden(context: &AdmissionContext<'_>, object: Option<&Value>, why: impl Into<String>) -> ApiError {
     let metadata = object.map(|object| &object["metadata"]);
-    let from_object = |field: &str| metadata.and_then(|metadata| metadata[field].as_str()).filter(|n| !n.is_empty());
+    let from_object = |field: &str| {
+        metadata
+            .and_then(|metadata| metadata[field].as_str())
+            .filter(|n| !n.is_empty())
+    };
     let name = Some(context.info.name.as_str())
         .filter(|name| !name.is_empty())
         .or_else(|| from_object("name"))
         .or_else(|| from_object("generateName"))
         .unwrap_or("Unknown");
-    ApiError::forbidden(&qualified(&context.info.resource, &context.info.group), name, &why.into())
+    ApiError::forbidden(
+        &qualified(&context.info.resource, &context.info.group),
+        name,
+        &why.into(),
+    )
 }
 
 /// True for this resource itself, not for its sub-resources.
@@ -51,7 +63,9 @@ fn is(context: &AdmissionContext<'_>, group: &str, resource: &str) -> bool {
 }
 
 fn is_sub(context: &AdmissionContext<'_>, group: &str, resource: &str, subresource: &str) -> bool {
-    context.info.group == group && context.info.resource == resource && context.info.subresource == subresource
+    context.info.group == group
+        && context.info.resource == resource
+        && context.info.subresource == subresource
 }
 
 fn text(value: &Value) -> &str {

@@ -23,7 +23,11 @@ impl Admission for NamespaceLifecycle {
 
     async fn validate(&self, context: &AdmissionContext<'_>, object: Option<&Value>) -> Result<(), ApiError> {
         // Writes were checked before they were mutated.
-        if context.operation == Operation::Delete { check(context, object).await } else { Ok(()) }
+        if context.operation == Operation::Delete {
+            check(context, object).await
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -31,7 +35,11 @@ async fn check(context: &AdmissionContext<'_>, object: Option<&Value>) -> Result
     let info = context.info;
     let is_namespace = info.group.is_empty() && info.resource == "namespaces";
     if is_namespace && context.operation == Operation::Delete && IMMORTAL.contains(&info.name.as_str()) {
-        return Err(ApiError::forbidden("namespaces", &info.name, "this namespace may not be deleted"));
+        return Err(ApiError::forbidden(
+            "namespaces",
+            &info.name,
+            "this namespace may not be deleted",
+        ));
     }
     let review = info.group == "authorization.k8s.io";
     if is_namespace || info.namespace.is_empty() || context.operation == Operation::Delete || review {
@@ -63,26 +71,42 @@ mod tests {
     #[test]
     fn content_needs_a_living_namespace() {
         let objects = Objects::new(&[
-            ("namespaces", json!({"metadata": {"name": "live"}, "status": {"phase": "Active"}})),
-            ("namespaces", json!({"metadata": {"name": "dying"}, "status": {"phase": "Terminating"}})),
+            (
+                "namespaces",
+                json!({"metadata": {"name": "live"}, "status": {"phase": "Active"}}),
+            ),
+            (
+                "namespaces",
+                json!({"metadata": {"name": "dying"}, "status": {"phase": "Terminating"}}),
+            ),
         ]);
         let pod = json!({"metadata": {"name": "p"}});
-        let create = |path| Request::create(path, "Pod").run(&NamespaceLifecycle, &objects, Some(pod.clone()));
+        let create =
+            |path| Request::create(path, "Pod").run(&NamespaceLifecycle, &objects, Some(pod.clone()));
         assert!(create("/api/v1/namespaces/live/pods").is_ok());
-        assert_eq!(create("/api/v1/namespaces/gone/pods").unwrap_err(), r#"namespaces "gone" not found"#);
+        assert_eq!(
+            create("/api/v1/namespaces/gone/pods").unwrap_err(),
+            r#"namespaces "gone" not found"#
+        );
         assert_eq!(
             create("/api/v1/namespaces/dying/pods").unwrap_err(),
             r#"pods "p" is forbidden: unable to create new content in namespace dying because it is being terminated"#
         );
         let update = Request::update("/api/v1/namespaces/dying/pods/p", "Pod", pod.clone());
-        assert!(update.run(&NamespaceLifecycle, &objects, Some(pod.clone())).is_ok());
+        assert!(
+            update
+                .run(&NamespaceLifecycle, &objects, Some(pod.clone()))
+                .is_ok()
+        );
         let delete = Request::delete("/api/v1/namespaces/dying/pods/p", "Pod", pod);
         assert!(delete.run(&NamespaceLifecycle, &objects, None).is_ok());
     }
 
     #[test]
     fn system_namespaces_may_not_be_deleted() {
-        let delete = |path| Request::delete(path, "Namespace", json!({})).run(&NamespaceLifecycle, &Objects::default(), None);
+        let delete = |path| {
+            Request::delete(path, "Namespace", json!({})).run(&NamespaceLifecycle, &Objects::default(), None)
+        };
         assert_eq!(
             delete("/api/v1/namespaces/kube-system").unwrap_err(),
             r#"namespaces "kube-system" is forbidden: this namespace may not be deleted"#

@@ -48,22 +48,35 @@ impl Admission for NodeRestriction {
 
     async fn validate(&self, context: &AdmissionContext<'_>, object: Option<&Value>) -> Result<(), ApiError> {
         // Writes were checked as the node sent them, before other plug-ins added to them.
-        if context.operation == Operation::Delete { self.check(context, object).await } else { Ok(()) }
+        if context.operation == Operation::Delete {
+            self.check(context, object).await
+        } else {
+            Ok(())
+        }
     }
 }
 
 impl NodeRestriction {
     async fn check(&self, context: &AdmissionContext<'_>, object: Option<&Value>) -> Result<(), ApiError> {
-        let Some(node) = node_name(context.user) else { return Ok(()) };
+        let Some(node) = node_name(context.user) else {
+            return Ok(());
+        };
         let refuse = |why: String| forbidden(context, object, why);
         if node.is_empty() {
-            return Err(refuse(format!("could not determine node from user {:?}", context.user.name)));
+            return Err(refuse(format!(
+                "could not determine node from user {:?}",
+                context.user.name
+            )));
         }
         let info = context.info;
         let none = Value::Null;
         let new = object.unwrap_or(&none);
         let old = context.old.unwrap_or(&none);
-        let outcome = match (info.group.as_str(), info.resource.as_str(), info.subresource.as_str()) {
+        let outcome = match (
+            info.group.as_str(),
+            info.resource.as_str(),
+            info.subresource.as_str(),
+        ) {
             ("", "pods", "") if context.operation == Operation::Create => {
                 let own = context.reader.get("", "nodes", "", node).await?;
                 let own = own.ok_or_else(|| ApiError::not_found("nodes", node))?;
@@ -72,18 +85,30 @@ impl NodeRestriction {
             ("", "pods", "") if context.operation == Operation::Delete => bound(node, old, || {
                 format!("node {node:?} can only delete pods with spec.nodeName set to itself")
             }),
-            ("", "pods", "") => Err(format!("unexpected operation {:?}, node {node:?} can only create and delete mirror pods", "UPDATE")),
+            ("", "pods", "") => Err(format!(
+                "unexpected operation {:?}, node {node:?} can only create and delete mirror pods",
+                "UPDATE"
+            )),
             ("", "pods", "status") => pod_status(node, old, new),
             ("", "pods", "eviction") => {
-                let pod = context.reader.get("", "pods", &info.namespace, &info.name).await?;
+                let pod = context
+                    .reader
+                    .get("", "pods", &info.namespace, &info.name)
+                    .await?;
                 let pod = pod.ok_or_else(|| ApiError::not_found("pods", &info.name))?;
-                bound(node, &pod, || format!("node {node} can only evict pods with spec.nodeName set to itself"))
+                bound(node, &pod, || {
+                    format!("node {node} can only evict pods with spec.nodeName set to itself")
+                })
             }
-            ("", "pods", other) => {
-                Err(format!("unexpected pod subresource {other:?}, only 'status' and 'eviction' are allowed"))
-            }
+            ("", "pods", other) => Err(format!(
+                "unexpected pod subresource {other:?}, only 'status' and 'eviction' are allowed"
+            )),
             ("", "nodes", _) => {
-                let name = if info.name.is_empty() { text(&new["metadata"]["name"]) } else { &info.name };
+                let name = if info.name.is_empty() {
+                    text(&new["metadata"]["name"])
+                } else {
+                    &info.name
+                };
                 node_object(node, name, context.operation, old, new)
             }
             ("", "persistentvolumeclaims", subresource) if subresource != "status" => {
@@ -96,15 +121,23 @@ impl NodeRestriction {
                 token(node, reference, pod.as_ref())
                     .and_then(|()| self.audiences(context, new, pod.as_ref().unwrap_or(&none)))
             }
-            ("coordination.k8s.io", "leases", _) => named_like_node(node, context, new, "node lease").and_then(|()| {
-                let elsewhere = || format!("can only access leases in the {LEASE_NAMESPACE:?} system namespace");
-                (info.namespace == LEASE_NAMESPACE).then_some(()).ok_or_else(elsewhere)
-            }),
+            ("coordination.k8s.io", "leases", _) => named_like_node(node, context, new, "node lease")
+                .and_then(|()| {
+                    let elsewhere =
+                        || format!("can only access leases in the {LEASE_NAMESPACE:?} system namespace");
+                    (info.namespace == LEASE_NAMESPACE)
+                        .then_some(())
+                        .ok_or_else(elsewhere)
+                }),
             ("storage.k8s.io", "csinodes", _) => named_like_node(node, context, new, "CSINode"),
             ("resource.k8s.io", "resourceslices", _) => {
                 let slice = if new.is_null() { old } else { new };
-                let foreign = || "can only create ResourceSlice with the same NodeName as the requesting node".to_owned();
-                (slice["spec"]["nodeName"] == node).then_some(()).ok_or_else(foreign)
+                let foreign = || {
+                    "can only create ResourceSlice with the same NodeName as the requesting node".to_owned()
+                };
+                (slice["spec"]["nodeName"] == node)
+                    .then_some(())
+                    .ok_or_else(foreign)
             }
             _ => Ok(()),
         };
@@ -118,15 +151,23 @@ impl NodeRestriction {
             [one] => text(one),
             _ => return Err("node may only request 0 or 1 audiences".into()),
         };
-        let projected = items(&pod["spec"]["volumes"]).iter().flat_map(|volume| items(&volume["projected"]["sources"]));
+        let projected = items(&pod["spec"]["volumes"])
+            .iter()
+            .flat_map(|volume| items(&volume["projected"]["sources"]));
         let mut tokens = projected.filter(|source| source["serviceAccountToken"].is_object());
-        if requested.is_empty() || tokens.any(|source| source["serviceAccountToken"]["audience"] == requested) {
+        if requested.is_empty() || tokens.any(|source| source["serviceAccountToken"]["audience"] == requested)
+        {
             return Ok(());
         }
         let attributes = Attributes {
             namespace: &context.info.namespace,
             name: &context.info.name,
-            ..Attributes::resource(context.user, "request-serviceaccounts-token-audience", "", requested)
+            ..Attributes::resource(
+                context.user,
+                "request-serviceaccounts-token-audience",
+                "",
+                requested,
+            )
         };
         if self.authorizer.authorize(&attributes).is_allowed() {
             return Ok(());
@@ -136,7 +177,11 @@ impl NodeRestriction {
 }
 
 fn bound(node: &str, pod: &Value, why: impl FnOnce() -> String) -> Result<(), String> {
-    if pod["spec"]["nodeName"] == node { Ok(()) } else { Err(why()) }
+    if pod["spec"]["nodeName"] == node {
+        Ok(())
+    } else {
+        Err(why())
+    }
 }
 
 fn new_pod(node: &str, node_uid: &str, pod: &Value) -> Result<(), String> {
@@ -145,27 +190,48 @@ fn new_pod(node: &str, node_uid: &str, pod: &Value) -> Result<(), String> {
             "pod does not have \"kubernetes.io/config.mirror\" annotation, node {node:?} can only create mirror pods"
         ));
     }
-    bound(node, pod, || format!("node {node:?} can only create pods with spec.nodeName set to itself"))?;
+    bound(node, pod, || {
+        format!("node {node:?} can only create pods with spec.nodeName set to itself")
+    })?;
     let owner = match items(&pod["metadata"]["ownerReferences"]) {
         [owner] => owner,
-        [] => return Err(format!("node {node:?} can only create pods with an owner reference set to itself")),
-        _ => return Err(format!("node {node:?} can only create pods with a single owner reference set to itself")),
+        [] => {
+            return Err(format!(
+                "node {node:?} can only create pods with an owner reference set to itself"
+            ));
+        }
+        _ => {
+            return Err(format!(
+                "node {node:?} can only create pods with a single owner reference set to itself"
+            ));
+        }
     };
     if owner["apiVersion"] != "v1" || owner["kind"] != "Node" || owner["name"] != node {
-        return Err(format!("node {node:?} can only create pods with an owner reference set to itself"));
+        return Err(format!(
+            "node {node:?} can only create pods with an owner reference set to itself"
+        ));
     }
     if owner["controller"] != true {
-        return Err(format!("node {node:?} can only create pods with a controller owner reference set to itself"));
+        return Err(format!(
+            "node {node:?} can only create pods with a controller owner reference set to itself"
+        ));
     }
     if owner["blockOwnerDeletion"] == true {
-        return Err(format!("node {node:?} must not set blockOwnerDeletion on an owner reference"));
+        return Err(format!(
+            "node {node:?} must not set blockOwnerDeletion on an owner reference"
+        ));
     }
     if owner["uid"] != node_uid {
-        return Err(format!("node {node} UID mismatch: expected {} got {node_uid}", text(&owner["uid"])));
+        return Err(format!(
+            "node {node} UID mismatch: expected {} got {node_uid}",
+            text(&owner["uid"])
+        ));
     }
     let spec = &pod["spec"];
     if !text(&spec["serviceAccountName"]).is_empty() {
-        return Err(format!("node {node:?} can not create pods that reference a service account"));
+        return Err(format!(
+            "node {node:?} can not create pods that reference a service account"
+        ));
     }
     match foreign_reference(spec) {
         Some(what) => Err(format!("node {node:?} can not create pods that reference {what}")),
@@ -175,19 +241,32 @@ fn new_pod(node: &str, node_uid: &str, pod: &Value) -> Result<(), String> {
 
 fn foreign_reference(spec: &Value) -> Option<&'static str> {
     let volumes = items(&spec["volumes"]);
-    let projected: Vec<&Value> = volumes.iter().flat_map(|volume| items(&volume["projected"]["sources"])).collect();
-    let containers: Vec<&Value> =
-        ["initContainers", "containers", "ephemeralContainers"].iter().flat_map(|list| items(&spec[list])).collect();
+    let projected: Vec<&Value> = volumes
+        .iter()
+        .flat_map(|volume| items(&volume["projected"]["sources"]))
+        .collect();
+    let containers: Vec<&Value> = ["initContainers", "containers", "ephemeralContainers"]
+        .iter()
+        .flat_map(|list| items(&spec[list]))
+        .collect();
     let in_environment = |key: &str, whole: &str| {
         containers.iter().any(|container| {
-            items(&container["env"]).iter().any(|env| env["valueFrom"][key].is_object())
-                || items(&container["envFrom"]).iter().any(|source| source[whole].is_object())
+            items(&container["env"])
+                .iter()
+                .any(|env| env["valueFrom"][key].is_object())
+                || items(&container["envFrom"])
+                    .iter()
+                    .any(|source| source[whole].is_object())
         })
     };
     let in_volumes = |field: &str| {
-        volumes.iter().any(|volume| volume[field].is_object()) || projected.iter().any(|source| source[field].is_object())
+        volumes.iter().any(|volume| volume[field].is_object())
+            || projected.iter().any(|source| source[field].is_object())
     };
-    if in_environment("secretKeyRef", "secretRef") || in_volumes("secret") || !items(&spec["imagePullSecrets"]).is_empty() {
+    if in_environment("secretKeyRef", "secretRef")
+        || in_volumes("secret")
+        || !items(&spec["imagePullSecrets"]).is_empty()
+    {
         Some("secrets")
     } else if in_environment("configMapKeyRef", "configMapRef") || in_volumes("configMap") {
         Some("configmaps")
@@ -201,7 +280,9 @@ fn foreign_reference(spec: &Value) -> Option<&'static str> {
 }
 
 fn pod_status(node: &str, old: &Value, new: &Value) -> Result<(), String> {
-    bound(node, old, || format!("node {node:?} can only update pod status for pods with spec.nodeName set to itself"))?;
+    bound(node, old, || {
+        format!("node {node:?} can only update pod status for pods with spec.nodeName set to itself")
+    })?;
     if labels(old) != labels(new) {
         return Err(format!("node {node:?} cannot update labels through pod status"));
     }
@@ -218,7 +299,10 @@ fn node_object(node: &str, name: &str, operation: Operation, old: &Value, new: &
     if operation == Operation::Create {
         let refused = refused_labels(&BTreeMap::new(), &labels(new));
         if !refused.is_empty() {
-            return Err(format!("node {node:?} is not allowed to set the following labels: {}", refused.join(", ")));
+            return Err(format!(
+                "node {node:?} is not allowed to set the following labels: {}",
+                refused.join(", ")
+            ));
         }
     }
     if operation == Operation::Update {
@@ -238,7 +322,11 @@ fn node_object(node: &str, name: &str, operation: Operation, old: &Value, new: &
 
 fn labels(object: &Value) -> BTreeMap<&str, &Value> {
     let labels = object["metadata"]["labels"].as_object();
-    labels.into_iter().flatten().map(|(key, value)| (key.as_str(), value)).collect()
+    labels
+        .into_iter()
+        .flatten()
+        .map(|(key, value)| (key.as_str(), value))
+        .collect()
 }
 
 /// Changed labels a kubelet has no say over.
@@ -249,9 +337,14 @@ fn refused_labels<'a>(old: &BTreeMap<&'a str, &Value>, new: &BTreeMap<&'a str, &
 }
 
 fn is_refused_label(key: &str) -> bool {
-    let Some((namespace, _)) = key.split_once('/') else { return false };
+    let Some((namespace, _)) = key.split_once('/') else {
+        return false;
+    };
     let within = |parent: &str| {
-        namespace == parent || namespace.strip_suffix(parent).is_some_and(|rest| rest.ends_with('.'))
+        namespace == parent
+            || namespace
+                .strip_suffix(parent)
+                .is_some_and(|rest| rest.ends_with('.'))
     };
     let kubernetes = within("kubernetes.io") || within("k8s.io");
     let kubelets = KUBELET_LABELS.contains(&key)
@@ -268,17 +361,31 @@ fn token(node: &str, reference: &Value, pod: Option<&Value>) -> Result<(), Strin
     if uid.is_empty() {
         return Err("node requested token with a pod binding without a uid".into());
     }
-    let Some(pod) = pod else { return Err(format!("pod {:?} not found", text(&reference["name"]))) };
+    let Some(pod) = pod else {
+        return Err(format!("pod {:?} not found", text(&reference["name"])));
+    };
     if pod["metadata"]["uid"] != uid {
-        return Err(format!("the UID in the bound object reference ({uid}) does not match the UID in record. The object might have been deleted and then recreated"));
+        return Err(format!(
+            "the UID in the bound object reference ({uid}) does not match the UID in record. The object might have been deleted and then recreated"
+        ));
     }
-    bound(node, pod, || "node requested token bound to a pod scheduled on a different node".into())
+    bound(node, pod, || {
+        "node requested token bound to a pod scheduled on a different node".into()
+    })
 }
 
 /// On create the name is in the object only.
-fn named_like_node(node: &str, context: &AdmissionContext<'_>, new: &Value, what: &str) -> Result<(), String> {
-    let name =
-        if context.operation == Operation::Create { text(&new["metadata"]["name"]) } else { &context.info.name };
+fn named_like_node(
+    node: &str,
+    context: &AdmissionContext<'_>,
+    new: &Value,
+    what: &str,
+) -> Result<(), String> {
+    let name = if context.operation == Operation::Create {
+        text(&new["metadata"]["name"])
+    } else {
+        &context.info.name
+    };
     let other = || format!("can only access {what} with the same name as the requesting node");
     (name == node).then_some(()).ok_or_else(other)
 }
@@ -295,7 +402,10 @@ mod tests {
         let volumes = json!([{"projected": {"sources": [{"serviceAccountToken": {"audience": "vault"}}]}}]);
         let pod = |name: &str, node: &str| {
             let spec = json!({"nodeName": node, "volumes": volumes});
-            ("pods", json!({"metadata": {"name": name, "namespace": "ns", "uid": format!("uid-{name}")}, "spec": spec}))
+            (
+                "pods",
+                json!({"metadata": {"name": name, "namespace": "ns", "uid": format!("uid-{name}")}, "spec": spec}),
+            )
         };
         Objects::new(&[
             ("nodes", json!({"metadata": {"name": "n1", "uid": "u1"}})),
@@ -305,7 +415,9 @@ mod tests {
     }
 
     fn judge(request: Request, object: Option<Value>) -> Result<(), String> {
-        let plugin = NodeRestriction { authorizer: Arc::default() };
+        let plugin = NodeRestriction {
+            authorizer: Arc::default(),
+        };
         let node = UserInfo::new("system:node:n1", &["system:nodes"]);
         request.by(node).run(&plugin, &world(), object).map(|_| ())
     }
@@ -319,21 +431,30 @@ mod tests {
 
     #[test]
     fn others_than_nodes_are_not_restricted() {
-        let plugin = NodeRestriction { authorizer: Arc::default() };
+        let plugin = NodeRestriction {
+            authorizer: Arc::default(),
+        };
         let request = Request::create("/api/v1/nodes", "Node");
-        assert!(request.run(&plugin, &world(), Some(json!({"metadata": {"name": "n2"}}))).is_ok());
+        assert!(
+            request
+                .run(&plugin, &world(), Some(json!({"metadata": {"name": "n2"}})))
+                .is_ok()
+        );
     }
 
     #[test]
     fn a_node_changes_only_itself_and_only_some_of_itself() {
-        let node = |name: &str, labels: Value, taints: Value| {
-            json!({"metadata": {"name": name, "labels": labels}, "spec": {"taints": taints}})
-        };
-        let own_labels = json!({"kubernetes.io/hostname": "n1", "acme.com/x": "y", "node.kubernetes.io/z": "1"});
+        let node = |name: &str, labels: Value, taints: Value| json!({"metadata": {"name": name, "labels": labels}, "spec": {"taints": taints}});
+        let own_labels =
+            json!({"kubernetes.io/hostname": "n1", "acme.com/x": "y", "node.kubernetes.io/z": "1"});
         let create = |object| judge(Request::create("/api/v1/nodes", "Node"), Some(object));
         expect(create(node("n1", own_labels, json!([]))), "");
-        expect(create(node("n2", json!({}), json!([]))), r#"node "n1" is not allowed to modify node "n2""#);
-        let role = json!({"node-role.kubernetes.io/control-plane": "", "a.node-restriction.kubernetes.io/b": ""});
+        expect(
+            create(node("n2", json!({}), json!([]))),
+            r#"node "n1" is not allowed to modify node "n2""#,
+        );
+        let role =
+            json!({"node-role.kubernetes.io/control-plane": "", "a.node-restriction.kubernetes.io/b": ""});
         expect(
             create(node("n1", role, json!([]))),
             "not allowed to set the following labels: a.node-restriction.kubernetes.io/b, node-role.kubernetes.io/control-plane",
@@ -341,22 +462,47 @@ mod tests {
         let old = || node("n1", json!({"foo.k8s.io/bar": "1"}), json!([{"key": "k"}]));
         let update = |object| judge(Request::update("/api/v1/nodes/n1", "Node", old()), Some(object));
         expect(update(old()), "");
-        expect(update(node("n1", json!({"foo.k8s.io/bar": "1"}), json!([]))), r#"node "n1" is not allowed to modify taints"#);
-        expect(update(node("n1", json!({}), json!([{"key": "k"}]))), "is not allowed to modify labels: foo.k8s.io/bar");
+        expect(
+            update(node("n1", json!({"foo.k8s.io/bar": "1"}), json!([]))),
+            r#"node "n1" is not allowed to modify taints"#,
+        );
+        expect(
+            update(node("n1", json!({}), json!([{"key": "k"}]))),
+            "is not allowed to modify labels: foo.k8s.io/bar",
+        );
     }
 
     #[test]
     fn a_node_touches_only_pods_bound_to_it() {
         let pod = |node: &str| json!({"metadata": {"name": "p"}, "spec": {"nodeName": node}});
-        let delete = |node| judge(Request::delete("/api/v1/namespaces/ns/pods/p", "Pod", pod(node)), None);
+        let delete = |node| {
+            judge(
+                Request::delete("/api/v1/namespaces/ns/pods/p", "Pod", pod(node)),
+                None,
+            )
+        };
         expect(delete("n1"), "");
-        expect(delete("n2"), r#"node "n1" can only delete pods with spec.nodeName set to itself"#);
-        let status = |node| judge(Request::update("/api/v1/namespaces/ns/pods/p/status", "Pod", pod(node)), Some(pod(node)));
+        expect(
+            delete("n2"),
+            r#"node "n1" can only delete pods with spec.nodeName set to itself"#,
+        );
+        let status = |node| {
+            judge(
+                Request::update("/api/v1/namespaces/ns/pods/p/status", "Pod", pod(node)),
+                Some(pod(node)),
+            )
+        };
         expect(status("n1"), "");
-        expect(status("n2"), "can only update pod status for pods with spec.nodeName set to itself");
+        expect(
+            status("n2"),
+            "can only update pod status for pods with spec.nodeName set to itself",
+        );
         let evict = |path| judge(Request::create(path, "Eviction"), Some(json!({})));
         expect(evict("/api/v1/namespaces/ns/pods/mine/eviction"), "");
-        expect(evict("/api/v1/namespaces/ns/pods/theirs/eviction"), "can only evict pods with spec.nodeName set to itself");
+        expect(
+            evict("/api/v1/namespaces/ns/pods/theirs/eviction"),
+            "can only evict pods with spec.nodeName set to itself",
+        );
     }
 
     #[test]
@@ -373,10 +519,26 @@ mod tests {
         expect(create(good.clone()), "");
         for (pointer, value, words) in [
             ("/metadata/annotations", json!({}), "can only create mirror pods"),
-            ("/spec/nodeName", json!("n2"), "can only create pods with spec.nodeName set to itself"),
-            ("/metadata/ownerReferences", json!([]), "with an owner reference set to itself"),
-            ("/metadata/ownerReferences/0/uid", json!("u2"), "UID mismatch: expected u2 got u1"),
-            ("/spec/containers/0", json!({"envFrom": [{"secretRef": {"name": "s"}}]}), "reference secrets"),
+            (
+                "/spec/nodeName",
+                json!("n2"),
+                "can only create pods with spec.nodeName set to itself",
+            ),
+            (
+                "/metadata/ownerReferences",
+                json!([]),
+                "with an owner reference set to itself",
+            ),
+            (
+                "/metadata/ownerReferences/0/uid",
+                json!("u2"),
+                "UID mismatch: expected u2 got u1",
+            ),
+            (
+                "/spec/containers/0",
+                json!({"envFrom": [{"secretRef": {"name": "s"}}]}),
+                "reference secrets",
+            ),
         ] {
             let mut bad = good.clone();
             *bad.pointer_mut(pointer).unwrap() = value;
@@ -389,15 +551,27 @@ mod tests {
         let request = |pod: &str, uid: &str, audiences: Value| {
             let reference = json!({"apiVersion": "v1", "kind": "Pod", "name": pod, "uid": uid});
             let object = json!({"spec": {"boundObjectRef": reference, "audiences": audiences}});
-            judge(Request::create("/api/v1/namespaces/ns/serviceaccounts/sa/token", "TokenRequest"), Some(object))
+            judge(
+                Request::create("/api/v1/namespaces/ns/serviceaccounts/sa/token", "TokenRequest"),
+                Some(object),
+            )
         };
         expect(request("mine", "uid-mine", json!([])), "");
         expect(request("mine", "uid-mine", json!(["vault"])), "");
-        expect(request("mine", "uid-mine", json!(["other"])), r#"audience "other" not found in pod spec volume"#);
+        expect(
+            request("mine", "uid-mine", json!(["other"])),
+            r#"audience "other" not found in pod spec volume"#,
+        );
         expect(request("mine", "", json!([])), "without a uid");
         expect(request("mine", "old", json!([])), "deleted and then recreated");
-        expect(request("theirs", "uid-theirs", json!([])), "scheduled on a different node");
-        let unbound = judge(Request::create("/api/v1/namespaces/ns/serviceaccounts/sa/token", "TokenRequest"), Some(json!({})));
+        expect(
+            request("theirs", "uid-theirs", json!([])),
+            "scheduled on a different node",
+        );
+        let unbound = judge(
+            Request::create("/api/v1/namespaces/ns/serviceaccounts/sa/token", "TokenRequest"),
+            Some(json!({})),
+        );
         expect(unbound, "node requested token not bound to a pod");
     }
 
@@ -405,8 +579,23 @@ mod tests {
     fn leases_are_named_like_their_node() {
         let lease = |name: &str| json!({"metadata": {"name": name}});
         let create = |path, name| judge(Request::create(path, "Lease"), Some(lease(name)));
-        expect(create("/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases", "n1"), "");
-        expect(create("/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases", "n2"), "same name as the requesting node");
-        expect(create("/apis/coordination.k8s.io/v1/namespaces/default/leases", "n1"), r#"in the "kube-node-lease" system namespace"#);
+        expect(
+            create(
+                "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases",
+                "n1",
+            ),
+            "",
+        );
+        expect(
+            create(
+                "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases",
+                "n2",
+            ),
+            "same name as the requesting node",
+        );
+        expect(
+            create("/apis/coordination.k8s.io/v1/namespaces/default/leases", "n1"),
+            r#"in the "kube-node-lease" system namespace"#,
+        );
     }
 }

@@ -51,7 +51,10 @@ impl Admission for Priority {
         if context.operation == Operation::Update {
             // Both were set on create and cannot change; an update that leaves them out means no change.
             for field in ["priority", "preemptionPolicy"] {
-                let old = context.old.map(|old| old["spec"][field].clone()).unwrap_or_default();
+                let old = context
+                    .old
+                    .map(|old| old["spec"][field].clone())
+                    .unwrap_or_default();
                 if pod["spec"][field].is_null() && !old.is_null() {
                     pod["spec"][field] = old;
                 }
@@ -66,14 +69,23 @@ impl Admission for Priority {
             default_class(context).await?
         } else {
             let class = context.reader.get(GROUP, "priorityclasses", "", &name).await?;
-            let missing = || forbidden(context, Some(pod), format!("no PriorityClass with name {name} was found"));
+            let missing = || {
+                forbidden(
+                    context,
+                    Some(pod),
+                    format!("no PriorityClass with name {name} was found"),
+                )
+            };
             Some(class.ok_or_else(missing)?)
         };
         let (value, policy) = match &class {
             Some(class) => {
                 pod["spec"]["priorityClassName"] = class["metadata"]["name"].clone();
                 let policy = text(&class["preemptionPolicy"]);
-                (class["value"].as_i64().unwrap_or(0), if policy.is_empty() { PREEMPT } else { policy })
+                (
+                    class["value"].as_i64().unwrap_or(0),
+                    if policy.is_empty() { PREEMPT } else { policy },
+                )
             }
             None => (0, PREEMPT),
         };
@@ -83,7 +95,10 @@ impl Admission for Priority {
             );
             return Err(forbidden(context, Some(pod), why));
         }
-        if let Some(given) = pod["spec"]["preemptionPolicy"].as_str().filter(|given| *given != policy) {
+        if let Some(given) = pod["spec"]["preemptionPolicy"]
+            .as_str()
+            .filter(|given| *given != policy)
+        {
             let why = format!(
                 "the string value of PreemptionPolicy ({given}) must not be provided in pod spec; priority admission controller computed {policy} from the given PriorityClass name"
             );
@@ -95,7 +110,9 @@ impl Admission for Priority {
     }
 
     async fn validate(&self, context: &AdmissionContext<'_>, class: Option<&Value>) -> Result<(), ApiError> {
-        let Some(class) = class.filter(|_| is(context, GROUP, "priorityclasses")) else { return Ok(()) };
+        let Some(class) = class.filter(|_| is(context, GROUP, "priorityclasses")) else {
+            return Ok(());
+        };
         if class["globalDefault"] != true {
             return Ok(());
         }
@@ -128,28 +145,51 @@ mod tests {
     use super::*;
 
     fn class(name: &str, value: i64, default: bool) -> (&'static str, Value) {
-        ("priorityclasses", json!({"metadata": {"name": name}, "value": value, "globalDefault": default}))
+        (
+            "priorityclasses",
+            json!({"metadata": {"name": name}, "value": value, "globalDefault": default}),
+        )
     }
 
     fn admit(objects: &Objects, spec: Value) -> Result<Value, String> {
         let pod = json!({"metadata": {"name": "p"}, "spec": spec});
         let request = Request::create("/api/v1/namespaces/ns/pods", "Pod");
-        request.run(&Priority, objects, Some(pod)).map(|pod| pod.unwrap()["spec"].take())
+        request
+            .run(&Priority, objects, Some(pod))
+            .map(|pod| pod.unwrap()["spec"].take())
     }
 
     #[test]
     fn classes_become_numbers() {
         let none = Objects::default();
-        assert_eq!(admit(&none, json!({})).unwrap(), json!({"priority": 0, "preemptionPolicy": PREEMPT}));
+        assert_eq!(
+            admit(&none, json!({})).unwrap(),
+            json!({"priority": 0, "preemptionPolicy": PREEMPT})
+        );
         let some = Objects::new(&[class("high", 1000, false), class("usual", 7, true)]);
         let usual = json!({"priorityClassName": "usual", "priority": 7, "preemptionPolicy": PREEMPT});
         assert_eq!(admit(&some, json!({})).unwrap(), usual);
-        assert_eq!(admit(&some, json!({"priorityClassName": "high"})).unwrap()["priority"], 1000);
-        assert_eq!(admit(&some, json!({"priorityClassName": "high", "priority": 1000})).unwrap()["priority"], 1000);
+        assert_eq!(
+            admit(&some, json!({"priorityClassName": "high"})).unwrap()["priority"],
+            1000
+        );
+        assert_eq!(
+            admit(&some, json!({"priorityClassName": "high", "priority": 1000})).unwrap()["priority"],
+            1000
+        );
         for (spec, words) in [
-            (json!({"priorityClassName": "gone"}), "no PriorityClass with name gone was found"),
-            (json!({"priority": 5}), "the integer value of priority (5) must not be provided"),
-            (json!({"preemptionPolicy": "Never"}), "the string value of PreemptionPolicy (Never)"),
+            (
+                json!({"priorityClassName": "gone"}),
+                "no PriorityClass with name gone was found",
+            ),
+            (
+                json!({"priority": 5}),
+                "the integer value of priority (5) must not be provided",
+            ),
+            (
+                json!({"preemptionPolicy": "Never"}),
+                "the string value of PreemptionPolicy (Never)",
+            ),
         ] {
             let error = admit(&some, spec).unwrap_err();
             assert!(error.contains(words), "{error}");
@@ -160,9 +200,22 @@ mod tests {
     fn one_default_class_at_most() {
         let objects = Objects::new(&[class("usual", 7, true)]);
         let request = Request::create("/apis/scheduling.k8s.io/v1/priorityclasses", "PriorityClass");
-        let error = request.run(&Priority, &objects, Some(class("other", 1, true).1)).unwrap_err();
-        assert!(error.ends_with("PriorityClass usual is already marked as default. Only one default can exist"), "{error}");
-        assert!(request.run(&Priority, &objects, Some(class("usual", 9, true).1)).is_ok());
-        assert!(request.run(&Priority, &objects, Some(class("other", 1, false).1)).is_ok());
+        let error = request
+            .run(&Priority, &objects, Some(class("other", 1, true).1))
+            .unwrap_err();
+        assert!(
+            error.ends_with("PriorityClass usual is already marked as default. Only one default can exist"),
+            "{error}"
+        );
+        assert!(
+            request
+                .run(&Priority, &objects, Some(class("usual", 9, true).1))
+                .is_ok()
+        );
+        assert!(
+            request
+                .run(&Priority, &objects, Some(class("other", 1, false).1))
+                .is_ok()
+        );
     }
 }

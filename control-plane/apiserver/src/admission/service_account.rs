@@ -34,12 +34,16 @@ impl Admission for ServiceAccount {
         pod["spec"]["serviceAccount"] = pod["spec"]["serviceAccountName"].clone();
         let name = text(&pod["spec"]["serviceAccountName"]);
         let namespace = &context.info.namespace;
-        let account = context.reader.get("", "serviceaccounts", namespace, name).await?.ok_or_else(|| {
-            let why = format!(
-                "error looking up service account {namespace}/{name}: serviceaccount {name:?} not found"
-            );
-            forbidden(context, Some(pod), why)
-        })?;
+        let account = context
+            .reader
+            .get("", "serviceaccounts", namespace, name)
+            .await?
+            .ok_or_else(|| {
+                let why = format!(
+                    "error looking up service account {namespace}/{name}: serviceaccount {name:?} not found"
+                );
+                forbidden(context, Some(pod), why)
+            })?;
         let automount = [&pod["spec"], &account]
             .iter()
             .find_map(|object| object["automountServiceAccountToken"].as_bool())
@@ -47,14 +51,18 @@ impl Admission for ServiceAccount {
         if automount {
             mount_token(&mut pod["spec"], || random_name(VOLUME_PREFIX));
         }
-        if items(&pod["spec"]["imagePullSecrets"]).is_empty() && !items(&account["imagePullSecrets"]).is_empty() {
+        if items(&pod["spec"]["imagePullSecrets"]).is_empty()
+            && !items(&account["imagePullSecrets"]).is_empty()
+        {
             pod["spec"]["imagePullSecrets"] = account["imagePullSecrets"].clone();
         }
         Ok(())
     }
 
     async fn validate(&self, context: &AdmissionContext<'_>, pod: Option<&Value>) -> Result<(), ApiError> {
-        let Some(pod) = pod.filter(|pod| is(context, "", "pods") && is_mirror_pod(pod)) else { return Ok(()) };
+        let Some(pod) = pod.filter(|pod| is(context, "", "pods") && is_mirror_pod(pod)) else {
+            return Ok(());
+        };
         if context.operation != Operation::Create {
             return Ok(());
         }
@@ -71,12 +79,22 @@ fn mirror_pod_problem(spec: &Value) -> Option<&'static str> {
         return Some("a mirror pod may not reference service accounts");
     }
     let volumes = items(&spec["volumes"]);
-    let containers = ["initContainers", "containers", "ephemeralContainers"].iter().flat_map(|list| items(&spec[list]));
+    let containers = ["initContainers", "containers", "ephemeralContainers"]
+        .iter()
+        .flat_map(|list| items(&spec[list]));
     let secret_in_environment = containers.into_iter().any(|container| {
-        items(&container["env"]).iter().any(|env| env["valueFrom"]["secretKeyRef"].is_object())
-            || items(&container["envFrom"]).iter().any(|source| source["secretRef"].is_object())
+        items(&container["env"])
+            .iter()
+            .any(|env| env["valueFrom"]["secretKeyRef"].is_object())
+            || items(&container["envFrom"])
+                .iter()
+                .any(|source| source["secretRef"].is_object())
     });
-    let projected = || volumes.iter().flat_map(|volume| items(&volume["projected"]["sources"]));
+    let projected = || {
+        volumes
+            .iter()
+            .flat_map(|volume| items(&volume["projected"]["sources"]))
+    };
     if secret_in_environment
         || volumes.iter().any(|volume| volume["secret"].is_object())
         || projected().any(|source| source["secret"].is_object())
@@ -102,7 +120,9 @@ fn mount_token(spec: &mut Value, new_name: impl FnOnce() -> String) {
     let mut needed = false;
     for list in ["initContainers", "containers"] {
         for container in spec[list].as_array_mut().into_iter().flatten() {
-            let mounted = items(&container["volumeMounts"]).iter().any(|mount| mount["mountPath"] == MOUNT_PATH);
+            let mounted = items(&container["volumeMounts"])
+                .iter()
+                .any(|mount| mount["mountPath"] == MOUNT_PATH);
             if !mounted {
                 list_mut(container, "volumeMounts")
                     .push(json!({"name": name, "readOnly": true, "mountPath": MOUNT_PATH}));
@@ -142,12 +162,17 @@ mod tests {
     fn admit(account: Value, pod: Value) -> Result<Value, String> {
         let objects = Objects::new(&[("serviceaccounts", account)]);
         let request = Request::create("/api/v1/namespaces/ns/pods", "Pod");
-        request.run(&ServiceAccount, &objects, Some(pod)).map(Option::unwrap)
+        request
+            .run(&ServiceAccount, &objects, Some(pod))
+            .map(Option::unwrap)
     }
 
     fn account(extra: Value) -> Value {
         let mut account = json!({"metadata": {"name": "default", "namespace": "ns"}});
-        account.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        account
+            .as_object_mut()
+            .unwrap()
+            .extend(extra.as_object().unwrap().clone());
         account
     }
 
@@ -170,14 +195,24 @@ mod tests {
         assert_eq!(spec["serviceAccount"], "default");
         assert_eq!(spec["imagePullSecrets"], secrets);
         let name = spec["volumes"][0]["name"].as_str().unwrap();
-        assert!(name.strip_prefix(VOLUME_PREFIX).is_some_and(|suffix| suffix.len() == 5), "{name}");
+        assert!(
+            name.strip_prefix(VOLUME_PREFIX)
+                .is_some_and(|suffix| suffix.len() == 5),
+            "{name}"
+        );
         let mount = json!([{"name": name, "readOnly": true, "mountPath": MOUNT_PATH}]);
         assert_eq!(spec["containers"][0]["volumeMounts"], mount);
         assert_eq!(spec["initContainers"][0]["volumeMounts"], mount);
         let sources = &spec["volumes"][0]["projected"]["sources"];
-        assert_eq!(sources[0], json!({"serviceAccountToken": {"expirationSeconds": 3607, "path": "token"}}));
+        assert_eq!(
+            sources[0],
+            json!({"serviceAccountToken": {"expirationSeconds": 3607, "path": "token"}})
+        );
         assert_eq!(sources[1]["configMap"]["name"], "kube-root-ca.crt");
-        assert_eq!(sources[2]["downwardAPI"]["items"][0]["fieldRef"]["fieldPath"], "metadata.namespace");
+        assert_eq!(
+            sources[2]["downwardAPI"]["items"][0]["fieldRef"]["fieldPath"],
+            "metadata.namespace"
+        );
         assert_eq!(spec["volumes"][0]["projected"]["defaultMode"], 420);
     }
 
@@ -190,7 +225,8 @@ mod tests {
         let mut spec = plain();
         spec["automountServiceAccountToken"] = json!(true);
         assert!(admit(account(off), pod(spec)).unwrap()["spec"]["volumes"].is_array());
-        let own = json!({"containers": [{"name": "c", "volumeMounts": [{"name": "x", "mountPath": MOUNT_PATH}]}]});
+        let own =
+            json!({"containers": [{"name": "c", "volumeMounts": [{"name": "x", "mountPath": MOUNT_PATH}]}]});
         let admitted = admit(account(json!({})), pod(own.clone())).unwrap();
         assert_eq!(admitted["spec"]["containers"], own["containers"]);
         assert!(admitted["spec"]["volumes"].is_null());
@@ -215,8 +251,14 @@ mod tests {
         assert!(mirror(json!({"containers": [{"name": "c"}]})).is_ok());
         for (spec, words) in [
             (json!({"serviceAccountName": "a"}), "service accounts"),
-            (json!({"volumes": [{"name": "v", "secret": {"secretName": "s"}}]}), "secrets"),
-            (json!({"volumes": [{"name": "v", "projected": {"sources": [{"serviceAccountToken": {"path": "t"}}]}}]}), "ServiceAccountToken"),
+            (
+                json!({"volumes": [{"name": "v", "secret": {"secretName": "s"}}]}),
+                "secrets",
+            ),
+            (
+                json!({"volumes": [{"name": "v", "projected": {"sources": [{"serviceAccountToken": {"path": "t"}}]}}]}),
+                "ServiceAccountToken",
+            ),
         ] {
             let error = mirror(spec).unwrap_err();
             assert!(error.contains(words), "{error}");

@@ -37,7 +37,10 @@ mod tests {
     fn new_nodes_are_tainted_once() {
         let request = Request::create("/api/v1/nodes", "Node");
         let admit = |node: Value| {
-            request.run(&TaintNodesByCondition, &Objects::default(), Some(node)).unwrap().unwrap()
+            request
+                .run(&TaintNodesByCondition, &Objects::default(), Some(node))
+                .unwrap()
+                .unwrap()
         };
         let node = admit(json!({"metadata": {"name": "n"}, "spec": {}}));
         let taints = json!([{"key": "node.kubernetes.io/not-ready", "effect": "NoSchedule"}]);

@@ -19,7 +19,14 @@ impl Objects {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let keyed = objects.iter().map(|(resource, object)| {
             let metadata = &object["metadata"];
-            (((*resource).to_owned(), text(&metadata["namespace"]), text(&metadata["name"])), object.clone())
+            (
+                (
+                    (*resource).to_owned(),
+                    text(&metadata["namespace"]),
+                    text(&metadata["name"]),
+                ),
+                object.clone(),
+            )
         });
         Self(keyed.collect())
     }
@@ -34,14 +41,22 @@ impl ObjectReader for Objects {
         namespace: &str,
         name: &str,
     ) -> Result<Option<Value>, ApiError> {
-        Ok(self.0.get(&(resource.into(), namespace.into(), name.into())).cloned())
+        Ok(self
+            .0
+            .get(&(resource.into(), namespace.into(), name.into()))
+            .cloned())
     }
 
     async fn list(&self, _group: &str, resource: &str, namespace: &str) -> Result<Vec<Value>, ApiError> {
         let wanted = |key: &(String, String, String)| {
             key.0 == resource && (namespace.is_empty() || key.1 == namespace)
         };
-        Ok(self.0.iter().filter(|(key, _)| wanted(key)).map(|(_, object)| object.clone()).collect())
+        Ok(self
+            .0
+            .iter()
+            .filter(|(key, _)| wanted(key))
+            .map(|(_, object)| object.clone())
+            .collect())
     }
 }
 
@@ -55,15 +70,29 @@ pub struct Request {
 
 impl Request {
     pub fn create(path: &'static str, kind: &'static str) -> Self {
-        Self { operation: Operation::Create, path, kind, user: UserInfo::new("bob", &[]), old: None }
+        Self {
+            operation: Operation::Create,
+            path,
+            kind,
+            user: UserInfo::new("bob", &[]),
+            old: None,
+        }
     }
 
     pub fn update(path: &'static str, kind: &'static str, old: Value) -> Self {
-        Self { operation: Operation::Update, old: Some(old), ..Self::create(path, kind) }
+        Self {
+            operation: Operation::Update,
+            old: Some(old),
+            ..Self::create(path, kind)
+        }
     }
 
     pub fn delete(path: &'static str, kind: &'static str, old: Value) -> Self {
-        Self { operation: Operation::Delete, old: Some(old), ..Self::create(path, kind) }
+        Self {
+            operation: Operation::Delete,
+            old: Some(old),
+            ..Self::create(path, kind)
+        }
     }
 
     pub fn by(mut self, user: UserInfo) -> Self {

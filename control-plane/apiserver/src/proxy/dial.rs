@@ -14,35 +14,54 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::target::{Scheme, Target};
-use crate::config::Config;
+use crate::config::{Config, KeyPair};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
-pub async fn dial(config: &Config, target: &Target) -> io::Result<Box<dyn Stream>> {
+/// How to be known to kubelets, and how to know them.
+#[derive(Clone, Copy)]
+pub struct Kubelets<'a> {
+    pub client: &'a KeyPair,
+    /// PEM; empty when they are not verified.
+    pub ca: &'a str,
+}
+
+impl<'a> From<&'a Config> for Kubelets<'a> {
+    fn from(config: &'a Config) -> Self {
+        Self {
+            client: &config.kubelet_client,
+            ca: &config.kubelet_ca,
+        }
+    }
+}
+
+pub async fn dial(kubelets: Kubelets<'_>, target: &Target) -> io::Result<Box<dyn Stream>> {
     let connecting = async {
         let tcp = TcpStream::connect((target.host.as_str(), target.port)).await?;
         tcp.set_nodelay(true)?;
         let tls = match target.scheme {
             Scheme::Http => return Ok(Box::new(tcp) as Box<dyn Stream>),
             Scheme::Https => unverified().with_no_client_auth(),
-            Scheme::Kubelet | Scheme::UnverifiedKubelet => kubelet(config, target.scheme)?,
+            Scheme::Kubelet | Scheme::UnverifiedKubelet => kubelet(kubelets, target.scheme)?,
         };
         let name = ServerName::try_from(target.host.clone()).map_err(io::Error::other)?;
         let stream = TlsConnector::from(Arc::new(tls)).connect(name, tcp).await?;
         Ok(Box::new(stream) as Box<dyn Stream>)
     };
     let timed_out = |_| io::Error::new(io::ErrorKind::TimedOut, "i/o timeout");
-    tokio::time::timeout(CONNECT_TIMEOUT, connecting).await.map_err(timed_out)?
+    tokio::time::timeout(CONNECT_TIMEOUT, connecting)
+        .await
+        .map_err(timed_out)?
 }
 
-fn kubelet(config: &Config, scheme: Scheme) -> io::Result<ClientConfig> {
-    let verified = scheme == Scheme::Kubelet && !config.kubelet_ca.trim().is_empty();
+fn kubelet(kubelets: Kubelets<'_>, scheme: Scheme) -> io::Result<ClientConfig> {
+    let verified = scheme == Scheme::Kubelet && !kubelets.ca.trim().is_empty();
     let builder = if verified {
         let mut roots = RootCertStore::empty();
-        for certificate in certificates(&config.kubelet_ca)? {
+        for certificate in certificates(kubelets.ca)? {
             roots.add(certificate).map_err(io::Error::other)?;
         }
         ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
@@ -52,13 +71,17 @@ fn kubelet(config: &Config, scheme: Scheme) -> io::Result<ClientConfig> {
     } else {
         unverified()
     };
-    let chain = certificates(&config.kubelet_client.certificate)?;
-    let key = PrivateKeyDer::from_pem_slice(config.kubelet_client.key.as_bytes()).map_err(io::Error::other)?;
-    builder.with_client_auth_cert(chain, key).map_err(io::Error::other)
+    let chain = certificates(&kubelets.client.certificate)?;
+    let key = PrivateKeyDer::from_pem_slice(kubelets.client.key.as_bytes()).map_err(io::Error::other)?;
+    builder
+        .with_client_auth_cert(chain, key)
+        .map_err(io::Error::other)
 }
 
 fn certificates(pem: &str) -> io::Result<Vec<CertificateDer<'static>>> {
-    CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<_, _>>().map_err(io::Error::other)
+    CertificateDer::pem_slice_iter(pem.as_bytes())
+        .collect::<Result<_, _>>()
+        .map_err(io::Error::other)
 }
 
 fn unverified() -> rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert> {
@@ -92,7 +115,12 @@ impl ServerCertVerifier for AnyCertificate {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+        verify_tls12_signature(
+            message,
+            certificate,
+            signature,
+            &self.0.signature_verification_algorithms,
+        )
     }
 
     fn verify_tls13_signature(
@@ -101,7 +129,12 @@ impl ServerCertVerifier for AnyCertificate {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+        verify_tls13_signature(
+            message,
+            certificate,
+            signature,
+            &self.0.signature_verification_algorithms,
+        )
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

@@ -10,17 +10,26 @@ mod transport;
 use http::{HeaderValue, Method, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Empty};
 
+use dial::Kubelets;
+
 use crate::connect::{Body, ConnectRequest, ConnectResponse};
 use crate::status::ApiError;
 
 /// Answers a request to `pods/{log,exec,attach,portforward,proxy}`, `nodes/proxy` or `services/proxy`.
 pub async fn connect(request: ConnectRequest) -> Result<ConnectResponse, ApiError> {
-    let ConnectRequest { info, request, config, reader, user: _ } = request;
+    let ConnectRequest {
+        info,
+        request,
+        config,
+        reader,
+        user: _,
+    } = request;
     let query = request.uri().query().unwrap_or_default().to_owned();
     let reader = reader.as_ref();
+    let kubelets = Kubelets::from(config.as_ref());
     match (info.resource.as_str(), info.subresource.as_str()) {
         ("pods", "log") => match pod::log(reader, &info, &query).await? {
-            Some(target) => transport::fetch_log(&config, &target, &info.name).await,
+            Some(target) => transport::fetch_log(kubelets, &target, &info.name).await,
             // Not scheduled yet, so nothing has been logged.
             None => Ok(Response::new(empty())),
         },
@@ -29,7 +38,7 @@ pub async fn connect(request: ConnectRequest) -> Result<ConnectResponse, ApiErro
                 return Err(ApiError::bad_request("Upgrade request required"));
             }
             let target = pod::stream(reader, &info, subresource, &query).await?;
-            transport::forward(&config, target, request).await
+            transport::forward(kubelets, target, request).await
         }
         (resource, "proxy") => {
             let slash = info.rest.is_empty() && !request.uri().path().ends_with('/');
@@ -41,7 +50,7 @@ pub async fn connect(request: ConnectRequest) -> Result<ConnectResponse, ApiErro
                 "services" => service::service(reader, &info, &query).await?,
                 _ => service::node(reader, &info, &query).await?,
             };
-            transport::forward(&config, target, request).await
+            transport::forward(kubelets, target, request).await
         }
         _ => Err(ApiError::no_such_path()),
     }

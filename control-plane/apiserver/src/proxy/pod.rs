@@ -47,10 +47,16 @@ pub async fn stream(
         let container = container(&pod, name, value(&options, "container"))?;
         format!("/{subresource}/{namespace}/{name}/{container}")
     };
-    let query = if subresource == "portforward" { ports_query(&options) } else { stream_query(&options)? };
+    let query = if subresource == "portforward" {
+        ports_query(&options)
+    } else {
+        stream_query(&options)?
+    };
     let node = pod["spec"]["nodeName"].as_str().unwrap_or_default();
     if node.is_empty() {
-        return Err(ApiError::bad_request(format!("pod {name} does not have a host assigned")));
+        return Err(ApiError::bad_request(format!(
+            "pod {name} does not have a host assigned"
+        )));
     }
     kubelet(reader, node, with_query(path, &query)).await
 }
@@ -61,7 +67,10 @@ async fn get(reader: &dyn ObjectReader, info: &RequestInfo) -> Result<Value, Api
 }
 
 fn value<'a>(options: &'a [(String, String)], key: &str) -> &'a str {
-    options.iter().find(|(name, _)| name == key).map_or("", |(_, value)| value)
+    options
+        .iter()
+        .find(|(name, _)| name == key)
+        .map_or("", |(_, value)| value)
 }
 
 fn is_true(value: &str) -> bool {
@@ -69,12 +78,22 @@ fn is_true(value: &str) -> bool {
 }
 
 fn with_query(path: String, query: &str) -> String {
-    if query.is_empty() { path } else { format!("{path}?{query}") }
+    if query.is_empty() {
+        path
+    } else {
+        format!("{path}?{query}")
+    }
 }
 
 fn names(pod: &Value, list: &str) -> Vec<String> {
-    let containers = pod["spec"][list].as_array().map(Vec::as_slice).unwrap_or_default();
-    containers.iter().filter_map(|container| container["name"].as_str().map(str::to_owned)).collect()
+    let containers = pod["spec"][list]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default();
+    containers
+        .iter()
+        .filter_map(|container| container["name"].as_str().map(str::to_owned))
+        .collect()
 }
 
 fn container(pod: &Value, pod_name: &str, asked: &str) -> Result<String, ApiError> {
@@ -82,7 +101,11 @@ fn container(pod: &Value, pod_name: &str, asked: &str) -> Result<String, ApiErro
     let init = names(pod, "initContainers");
     if !asked.is_empty() {
         let ephemeral = names(pod, "ephemeralContainers");
-        let known = containers.iter().chain(&init).chain(&ephemeral).any(|name| name == asked);
+        let known = containers
+            .iter()
+            .chain(&init)
+            .chain(&ephemeral)
+            .any(|name| name == asked);
         let unknown = || ApiError::bad_request(format!("container {asked} is not valid for pod {pod_name}"));
         return known.then(|| asked.to_owned()).ok_or_else(unknown);
     }
@@ -112,7 +135,9 @@ const LOG_OPTIONS: [&str; 8] = [
 ];
 
 fn log_query(options: &[(String, String)]) -> String {
-    let kept = options.iter().filter(|(name, _)| LOG_OPTIONS.contains(&name.as_str()));
+    let kept = options
+        .iter()
+        .filter(|(name, _)| LOG_OPTIONS.contains(&name.as_str()));
     encode(kept.map(|(name, value)| (name.as_str(), value.as_str())))
 }
 
@@ -130,7 +155,9 @@ fn check_log_options(pod: &str, options: &[(String, String)]) -> Result<(), ApiE
             continue;
         }
         let number: i64 = text.parse().map_err(|_| {
-            ApiError::bad_request(format!("{name}: strconv.ParseInt: parsing {text:?}: invalid syntax"))
+            ApiError::bad_request(format!(
+                "{name}: strconv.ParseInt: parsing {text:?}: invalid syntax"
+            ))
         })?;
         if number < minimum {
             causes.push(Cause {
@@ -147,14 +174,19 @@ fn check_log_options(pod: &str, options: &[(String, String)]) -> Result<(), ApiE
             field: String::new(),
         });
     }
-    if causes.is_empty() { Ok(()) } else { Err(ApiError::invalid("", "PodLogOptions", pod, causes)) }
+    if causes.is_empty() {
+        Ok(())
+    } else {
+        Err(ApiError::invalid("", "PodLogOptions", pod, causes))
+    }
 }
 
 /// The kubelet's names for the streams. Without any, upstream's defaults: stdout and stderr.
 fn stream_query(options: &[(String, String)]) -> Result<String, ApiError> {
     const STREAMS: [(&str, &str); 3] = [("stdin", "input"), ("stdout", "output"), ("stderr", "error")];
     let has = |name: &str| options.iter().any(|(key, _)| key == name);
-    let wanted = |name: &str| is_true(value(options, name)) || (!has(name) && matches!(name, "stdout" | "stderr"));
+    let wanted =
+        |name: &str| is_true(value(options, name)) || (!has(name) && matches!(name, "stdout" | "stderr"));
     let tty = is_true(value(options, "tty"));
     let mut pairs: Vec<(&str, &str)> = STREAMS
         .iter()
@@ -163,7 +195,9 @@ fn stream_query(options: &[(String, String)]) -> Result<String, ApiError> {
         .map(|(_, kubelet)| (*kubelet, "1"))
         .collect();
     if pairs.is_empty() {
-        return Err(ApiError::bad_request("you must specify at least 1 of stdin, stdout, stderr"));
+        return Err(ApiError::bad_request(
+            "you must specify at least 1 of stdin, stdout, stderr",
+        ));
     }
     if tty {
         pairs.push(("tty", "1"));
@@ -200,7 +234,9 @@ mod tests {
             (
                 &two,
                 "",
-                Err("a container name must be specified for pod p, choose one of: [a b] or one of the init containers: [i]"),
+                Err(
+                    "a container name must be specified for pod p, choose one of: [a b] or one of the init containers: [i]",
+                ),
             ),
         ] {
             let chosen = container(pod, "p", asked).map_err(|error| error.message);
@@ -211,10 +247,19 @@ mod tests {
     #[test]
     fn stream_options_become_the_kubelets() {
         for (query, expected) in [
-            ("command=ls&command=-l%20x&stdout=true&stderr=true", Ok("output=1&error=1&command=ls&command=-l%20x")),
-            ("stdin=true&stdout=true&tty=true&command=sh", Ok("input=1&output=1&tty=1&command=sh")),
+            (
+                "command=ls&command=-l%20x&stdout=true&stderr=true",
+                Ok("output=1&error=1&command=ls&command=-l%20x"),
+            ),
+            (
+                "stdin=true&stdout=true&tty=true&command=sh",
+                Ok("input=1&output=1&tty=1&command=sh"),
+            ),
             ("command=ls", Ok("output=1&error=1&command=ls")),
-            ("stdout=false&stderr=false", Err("you must specify at least 1 of stdin, stdout, stderr")),
+            (
+                "stdout=false&stderr=false",
+                Err("you must specify at least 1 of stdin, stdout, stderr"),
+            ),
         ] {
             let built = stream_query(&options(query)).map_err(|error| error.message);
             assert_eq!(built.as_deref().map_err(String::as_str), expected, "{query}");
@@ -231,7 +276,10 @@ mod tests {
             ("tailLines=-1", "greater than or equal to 0"),
             ("limitBytes=0", "must be greater than 0"),
             ("tailLines=x", "invalid syntax"),
-            ("sinceSeconds=1&sinceTime=2026-01-01T00%3A00%3A00Z", "at most one of"),
+            (
+                "sinceSeconds=1&sinceTime=2026-01-01T00%3A00%3A00Z",
+                "at most one of",
+            ),
         ] {
             let error = check_log_options("p", &options(query)).unwrap_err();
             assert!(error.message.contains(words), "{query}: {}", error.message);

@@ -2,7 +2,9 @@
 
 /// `key=value` pairs, encoded.
 pub fn encode<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
-    let encoded = pairs.into_iter().map(|(key, value)| format!("{}={}", escape(key), escape(value)));
+    let encoded = pairs
+        .into_iter()
+        .map(|(key, value)| format!("{}={}", escape(key), escape(value)));
     encoded.collect::<Vec<_>>().join("&")
 }
 

@@ -50,16 +50,28 @@ pub async fn pod(reader: &dyn ObjectReader, info: &RequestInfo, query: &str) -> 
     let (scheme, name, port) = split(&info.name).ok_or_else(invalid)?;
     let pod = reader.get("", "pods", &info.namespace, name).await?;
     let pod = pod.ok_or_else(|| ApiError::not_found("pods", name))?;
-    let containers = pod["spec"]["containers"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let first = containers.iter().find_map(|container| container["ports"][0]["containerPort"].as_u64());
+    let containers = pod["spec"]["containers"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default();
+    let first = containers
+        .iter()
+        .find_map(|container| container["ports"][0]["containerPort"].as_u64());
     let default = if scheme == Scheme::Https { 443 } else { 80 };
     let port = match port {
         "" => first.and_then(|port| u16::try_from(port).ok()).unwrap_or(default),
         port => port.parse().map_err(|_| invalid())?,
     };
-    let host = pod["status"]["podIP"].as_str().filter(|address| !address.is_empty());
+    let host = pod["status"]["podIP"]
+        .as_str()
+        .filter(|address| !address.is_empty());
     let host = host.ok_or_else(|| ApiError::internal(format!("pod {name:?} has no address allocated")))?;
-    Ok(Target { scheme, host: host.to_owned(), port, path: path(info, query) })
+    Ok(Target {
+        scheme,
+        host: host.to_owned(),
+        port,
+        path: path(info, query),
+    })
 }
 
 pub async fn service(reader: &dyn ObjectReader, info: &RequestInfo, query: &str) -> Result<Target, ApiError> {
@@ -67,26 +79,41 @@ pub async fn service(reader: &dyn ObjectReader, info: &RequestInfo, query: &str)
     let (scheme, name, port) = split(&info.name).ok_or_else(invalid)?;
     let service = reader.get("", "services", &info.namespace, name).await?;
     let service = service.ok_or_else(|| ApiError::not_found("services", name))?;
-    let slices = reader.list("discovery.k8s.io", "endpointslices", &info.namespace).await?;
+    let slices = reader
+        .list("discovery.k8s.io", "endpointslices", &info.namespace)
+        .await?;
     let port_name = port_name(&service, port).ok_or_else(|| {
         ApiError::service_unavailable(format!("no service port {port:?} found for service {name:?}"))
     })?;
     let candidates = endpoints(&slices, name, &port_name);
     let chosen = candidates.choose(&mut rand::rng()).cloned();
-    let (host, port) = chosen
-        .ok_or_else(|| ApiError::service_unavailable(format!("no endpoints available for service {name:?}")))?;
-    Ok(Target { scheme, host, port, path: path(info, query) })
+    let (host, port) = chosen.ok_or_else(|| {
+        ApiError::service_unavailable(format!("no endpoints available for service {name:?}"))
+    })?;
+    Ok(Target {
+        scheme,
+        host,
+        port,
+        path: path(info, query),
+    })
 }
 
 /// The name a service port goes by in the endpoint slices; asked for by name or number, or the only one.
 fn port_name(service: &Value, asked: &str) -> Option<String> {
-    let ports = service["spec"]["ports"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let ports = service["spec"]["ports"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default();
     let name = |port: &Value| port["name"].as_str().unwrap_or_default().to_owned();
     if asked.is_empty() {
-        return ports.iter().map(name).find(String::is_empty).or_else(|| match ports {
-            [only] => Some(name(only)),
-            _ => None,
-        });
+        return ports
+            .iter()
+            .map(name)
+            .find(String::is_empty)
+            .or_else(|| match ports {
+                [only] => Some(name(only)),
+                _ => None,
+            });
     }
     let number: Option<u64> = asked.parse().ok();
     ports
@@ -102,8 +129,12 @@ fn endpoints(slices: &[Value], service: &str, port_name: &str) -> Vec<(String, u
     let mut found = Vec::new();
     for slice in of_service {
         let items = |field: &str| slice[field].as_array().cloned().unwrap_or_default();
-        let port = items("ports").into_iter().find(|port| port["name"].as_str().unwrap_or_default() == port_name);
-        let Some(port) = port.and_then(|port| u16::try_from(port["port"].as_u64()?).ok()) else { continue };
+        let port = items("ports")
+            .into_iter()
+            .find(|port| port["name"].as_str().unwrap_or_default() == port_name);
+        let Some(port) = port.and_then(|port| u16::try_from(port["port"].as_u64()?).ok()) else {
+            continue;
+        };
         for endpoint in items("endpoints") {
             // Not known counts as ready.
             let ready = endpoint["conditions"]["ready"].as_bool().unwrap_or(true);

@@ -7,29 +7,39 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 
-use super::dial::dial;
+use super::dial::{Kubelets, dial};
 use super::target::Target;
-use crate::config::Config;
 use crate::connect::{Body, BoxError, ConnectResponse};
 use crate::status::ApiError;
 
 /// How much of a kubelet's error text is worth passing on.
 const ERROR_LIMIT: usize = 50_000;
 /// Meant for the next hop only (RFC 9110, section 7.6.1).
-const HOP_BY_HOP: [&str; 6] = ["keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer"];
+const HOP_BY_HOP: [&str; 6] = [
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "trailer",
+];
 
 pub fn is_upgrade(headers: &HeaderMap) -> bool {
     let upgrade_wanted = headers
         .get_all(CONNECTION)
         .iter()
         .filter_map(|value| value.to_str().ok())
-        .any(|value| value.split(',').any(|token| token.trim().eq_ignore_ascii_case("upgrade")));
+        .any(|value| {
+            value
+                .split(',')
+                .any(|token| token.trim().eq_ignore_ascii_case("upgrade"))
+        });
     upgrade_wanted && headers.contains_key(UPGRADE)
 }
 
 /// The whole request goes on, and whatever comes back goes back; after `101 Switching Protocols`, bytes both ways.
 pub async fn forward(
-    config: &Config,
+    kubelets: Kubelets<'_>,
     target: Target,
     mut request: Request<Incoming>,
 ) -> Result<ConnectResponse, ApiError> {
@@ -42,13 +52,17 @@ pub async fn forward(
         .body(body.map_err(BoxError::from).boxed_unsync())
         .map_err(ApiError::internal)?;
     *onward.headers_mut() = onward_headers(parts.headers, &target, upgrade);
-    let mut response = send(config, &target, onward).await.map_err(|error| unreachable_backend(&error))?;
+    let mut response = send(kubelets, &target, onward)
+        .await
+        .map_err(|error| unreachable_backend(&error))?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         strip(response.headers_mut());
         return Ok(response.map(|body| body.map_err(BoxError::from).boxed_unsync()));
     }
     let Some(client) = client else {
-        return Err(ApiError::internal("the backend switched protocols without being asked"));
+        return Err(ApiError::internal(
+            "the backend switched protocols without being asked",
+        ));
     };
     let backend = hyper::upgrade::on(&mut response);
     tokio::spawn(async move {
@@ -72,15 +86,23 @@ pub async fn forward(
 }
 
 /// Upstream: `LocationStreamer` with `GenericHttpResponseChecker`.
-pub async fn fetch_log(config: &Config, target: &Target, pod: &str) -> Result<ConnectResponse, ApiError> {
+pub async fn fetch_log(
+    kubelets: Kubelets<'_>,
+    target: &Target,
+    pod: &str,
+) -> Result<ConnectResponse, ApiError> {
     let request = Request::get(&target.path)
         .header(HOST, target.authority())
         .body(Empty::new().map_err(|never| match never {}).boxed_unsync())
         .map_err(ApiError::internal)?;
     let failed = |error: BoxError| {
-        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "", format!("Get {:?}: {error}", target.url()))
+        ApiError::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "",
+            format!("Get {:?}: {error}", target.url()),
+        )
     };
-    let response = send(config, target, request).await.map_err(failed)?;
+    let response = send(kubelets, target, request).await.map_err(failed)?;
     if !response.status().is_success() {
         return Err(kubelet_refusal(response, pod).await);
     }
@@ -98,15 +120,30 @@ async fn kubelet_refusal(response: Response<Incoming>, pod: &str) -> ApiError {
     match status {
         StatusCode::BAD_REQUEST => ApiError::bad_request(text),
         StatusCode::INTERNAL_SERVER_ERROR => ApiError::internal(text),
-        StatusCode::NOT_FOUND => {
-            ApiError::new(status, "NotFound", format!("the server could not find the requested resource ( pods/log {pod})"))
-        }
-        _ => ApiError::new(status, "", format!("the server responded with the status code {} but did not return more information ( pods/log {pod}): {text}", status.as_u16())),
+        StatusCode::NOT_FOUND => ApiError::new(
+            status,
+            "NotFound",
+            format!("the server could not find the requested resource ( pods/log {pod})"),
+        ),
+        _ => ApiError::new(
+            status,
+            "",
+            format!(
+                "the server responded with the status code {} but did not return more information ( pods/log {pod}): {text}",
+                status.as_u16()
+            ),
+        ),
     }
 }
 
-async fn send(config: &Config, target: &Target, request: Request<Body>) -> Result<Response<Incoming>, BoxError> {
-    let stream = dial(config, target).await.map_err(|error| format!("dial tcp {}: {}", target.authority(), dial_words(&error)))?;
+async fn send(
+    kubelets: Kubelets<'_>,
+    target: &Target,
+    request: Request<Body>,
+) -> Result<Response<Incoming>, BoxError> {
+    let stream = dial(kubelets, target)
+        .await
+        .map_err(|error| format!("dial tcp {}: {}", target.authority(), dial_words(&error)))?;
     let (mut sender, connection) = http1::handshake::<_, Body>(TokioIo::new(stream)).await?;
     tokio::spawn(async move {
         if let Err(error) = connection.with_upgrades().await {
@@ -128,7 +165,11 @@ fn dial_words(error: &std::io::Error) -> String {
 }
 
 fn unreachable_backend(error: &BoxError) -> ApiError {
-    ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "", format!("error dialing backend: {error}"))
+    ApiError::new(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "",
+        format!("error dialing backend: {error}"),
+    )
 }
 
 /// Credentials stay here: the caller's are for us, not for the target.
@@ -176,22 +217,39 @@ mod tests {
 
     fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
         let parse = |(name, value): &(&str, &str)| {
-            (name.parse::<HeaderName>().unwrap(), HeaderValue::from_str(value).unwrap())
+            (
+                name.parse::<HeaderName>().unwrap(),
+                HeaderValue::from_str(value).unwrap(),
+            )
         };
         pairs.iter().map(parse).collect()
     }
 
     #[test]
     fn upgrades_are_recognized() {
-        assert!(is_upgrade(&headers(&[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")])));
-        assert!(is_upgrade(&headers(&[("connection", "upgrade"), ("upgrade", "SPDY/3.1")])));
-        assert!(!is_upgrade(&headers(&[("connection", "keep-alive"), ("upgrade", "websocket")])));
+        assert!(is_upgrade(&headers(&[
+            ("connection", "keep-alive, Upgrade"),
+            ("upgrade", "websocket")
+        ])));
+        assert!(is_upgrade(&headers(&[
+            ("connection", "upgrade"),
+            ("upgrade", "SPDY/3.1")
+        ])));
+        assert!(!is_upgrade(&headers(&[
+            ("connection", "keep-alive"),
+            ("upgrade", "websocket")
+        ])));
         assert!(!is_upgrade(&headers(&[("connection", "upgrade")])));
     }
 
     #[test]
     fn credentials_do_not_leave_and_upgrades_do() {
-        let target = Target { scheme: Scheme::Kubelet, host: "n".into(), port: 1, path: "/".into() };
+        let target = Target {
+            scheme: Scheme::Kubelet,
+            host: "n".into(),
+            port: 1,
+            path: "/".into(),
+        };
         let given = || {
             headers(&[
                 ("host", "api"),
@@ -210,3 +268,7 @@ mod tests {
         assert!(!onward_headers(given(), &target, false).contains_key(UPGRADE));
     }
 }
+
+#[cfg(test)]
+#[path = "transport_tests.rs"]
+mod wire_tests;
