@@ -21,7 +21,10 @@ use std::{
 const QUEUE_LINES: usize = 4096;
 
 /// How long one line may block on one console before that console is left behind.
-const STUCK: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+const STUCK: Timespec = Timespec {
+    tv_sec: 1,
+    tv_nsec: 0,
+};
 
 #[derive(Default)]
 struct Queue {
@@ -30,7 +33,11 @@ struct Queue {
     writing: bool,
 }
 
-static QUEUE: Mutex<Queue> = Mutex::new(Queue { lines: VecDeque::new(), dropped: 0, writing: false });
+static QUEUE: Mutex<Queue> = Mutex::new(Queue {
+    lines: VecDeque::new(),
+    dropped: 0,
+    writing: false,
+});
 static CHANGED: Condvar = Condvar::new();
 
 /// Says a line of init's own on every console and to the kernel's log.
@@ -72,10 +79,15 @@ pub fn flush(limit: Duration) {
 pub fn write_forever() {
     let consoles = open_all();
     loop {
-        let mut queue = CHANGED.wait_while(lock(), |queue| queue.lines.is_empty()).unwrap_or_else(PoisonError::into_inner);
+        let mut queue = CHANGED
+            .wait_while(lock(), |queue| queue.lines.is_empty())
+            .unwrap_or_else(PoisonError::into_inner);
         let mut text = String::new();
         if queue.dropped > 0 {
-            text = format!("ironlet: {} lines were dropped: the consoles are too slow\r\n", std::mem::take(&mut queue.dropped));
+            text = format!(
+                "ironlet: {} lines were dropped: the consoles are too slow\r\n",
+                std::mem::take(&mut queue.dropped)
+            );
         }
         if let Some(line) = queue.lines.pop_front() {
             text.push_str(&printable(&line));
@@ -115,9 +127,15 @@ fn open_all() -> Vec<OwnedFd> {
         let flags = OFlags::WRONLY | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC;
         rustix::fs::open(path, flags, Mode::empty()).ok()
     };
-    let consoles: Vec<OwnedFd> =
-        active.split_whitespace().filter_map(|name| open(format!("/dev/{name}"))).collect();
-    if consoles.is_empty() { open("/dev/console".to_owned()).into_iter().collect() } else { consoles }
+    let consoles: Vec<OwnedFd> = active
+        .split_whitespace()
+        .filter_map(|name| open(format!("/dev/{name}")))
+        .collect();
+    if consoles.is_empty() {
+        open("/dev/console".to_owned()).into_iter().collect()
+    } else {
+        consoles
+    }
 }
 
 fn write_bounded(console: &OwnedFd, mut text: &[u8]) {
@@ -143,7 +161,10 @@ mod tests {
     #[test]
     fn services_cannot_steer_the_console() {
         assert_eq!(printable("a\x1b[2J\tb\rc é"), "a\tb?c é");
-        assert_eq!(printable("\x1b[2m2026\x1b[0m \x1b[38;5;9mERROR\x1b[0m x"), "2026 ERROR x");
+        assert_eq!(
+            printable("\x1b[2m2026\x1b[0m \x1b[38;5;9mERROR\x1b[0m x"),
+            "2026 ERROR x"
+        );
         for cut in ["\x1b", "\x1b[", "\x1b[3", "x\x1b]0;title\x07"] {
             assert!(!printable(cut).contains(char::is_control), "{cut:?}");
         }

@@ -19,6 +19,7 @@ use crate::{
     sys::{clock, process, process::Exit},
     time,
 };
+use rustix::fs::StatVfsMountFlags;
 use std::{
     fs,
     net::IpAddr,
@@ -39,6 +40,14 @@ const REMIND: Duration = Duration::from_secs(60);
 
 /// Below this share of free space the state disk counts as full.
 const FULL_PERCENT: u64 = 5;
+
+/// How the state disk does.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Health {
+    Good,
+    Full,
+    ReadOnly,
+}
 
 enum Event {
     Exited { pid: u32, exit: Exit },
@@ -63,7 +72,7 @@ pub struct Machine {
     waiting: Vec<String>,
     reminded: (Vec<String>, Duration),
     looked: Duration,
-    full: bool,
+    health: Health,
     /// /etc/hosts has the node's own name.
     published: bool,
     ending: Option<Request>,
@@ -75,7 +84,10 @@ impl Machine {
         let (time_servers, servers) = mpsc::channel();
         let logs = Path::new("/run/ironlet/log");
         let machine = Self {
-            facts: Facts { image: boot.image.clone(), ..Facts::default() },
+            facts: Facts {
+                image: boot.image.clone(),
+                ..Facts::default()
+            },
             runner: Runner::new(boot.reaper.clone(), Some(Path::new(SERVICE_CGROUPS)), logs),
             network: Snapshot::default(),
             supervisor: Supervisor::default(),
@@ -87,7 +99,7 @@ impl Machine {
             waiting: vec![],
             reminded: (vec![], Duration::ZERO),
             looked: clock::since_boot(),
-            full: false,
+            health: Health::Good,
             published: false,
             ending: None,
             boot,
@@ -96,10 +108,17 @@ impl Machine {
         power::start(move |request| send(Event::Power(request)));
         if machine.boot.rescue.is_none() {
             let send = machine.send();
-            network::start(machine.boot.config.clone(), move |snapshot| send(Event::Network(snapshot)));
+            network::start(machine.boot.config.clone(), move |snapshot| {
+                send(Event::Network(snapshot))
+            });
             let send = machine.send();
-            let (selector, settled) = (machine.boot.config.disk.clone(), machine.boot.devices_settled.clone());
-            disk::start(selector, settled, machine.boot.reaper.clone(), move |state| send(Event::State(state)));
+            let (selector, settled) = (
+                machine.boot.config.disk.clone(),
+                machine.boot.devices_settled.clone(),
+            );
+            disk::start(selector, settled, machine.boot.reaper.clone(), move |state| {
+                send(Event::State(state))
+            });
             let send = machine.send();
             time::follow(servers, move || send(Event::TimeSet));
         }
@@ -132,7 +151,11 @@ impl Machine {
     /// One event and what follows from it. True when everything has stopped.
     fn turn(&mut self) -> bool {
         let now = clock::since_boot();
-        let until = [self.supervisor.next_change(), Some(self.looked + LOOK), self.patience_ends(now)];
+        let until = [
+            self.supervisor.next_change(),
+            Some(self.looked + LOOK),
+            self.patience_ends(now),
+        ];
         let until = until.into_iter().flatten().min().unwrap_or(now);
         let event = match self.events.recv_timeout(until.saturating_sub(now)) {
             Ok(event) => self.take(event),
@@ -147,7 +170,10 @@ impl Machine {
     }
 
     fn patience_ends(&self, now: Duration) -> Option<Duration> {
-        let ends = [Some(self.started), self.network_since].into_iter().flatten().map(|since| since + PATIENCE);
+        let ends = [Some(self.started), self.network_since]
+            .into_iter()
+            .flatten()
+            .map(|since| since + PATIENCE);
         ends.filter(|end| *end > now).min()
     }
 
@@ -172,7 +198,10 @@ impl Machine {
     }
 
     fn network_changed(&mut self, snapshot: Snapshot) {
-        if let Err(error) = identity::write_atomically(Path::new("/etc/resolv.conf"), &snapshot.resolv_conf(&self.boot.config)) {
+        if let Err(error) = identity::write_atomically(
+            Path::new("/etc/resolv.conf"),
+            &snapshot.resolv_conf(&self.boot.config),
+        ) {
             console::say(format_args!("/etc/resolv.conf: {error}"));
         }
         if snapshot.ntp_servers() != self.network.ntp_servers() {
@@ -184,7 +213,11 @@ impl Machine {
 
     fn state_mounted(&mut self, state: &State) {
         match state {
-            State::Disk(device) => console::say(format_args!("state disk: {} is {}", device.display(), disk::MOUNT_POINT)),
+            State::Disk(device) => console::say(format_args!(
+                "state disk: {} is {}",
+                device.display(),
+                disk::MOUNT_POINT
+            )),
             State::Memory => {}
         }
         for error in identity::restore(&self.boot.config) {
@@ -224,7 +257,9 @@ impl Machine {
 
     fn decide_hostname(&mut self, patient: bool) {
         let networks = self.network.hostname().filter(|_| !patient);
-        let Some(name) = identity::hostname(&self.boot.config, networks) else { return };
+        let Some(name) = identity::hostname(&self.boot.config, networks) else {
+            return;
+        };
         console::say(format_args!("host name {name}"));
         for error in identity::assume(&name) {
             console::say(error);
@@ -236,7 +271,9 @@ impl Machine {
     fn settle_time(&mut self, now: Duration) {
         let since = *self.network_since.get_or_insert(now);
         if self.network.ntp_servers().is_empty() && self.network.complete() {
-            console::say("time: the network names no time server (DHCP option 42, ip=): the battery clock's time stands");
+            console::say(
+                "time: the network names no time server (DHCP option 42, ip=): the battery clock's time stands",
+            );
             self.facts.time_settled = true;
         } else if now >= since + PATIENCE {
             console::say("time: no server has answered yet: going on with the battery clock's time");
@@ -248,19 +285,43 @@ impl Machine {
     fn look(&mut self, now: Duration) {
         self.looked = now;
         let waiting = self.waiting.iter().map(|reason| format!("waiting for {reason}"));
-        let missing = self.network.missing.iter().map(|name| format!("network: {name} is not there"));
+        let missing = self
+            .network
+            .missing
+            .iter()
+            .map(|name| format!("network: {name} is not there"));
         let reasons: Vec<String> = waiting.chain(missing).collect();
         if reasons != self.reminded.0 || now >= self.reminded.1 + REMIND {
             reasons.iter().for_each(console::say);
             self.reminded = (reasons, now);
         }
-        let Ok(space) = rustix::fs::statvfs(disk::MOUNT_POINT) else { return };
-        let full = self.facts.state_ready && space.f_bavail * 100 < space.f_blocks * FULL_PERCENT;
-        if full != self.full {
-            let free = space.f_bavail * space.f_frsize >> 20;
-            let verdict = if full { "is FULL: services may fail" } else { "has room again" };
-            console::say(format_args!("{} {verdict} ({free} MiB free)", disk::MOUNT_POINT));
-            self.full = full;
+        if self.facts.state_ready {
+            self.look_at_state();
+        }
+    }
+
+    fn look_at_state(&mut self) {
+        let Ok(space) = rustix::fs::statvfs(disk::MOUNT_POINT) else {
+            return;
+        };
+        let free = (space.f_bavail * space.f_frsize) >> 20;
+        let health = if space.f_flag.contains(StatVfsMountFlags::RDONLY) {
+            Health::ReadOnly
+        } else if space.f_bavail * 100 < space.f_blocks * FULL_PERCENT {
+            Health::Full
+        } else {
+            Health::Good
+        };
+        if health != self.health {
+            console::say(match health {
+                Health::Good => format!("{} has room again ({free} MiB free)", disk::MOUNT_POINT),
+                Health::Full => format!(
+                    "{} is FULL: services may fail ({free} MiB free)",
+                    disk::MOUNT_POINT
+                ),
+                Health::ReadOnly => format!("{} is READ-ONLY: the disk has errors", disk::MOUNT_POINT),
+            });
+            self.health = health;
         }
     }
 
@@ -291,10 +352,16 @@ impl Machine {
         };
         match result {
             Ok(pid) => {
-                console::say(format_args!("{name}: started as {pid}, {:.3}s after kernel start", clock::since_boot().as_secs_f64()));
+                console::say(format_args!(
+                    "{name}: started as {pid}, {:.3}s after kernel start",
+                    clock::since_boot().as_secs_f64()
+                ));
                 ServiceEvent::Started { name, pid }
             }
-            Err(error) => ServiceEvent::StartFailed { name, error: error.to_string() },
+            Err(error) => ServiceEvent::StartFailed {
+                name,
+                error: error.to_string(),
+            },
         }
     }
 

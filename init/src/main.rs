@@ -12,7 +12,10 @@ Called under the name modprobe: modprobe [-q] [--] MODULE|ALIAS…";
 fn main() -> ExitCode {
     let mut args = env::args();
     let name = args.next().unwrap_or_default();
-    let called_as = Path::new(&name).file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let called_as = Path::new(&name)
+        .file_name()
+        .and_then(|name| name.to_str())
+        .unwrap_or_default();
     if called_as == "modprobe" {
         return init::modules::modprobe(args);
     }

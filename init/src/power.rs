@@ -46,7 +46,11 @@ pub fn start(request: impl Fn(Request) + Send + Sync + 'static) {
     keep("buttons", move || {
         loop {
             for device in power_buttons() {
-                if watched.lock().unwrap_or_else(PoisonError::into_inner).insert(device.clone()) {
+                if watched
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .insert(device.clone())
+                {
                     watch(device, request.clone(), watched.clone());
                 }
             }
@@ -57,7 +61,11 @@ pub fn start(request: impl Fn(Request) + Send + Sync + 'static) {
 
 /// Ctrl-Alt-Del arrives as SIGINT; systemd's, busybox' and sysvinit's callers use the others.
 fn meaning(signal: i32) -> Request {
-    if signal == libc::SIGINT { Request::Reboot } else { Request::PowerOff }
+    if signal == libc::SIGINT {
+        Request::Reboot
+    } else {
+        Request::PowerOff
+    }
 }
 
 /// Input devices that have a power key.
@@ -76,7 +84,8 @@ fn power_buttons() -> Vec<PathBuf> {
 /// sysfs prints the key bitmap as 64-bit words in hexadecimal, highest first.
 fn has_key(bitmap: &str, key: u16) -> bool {
     let word = bitmap.split_whitespace().rev().nth(usize::from(key / 64));
-    word.and_then(|word| u64::from_str_radix(word, 16).ok()).is_some_and(|word| word >> (key % 64) & 1 == 1)
+    word.and_then(|word| u64::from_str_radix(word, 16).ok())
+        .is_some_and(|word| word >> (key % 64) & 1 == 1)
 }
 
 fn watch(path: PathBuf, request: Arc<dyn Fn(Request) + Send + Sync>, watched: Arc<Mutex<HashSet<PathBuf>>>) {
@@ -90,7 +99,10 @@ fn watch(path: PathBuf, request: Arc<dyn Fn(Request) + Send + Sync>, watched: Ar
             }
         }
         // Gone: if it comes back, it is a new one.
-        watched.lock().unwrap_or_else(PoisonError::into_inner).remove(&path);
+        watched
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&path);
     });
 }
 

@@ -47,7 +47,13 @@ pub fn finish(request: Request) {
 fn others_run() -> bool {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries
-        .filter(|entry| entry.file_name().to_string_lossy().parse::<u32>().is_ok_and(|pid| pid != 1))
+        .filter(|entry| {
+            entry
+                .file_name()
+                .to_string_lossy()
+                .parse::<u32>()
+                .is_ok_and(|pid| pid != 1)
+        })
         .any(|entry| fs::read(entry.path().join("cmdline")).is_ok_and(|line| !line.is_empty()))
 }
 
@@ -72,8 +78,13 @@ fn release_state() {
 
 /// The mount points at and below a directory, last mounted first (proc_pid_mountinfo(5)).
 fn within(mountinfo: &str, dir: &str) -> Vec<String> {
-    let targets = mountinfo.lines().filter_map(|line| line.split(' ').nth(4)).map(unescape);
-    let mut targets: Vec<String> = targets.filter(|target| Path::new(target).starts_with(dir)).collect();
+    let targets = mountinfo
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(unescape);
+    let mut targets: Vec<String> = targets
+        .filter(|target| Path::new(target).starts_with(dir))
+        .collect();
     targets.reverse();
     targets
 }
@@ -84,7 +95,9 @@ fn unescape(field: &str) -> String {
     let mut rest = field;
     while let Some(at) = rest.find('\\') {
         text.push_str(&rest[..at]);
-        let code = rest.get(at + 1..at + 4).and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        let code = rest
+            .get(at + 1..at + 4)
+            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
         match code {
             Some(code) => text.push(code.into()),
             None => text.push('\\'),
@@ -107,7 +120,10 @@ mod tests {
 32 30 0:31 / /var/lib/a\\040b rw - overlay overlay rw
 33 32 0:32 / /var/lib/a\\040b/proc rw - proc proc rw
 ";
-        assert_eq!(within(mountinfo, "/var"), ["/var/lib/a b/proc", "/var/lib/a b", "/var"]);
+        assert_eq!(
+            within(mountinfo, "/var"),
+            ["/var/lib/a b/proc", "/var/lib/a b", "/var"]
+        );
     }
 
     #[test]

@@ -11,7 +11,10 @@ use std::{
 pub fn report_panics() {
     panic::set_hook(Box::new(|info| {
         let thread = thread::current();
-        console::say(format_args!("thread {} panicked: {info}", thread.name().unwrap_or("?")));
+        console::say(format_args!(
+            "thread {} panicked: {info}",
+            thread.name().unwrap_or("?")
+        ));
     }));
 }
 
@@ -22,7 +25,11 @@ pub fn keep(name: &str, mut body: impl FnMut() + Send + 'static) {
             thread::sleep(Duration::from_secs(1));
         }
     };
-    if let Err(error) = thread::Builder::new().name(name.to_owned()).stack_size(512 * 1024).spawn(watched) {
+    if let Err(error) = thread::Builder::new()
+        .name(name.to_owned())
+        .stack_size(512 * 1024)
+        .spawn(watched)
+    {
         console::say(format_args!("thread {name} could not start: {error}"));
     }
 }

@@ -39,7 +39,11 @@ fn main() -> ExitCode {
     let dir = env::temp_dir().join(format!("init-supervisor-{}", std::process::id()));
     fs::create_dir_all(&dir).expect("a temporary directory");
     // Who is not root becomes root in a user namespace.
-    let user: &[&str] = if rustix::process::geteuid().is_root() { &[] } else { &["--user", "--map-root-user"] };
+    let user: &[&str] = if rustix::process::geteuid().is_root() {
+        &[]
+    } else {
+        &["--user", "--map-root-user"]
+    };
     let status = Command::new("unshare")
         .args(user)
         .args(["--pid", "--fork", "--mount-proc", "--kill-child"])
@@ -50,7 +54,10 @@ fn main() -> ExitCode {
     let log = fs::read_to_string(dir.join("log")).unwrap_or_default();
     println!("{log}");
     assert!(status.success(), "PID 1 ended with {status}");
-    assert!(log.ends_with("all promises kept\n"), "PID 1 did not get to its end");
+    assert!(
+        log.ends_with("all promises kept\n"),
+        "PID 1 did not get to its end"
+    );
     fs::remove_dir_all(&dir).expect("remove the temporary directory");
     ExitCode::SUCCESS
 }
@@ -87,7 +94,8 @@ impl Loop {
                 Action::Start(name) => {
                     let sender = self.sender.clone();
                     let service = self.supervisor.service(&name).expect("a known service").clone();
-                    let exited = move |pid, exit| sender.send(Event::Exited { pid, exit }).expect("the loop lives");
+                    let exited =
+                        move |pid, exit| sender.send(Event::Exited { pid, exit }).expect("the loop lives");
                     let pid = self.runner.start(&service, exited).expect("sh starts");
                     self.story.push(format!("{name}: started"));
                     self.step(Event::Started { name, pid });
@@ -104,8 +112,15 @@ impl Loop {
     fn run_until(&mut self, what: &str, done: impl Fn(&Self) -> bool) {
         let deadline = clock::since_boot() + LIMIT;
         while !done(self) {
-            assert!(clock::since_boot() < deadline, "{what} did not happen: {:#?}", self.story);
-            let event = self.events.recv_timeout(Duration::from_millis(20)).unwrap_or(Event::Tick);
+            assert!(
+                clock::since_boot() < deadline,
+                "{what} did not happen: {:#?}",
+                self.story
+            );
+            let event = self
+                .events
+                .recv_timeout(Duration::from_millis(20))
+                .unwrap_or(Event::Tick);
             self.step(event);
         }
         self.log(what);
@@ -141,26 +156,66 @@ fn as_pid_1(dir: &Path) {
     let orphan = dir.join("orphan");
     let prepared = dir.join("prepared");
     machine.supervisor.add(vec![
-        service("prepare", &format!("echo preparing; touch {}", prepared.display()), Kind::Oneshot, &[]),
+        service(
+            "prepare",
+            &format!("echo preparing; touch {}", prepared.display()),
+            Kind::Oneshot,
+            &[],
+        ),
         // Leaves a child behind that outlives it, and so becomes PID 1's.
         service(
             "parent",
-            &format!("test -e {} || exit 9; (sleep 0.2; touch {}) & exit 3", prepared.display(), orphan.display()),
+            &format!(
+                "test -e {} || exit 9; (sleep 0.2; touch {}) & exit 3",
+                prepared.display(),
+                orphan.display()
+            ),
             Kind::Daemon,
             &["prepare"],
         ),
-        service("steady", "trap 'exit 0' TERM; while :; do sleep 0.05; done", Kind::Daemon, &["prepare"]),
-        service("stubborn", "trap '' TERM; while :; do sleep 0.05; done", Kind::Daemon, &["steady"]),
+        service(
+            "steady",
+            "trap 'exit 0' TERM; while :; do sleep 0.05; done",
+            Kind::Daemon,
+            &["prepare"],
+        ),
+        service(
+            "stubborn",
+            "trap '' TERM; while :; do sleep 0.05; done",
+            Kind::Daemon,
+            &["steady"],
+        ),
     ]);
     machine.step(Event::Tick);
 
-    machine.run_until("a daemon that ends is started again, later each time", |m| m.count("parent: started") >= 3);
-    let pauses: Vec<&str> = machine.story.iter().filter_map(|line| line.strip_prefix("parent: exited with status 3; ")).collect();
-    assert_eq!(pauses[..2], ["starting again in 0.5 s (failure 1)", "starting again in 1.0 s (failure 2)"]);
-    assert_eq!(machine.count("prepare: started"), 1, "a oneshot that succeeded must not run again");
-    assert!(machine.story.iter().position(|line| line == "prepare: done") < machine.story.iter().position(|line| line == "parent: started"));
+    machine.run_until("a daemon that ends is started again, later each time", |m| {
+        m.count("parent: started") >= 3
+    });
+    let pauses: Vec<&str> = machine
+        .story
+        .iter()
+        .filter_map(|line| line.strip_prefix("parent: exited with status 3; "))
+        .collect();
+    assert_eq!(
+        pauses[..2],
+        [
+            "starting again in 0.5 s (failure 1)",
+            "starting again in 1.0 s (failure 2)"
+        ]
+    );
+    assert_eq!(
+        machine.count("prepare: started"),
+        1,
+        "a oneshot that succeeded must not run again"
+    );
+    assert!(
+        machine.story.iter().position(|line| line == "prepare: done")
+            < machine.story.iter().position(|line| line == "parent: started")
+    );
 
-    machine.run_until("orphans lived on, ended and were reaped", |_| orphan.exists() && zombies() == 0);
+    machine.run_until("orphans lived on, ended and were reaped", |_| {
+        orphan.exists() && zombies() == 0
+    });
 
     let (panicked, panics) = mpsc::channel();
     let mut first = true;
@@ -171,7 +226,9 @@ fn as_pid_1(dir: &Path) {
         }
     });
     for _ in 0..2 {
-        panics.recv_timeout(LIMIT).expect("a thread that panicked is started again");
+        panics
+            .recv_timeout(LIMIT)
+            .expect("a thread that panicked is started again");
     }
     machine.log("a panicking thread did not take PID 1 along");
 
@@ -185,10 +242,20 @@ fn as_pid_1(dir: &Path) {
 
     machine.step(Event::StopAll);
     machine.run_until("everything stopped", |m| m.stopped);
-    let ends: Vec<&String> = machine.story.iter().filter(|line| line.contains("stop")).collect();
+    let ends: Vec<&String> = machine
+        .story
+        .iter()
+        .filter(|line| line.contains("stop"))
+        .collect();
     assert_eq!(
         ends,
-        ["stubborn: stopping", "stubborn: not stopped after 1 s: killed", "stubborn: stopped", "steady: stopping", "steady: stopped"]
+        [
+            "stubborn: stopping",
+            "stubborn: not stopped after 1 s: killed",
+            "stubborn: stopped",
+            "steady: stopping",
+            "steady: stopped"
+        ]
     );
     let log = fs::read_to_string(dir.join("prepare")).expect("the service's ring");
     assert_eq!(log, "preparing\n");
@@ -200,5 +267,11 @@ fn as_pid_1(dir: &Path) {
 fn zombies() -> usize {
     let entries = fs::read_dir("/proc").expect("/proc").flatten();
     let stats = entries.filter_map(|entry| fs::read_to_string(entry.path().join("stat")).ok());
-    stats.filter(|stat| stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z'))).count()
+    stats
+        .filter(|stat| {
+            stat.rsplit(')')
+                .next()
+                .is_some_and(|rest| rest.trim_start().starts_with('Z'))
+        })
+        .count()
 }

@@ -69,27 +69,26 @@ pub fn parse(cmdline: &str) -> (NodeConfig, Vec<ParameterError>) {
     let mut errors = Vec::new();
     for word in words::split(cmdline) {
         let (name, value) = word.split_once('=').unwrap_or((&word, ""));
-        match keys::KEYS.iter().find(|key| key.name == name) {
-            Some(key) => {
-                if (key.set)(&mut config, value).is_none() {
-                    errors.push(ParameterError::BadValue {
-                        parameter: name.to_owned(),
-                        value: if key.secret {
-                            "<hidden>".to_owned()
-                        } else {
-                            value.to_owned()
-                        },
-                        expected: key.expected.to_owned(),
-                    });
-                }
-            }
-            None if name.starts_with(keys::PREFIX) => errors.push(ParameterError::Unknown {
+        let error = match keys::KEYS.iter().find(|key| key.name == name) {
+            Some(key) => (key.set)(&mut config, value)
+                .is_none()
+                .then(|| ParameterError::BadValue {
+                    parameter: name.to_owned(),
+                    value: if key.secret {
+                        "<hidden>".to_owned()
+                    } else {
+                        value.to_owned()
+                    },
+                    expected: key.expected.to_owned(),
+                }),
+            None if name.starts_with(keys::PREFIX) => Some(ParameterError::Unknown {
                 parameter: name.to_owned(),
                 value: value.to_owned(),
                 expected: keys::suggestion(name),
             }),
-            None => {}
-        }
+            None => None,
+        };
+        errors.extend(error);
     }
     (config, errors)
 }

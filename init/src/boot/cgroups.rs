@@ -7,7 +7,9 @@ const ROOT: &str = "/sys/fs/cgroup";
 
 pub(super) fn delegate() -> Result<(), StepError> {
     fs::create_dir_all(SERVICE_CGROUPS).map_err(StepError::at(SERVICE_CGROUPS))?;
-    let failed = [ROOT, SERVICE_CGROUPS].into_iter().flat_map(|dir| enable_all(Path::new(dir)));
+    let failed = [ROOT, SERVICE_CGROUPS]
+        .into_iter()
+        .flat_map(|dir| enable_all(Path::new(dir)));
     collect(failed)
 }
 
@@ -19,13 +21,18 @@ fn enable_all(dir: &Path) -> Vec<String> {
         Ok(available) => available,
         Err(error) => return vec![format!("{}: {error}", dir.display())],
     };
-    let all: Vec<String> = available.split_whitespace().map(|name| format!("+{name}")).collect();
+    let all: Vec<String> = available
+        .split_whitespace()
+        .map(|name| format!("+{name}"))
+        .collect();
     if fs::write(&control, all.join(" ")).is_ok() {
         return vec![];
     }
     let enable = |name: &str| -> Option<String> {
         let result: io::Result<()> = fs::write(&control, format!("+{name}"));
-        result.err().map(|error| format!("{}: {name}: {error}", control.display()))
+        result
+            .err()
+            .map(|error| format!("{}: {name}: {error}", control.display()))
     };
     available.split_whitespace().filter_map(enable).collect()
 }

@@ -26,7 +26,9 @@ pub(super) fn prepare() -> Result<(), StepError> {
     }
     for (link, target) in LINKS {
         match symlink(target, link) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(StepError::at(*link)(error)),
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(StepError::at(*link)(error));
+            }
             _ => {}
         }
     }

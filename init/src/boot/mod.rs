@@ -17,7 +17,12 @@ use crate::{
 };
 use node_config::NodeConfig;
 use rustix::system::{RebootCommand, reboot};
-use std::{io, path::PathBuf, process::ExitCode, sync::{Arc, atomic::AtomicBool}};
+use std::{
+    io,
+    path::PathBuf,
+    process::ExitCode,
+    sync::{Arc, atomic::AtomicBool},
+};
 
 /// Above all services' cgroups.
 pub const SERVICE_CGROUPS: &str = "/sys/fs/cgroup/system";
@@ -92,7 +97,10 @@ pub fn run() -> ExitCode {
             break;
         }
     }
-    console::say(format_args!("boot steps done {:.3}s after kernel start", clock::since_boot().as_secs_f64()));
+    console::say(format_args!(
+        "boot steps done {:.3}s after kernel start",
+        clock::since_boot().as_secs_f64()
+    ));
     Machine::new(boot).run();
     ExitCode::FAILURE
 }

@@ -1,7 +1,10 @@
 //! The kernel's file systems, as a table read top to bottom.
 
 use super::{StepError, plan::collect};
-use rustix::{io::Errno, mount::{MountFlags, mount}};
+use rustix::{
+    io::Errno,
+    mount::{MountFlags, mount},
+};
 use std::{ffi::CStr, fs, path::Path};
 
 pub(super) struct Mount {
@@ -13,12 +16,25 @@ pub(super) struct Mount {
     optional: bool,
 }
 
-const PLAIN: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
+const PLAIN: MountFlags = MountFlags::NOSUID
+    .union(MountFlags::NODEV)
+    .union(MountFlags::NOEXEC);
 const DEVICES: MountFlags = MountFlags::NOSUID.union(MountFlags::NOEXEC);
 const SHARED: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV);
 
-const fn mounted(target: &'static str, kind: &'static str, flags: MountFlags, options: &'static CStr) -> Mount {
-    Mount { target, kind, flags, options, optional: false }
+const fn mounted(
+    target: &'static str,
+    kind: &'static str,
+    flags: MountFlags,
+    options: &'static CStr,
+) -> Mount {
+    Mount {
+        target,
+        kind,
+        flags,
+        options,
+        optional: false,
+    }
 }
 
 pub(super) const MOUNTS: &[Mount] = &[
@@ -31,9 +47,20 @@ pub(super) const MOUNTS: &[Mount] = &[
     mounted("/run", "tmpfs", SHARED, c"mode=0755"),
     mounted("/tmp", "tmpfs", SHARED, c"mode=1777"),
     // memory_recursiveprot: a service's memory.min protects what is inside its cgroup, too.
-    mounted("/sys/fs/cgroup", "cgroup2", PLAIN, c"nsdelegate,memory_recursiveprot"),
-    Mount { optional: true, ..mounted("/sys/kernel/security", "securityfs", PLAIN, c"") },
-    Mount { optional: true, ..mounted("/sys/firmware/efi/efivars", "efivarfs", PLAIN, c"") },
+    mounted(
+        "/sys/fs/cgroup",
+        "cgroup2",
+        PLAIN,
+        c"nsdelegate,memory_recursiveprot",
+    ),
+    Mount {
+        optional: true,
+        ..mounted("/sys/kernel/security", "securityfs", PLAIN, c"")
+    },
+    Mount {
+        optional: true,
+        ..mounted("/sys/firmware/efi/efivars", "efivarfs", PLAIN, c"")
+    },
 ];
 
 pub(super) fn mount_all() -> Result<(), StepError> {
@@ -61,7 +88,9 @@ impl Mount {
 /// The entries that are not within another entry: those move when the root does.
 pub(super) fn outermost() -> impl Iterator<Item = &'static Mount> {
     MOUNTS.iter().filter(|entry| {
-        !MOUNTS.iter().any(|other| Path::new(entry.target).starts_with(other.target) && entry.target != other.target)
+        !MOUNTS
+            .iter()
+            .any(|other| Path::new(entry.target).starts_with(other.target) && entry.target != other.target)
     })
 }
 
@@ -73,7 +102,12 @@ mod tests {
     fn a_mount_comes_after_the_one_it_is_in() {
         for (index, entry) in MOUNTS.iter().enumerate() {
             for later in &MOUNTS[index + 1..] {
-                assert!(!Path::new(entry.target).starts_with(later.target), "{} hides {}", later.target, entry.target);
+                assert!(
+                    !Path::new(entry.target).starts_with(later.target),
+                    "{} hides {}",
+                    later.target,
+                    entry.target
+                );
             }
         }
     }

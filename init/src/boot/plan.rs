@@ -1,7 +1,9 @@
 //! The boot, read top to bottom.
 
 use super::{
-    Boot, Policy::{Degrade, Rescue}, Step, StepError, cgroups, files, mounts, root, sysctls,
+    Boot,
+    Policy::{Degrade, Rescue},
+    Step, StepError, cgroups, files, mounts, root, sysctls,
 };
 use crate::{console, modules, services::table, sys::clock, thread::keep, time};
 use node_config::NodeConfig;
@@ -13,18 +15,66 @@ use std::{
 };
 
 pub(super) const STEPS: &[Step] = &[
-    Step { name: "mounts", on_failure: Degrade, run: |_| mounts::mount_all() },
-    Step { name: "consoles", on_failure: Degrade, run: |_| consoles() },
-    Step { name: "modules for the root", on_failure: Degrade, run: |_| listed_modules() },
-    Step { name: "root", on_failure: Rescue, run: |_| root::enter() },
-    Step { name: "parameters", on_failure: Degrade, run: parameters },
-    Step { name: "limits", on_failure: Degrade, run: |_| limits() },
-    Step { name: "drivers", on_failure: Degrade, run: drivers },
-    Step { name: "kernel settings", on_failure: Degrade, run: |_| sysctls::apply() },
-    Step { name: "cgroups", on_failure: Degrade, run: |_| cgroups::delegate() },
-    Step { name: "clock", on_failure: Degrade, run: |_| Ok(time::from_battery()?) },
-    Step { name: "files", on_failure: Degrade, run: |_| files::prepare() },
-    Step { name: "image", on_failure: Degrade, run: image },
+    Step {
+        name: "mounts",
+        on_failure: Degrade,
+        run: |_| mounts::mount_all(),
+    },
+    Step {
+        name: "consoles",
+        on_failure: Degrade,
+        run: |_| consoles(),
+    },
+    Step {
+        name: "modules for the root",
+        on_failure: Degrade,
+        run: |_| listed_modules(),
+    },
+    Step {
+        name: "root",
+        on_failure: Rescue,
+        run: |_| root::enter(),
+    },
+    Step {
+        name: "parameters",
+        on_failure: Degrade,
+        run: parameters,
+    },
+    Step {
+        name: "limits",
+        on_failure: Degrade,
+        run: |_| limits(),
+    },
+    Step {
+        name: "drivers",
+        on_failure: Degrade,
+        run: drivers,
+    },
+    Step {
+        name: "kernel settings",
+        on_failure: Degrade,
+        run: |_| sysctls::apply(),
+    },
+    Step {
+        name: "cgroups",
+        on_failure: Degrade,
+        run: |_| cgroups::delegate(),
+    },
+    Step {
+        name: "clock",
+        on_failure: Degrade,
+        run: |_| Ok(time::from_battery()?),
+    },
+    Step {
+        name: "files",
+        on_failure: Degrade,
+        run: |_| files::prepare(),
+    },
+    Step {
+        name: "image",
+        on_failure: Degrade,
+        run: image,
+    },
 ];
 
 fn consoles() -> Result<(), StepError> {
@@ -54,7 +104,8 @@ fn parameters(boot: &mut Boot) -> Result<(), StepError> {
     let mut told: Vec<String> = errors.iter().map(ToString::to_string).collect();
     let later = LATER.iter().filter(|(_, given)| given(&config));
     told.extend(later.map(|(name, _)| format!("{name}: not supported by this version, and ignored")));
-    told.iter().for_each(|error| console::say(format_args!("parameter error: {error}")));
+    told.iter()
+        .for_each(|error| console::say(format_args!("parameter error: {error}")));
     boot.config = Arc::new(config);
     fs::create_dir_all("/run/ironlet/log").map_err(StepError::at("/run/ironlet/log"))?;
     let text: String = told.iter().map(|error| format!("{error}\n")).collect();
@@ -69,7 +120,10 @@ fn listed_modules() -> Result<(), StepError> {
         Err(error) => return Err(StepError::at(modules::LIST)(error)),
     };
     let loader = modules::Loader::of_running_kernel()?;
-    let names = list.lines().map(str::trim).filter(|name| !name.is_empty() && !name.starts_with('#'));
+    let names = list
+        .lines()
+        .map(str::trim)
+        .filter(|name| !name.is_empty() && !name.starts_with('#'));
     collect(names.filter_map(|name| loader.load(name).err()))
 }
 
@@ -77,13 +131,26 @@ fn listed_modules() -> Result<(), StepError> {
 /// in containers need more.
 fn limits() -> Result<(), StepError> {
     const FILES: u64 = 1 << 20;
-    let limit = |most| Rlimit { current: most, maximum: most };
+    let limit = |most| Rlimit {
+        current: most,
+        maximum: most,
+    };
     let limits = [
         (Resource::Nofile, limit(Some(FILES))),
         (Resource::Nproc, limit(None)),
-        (Resource::Core, Rlimit { current: Some(0), maximum: None }),
+        (
+            Resource::Core,
+            Rlimit {
+                current: Some(0),
+                maximum: None,
+            },
+        ),
     ];
-    collect(limits.into_iter().filter_map(|(resource, limit)| setrlimit(resource, limit).err().map(io::Error::from)))
+    collect(
+        limits
+            .into_iter()
+            .filter_map(|(resource, limit)| setrlimit(resource, limit).err().map(io::Error::from)),
+    )
 }
 
 /// Drivers of the devices present and to come, then the modules that no device announces, beside the rest of boot:
@@ -110,11 +177,19 @@ fn drivers(boot: &mut Boot) -> Result<(), StepError> {
         modules::name_virtio_ports();
         settled.store(true, Ordering::Release);
         let devices = clock::since_boot();
-        for error in [listed_modules(), sysctls::apply()].into_iter().filter_map(Result::err) {
+        for error in [listed_modules(), sysctls::apply()]
+            .into_iter()
+            .filter_map(Result::err)
+        {
             console::say(format_args!("modules and their settings: {error}"));
         }
-        let (devices, modules) = ((devices - started).as_millis(), (clock::since_boot() - devices).as_millis());
-        console::say(format_args!("drivers of devices: {devices} ms, other modules: {modules} ms, beside the boot"));
+        let (devices, modules) = (
+            (devices - started).as_millis(),
+            (clock::since_boot() - devices).as_millis(),
+        );
+        console::say(format_args!(
+            "drivers of devices: {devices} ms, other modules: {modules} ms, beside the boot"
+        ));
     });
     Ok(())
 }
@@ -133,7 +208,11 @@ fn image(boot: &mut Boot) -> Result<(), StepError> {
 /// One failure does not stop the others from being tried, and each is told.
 pub(super) fn collect<E: ToString>(errors: impl Iterator<Item = E>) -> Result<(), StepError> {
     let errors: Vec<String> = errors.map(|error| error.to_string()).collect();
-    if errors.is_empty() { Ok(()) } else { Err(StepError::Several(errors)) }
+    if errors.is_empty() {
+        Ok(())
+    } else {
+        Err(StepError::Several(errors))
+    }
 }
 
 #[cfg(test)]
@@ -141,7 +220,10 @@ mod tests {
     use super::*;
 
     fn position(name: &str) -> usize {
-        STEPS.iter().position(|step| step.name == name).unwrap_or_else(|| panic!("no step {name}"))
+        STEPS
+            .iter()
+            .position(|step| step.name == name)
+            .unwrap_or_else(|| panic!("no step {name}"))
     }
 
     #[test]
@@ -153,15 +235,27 @@ mod tests {
             ("root", "parameters"),
             ("parameters", "image"),
         ] {
-            assert!(position(before) < position(after), "{before} must come before {after}");
+            assert!(
+                position(before) < position(after),
+                "{before} must come before {after}"
+            );
         }
     }
 
     #[test]
     fn parameters_of_later_versions_are_not_ignored() {
-        for cmdline in ["bond=bond0:eth0", "vlan=v7:eth0", "ironlet.install=auto", "ironlet.config=https://c/x"] {
+        for cmdline in [
+            "bond=bond0:eth0",
+            "vlan=v7:eth0",
+            "ironlet.install=auto",
+            "ironlet.config=https://c/x",
+        ] {
             let config = node_config::parse(cmdline).0;
-            let named: Vec<_> = LATER.iter().filter(|(_, given)| given(&config)).map(|(name, _)| *name).collect();
+            let named: Vec<_> = LATER
+                .iter()
+                .filter(|(_, given)| given(&config))
+                .map(|(name, _)| *name)
+                .collect();
             assert_eq!(named.len(), 1, "{cmdline}");
             assert!(cmdline.starts_with(named[0]), "{cmdline}");
         }

@@ -30,7 +30,11 @@ pub(super) fn enter() -> Result<(), StepError> {
     fs::create_dir_all(STAGE).map_err(StepError::at(STAGE))?;
     mount("tmpfs", STAGE, "tmpfs", MountFlags::empty(), c"mode=0755").map_err(at(STAGE))?;
     fs::create_dir_all(NEW_ROOT).map_err(StepError::at(NEW_ROOT))?;
-    if Path::new(IMAGE).exists() { overlay_image()? } else { move_content()? }
+    if Path::new(IMAGE).exists() {
+        overlay_image()?
+    } else {
+        move_content()?
+    }
     for entry in mounts::outermost() {
         let target = format!("{NEW_ROOT}{}", entry.target);
         fs::create_dir_all(&target).map_err(StepError::at(&target))?;
@@ -51,7 +55,8 @@ fn at(path: &str) -> impl FnOnce(rustix::io::Errno) -> StepError {
 /// Whether `/` is the kernel's initial file system (ramfs or tmpfs, rootfs by its name).
 fn is_first_root() -> Result<bool, StepError> {
     let mounts = fs::read_to_string("/proc/self/mounts").map_err(StepError::at("/proc/self/mounts"))?;
-    Ok(mounts.lines().any(|line| line.starts_with("rootfs / ")) || !mounts.lines().any(|line| line.split(' ').nth(1) == Some("/")))
+    Ok(mounts.lines().any(|line| line.starts_with("rootfs / "))
+        || !mounts.lines().any(|line| line.split(' ').nth(1) == Some("/")))
 }
 
 /// The squashfs below, memory above. The initramfs' files are removed: the mounts hold what is in use, and the rest
@@ -74,7 +79,11 @@ fn overlay_image() -> Result<(), StepError> {
         mount_bind("/init", &init).map_err(at(&init))?;
     }
     for path in old_content()? {
-        let removed = if path.is_dir() && !path.is_symlink() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        let removed = if path.is_dir() && !path.is_symlink() {
+            fs::remove_dir_all(&path)
+        } else {
+            fs::remove_file(&path)
+        };
         removed.map_err(StepError::at(&path))?;
     }
     Ok(())
@@ -82,9 +91,17 @@ fn overlay_image() -> Result<(), StepError> {
 
 /// What lies in the initramfs' root, apart from what is mounted there.
 fn old_content() -> Result<Vec<PathBuf>, StepError> {
-    let kept: Vec<&str> = mounts::outermost().map(|entry| entry.target).chain([STAGE]).collect();
-    let entries = fs::read_dir("/").map_err(StepError::at("/"))?.flatten().map(|entry| entry.path());
-    Ok(entries.filter(|path| !kept.iter().any(|kept| path == Path::new(kept))).collect())
+    let kept: Vec<&str> = mounts::outermost()
+        .map(|entry| entry.target)
+        .chain([STAGE])
+        .collect();
+    let entries = fs::read_dir("/")
+        .map_err(StepError::at("/"))?
+        .flatten()
+        .map(|entry| entry.path());
+    Ok(entries
+        .filter(|path| !kept.iter().any(|kept| path == Path::new(kept)))
+        .collect())
 }
 
 /// Moves every file to memory under the new root, one at a time, so that nothing is held twice for long.

@@ -18,10 +18,17 @@ fn block_devices() -> Vec<PathBuf> {
     let mut names: Vec<String> = entries
         .filter(|entry| fs::read_to_string(entry.path().join("size")).is_ok_and(|size| size.trim() != "0"))
         .filter_map(|entry| entry.file_name().into_string().ok())
-        .filter(|name| !["loop", "ram", "zram", "sr", "fd"].iter().any(|prefix| name.starts_with(prefix)))
+        .filter(|name| {
+            !["loop", "ram", "zram", "sr", "fd"]
+                .iter()
+                .any(|prefix| name.starts_with(prefix))
+        })
         .collect();
     names.sort();
-    names.into_iter().map(|name| Path::new("/dev").join(name)).collect()
+    names
+        .into_iter()
+        .map(|name| Path::new("/dev").join(name))
+        .collect()
 }
 
 /// The device and what it holds.
@@ -33,7 +40,10 @@ pub fn find(selector: &DiskSelector) -> Result<(PathBuf, Content), DiskError> {
             if !fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_block_device()) {
                 return Err(absent());
             }
-            let content = content(path).map_err(|error| DiskError::Io { path: path.clone(), error })?;
+            let content = content(path).map_err(|error| DiskError::Io {
+                path: path.clone(),
+                error,
+            })?;
             Ok((path.clone(), content))
         }
         DiskSelector::Label(label) => block_devices()
@@ -46,6 +56,8 @@ pub fn find(selector: &DiskSelector) -> Result<(PathBuf, Content), DiskError> {
 
 fn content(device: &Path) -> io::Result<Content> {
     let mut start = Vec::new();
-    File::open(device)?.take(signature::LOOK_BYTES as u64).read_to_end(&mut start)?;
+    File::open(device)?
+        .take(signature::LOOK_BYTES as u64)
+        .read_to_end(&mut start)?;
     Ok(signature::identify(&start))
 }

@@ -42,7 +42,11 @@ pub enum DiskError {
     #[error("{program} is not in the image")]
     NoProgram { program: &'static str },
     #[error("{program} {device}: {exit}")]
-    Program { program: &'static str, device: PathBuf, exit: crate::sys::process::Exit },
+    Program {
+        program: &'static str,
+        device: PathBuf,
+        exit: crate::sys::process::Exit,
+    },
 }
 
 /// What /var is.
@@ -68,7 +72,9 @@ pub fn start(
 
 fn settle(selector: Option<&DiskSelector>, devices_settled: &AtomicBool, reaper: &Reaper) -> State {
     let optional = selector.is_none();
-    let selector = selector.cloned().unwrap_or_else(|| DiskSelector::Label(LABEL.to_owned()));
+    let selector = selector
+        .cloned()
+        .unwrap_or_else(|| DiskSelector::Label(LABEL.to_owned()));
     if selector == DiskSelector::None {
         return memory("ironlet.disk=none");
     }
@@ -96,18 +102,32 @@ fn settle(selector: Option<&DiskSelector>, devices_settled: &AtomicBool, reaper:
                 None => !matches!(error, DiskError::Absent(_)) || now - started > OPTIONAL_WITHIN,
             };
             if due {
-                console::say(format_args!("state disk: {text}; no service starts without it, trying on"));
+                console::say(format_args!(
+                    "state disk: {text}; no service starts without it, trying on"
+                ));
                 told = Some((text, now));
             }
         }
-        thread::sleep(if matches!(error, DiskError::Absent(_)) { RETRY } else { RETRY * 20 });
+        thread::sleep(if matches!(error, DiskError::Absent(_)) {
+            RETRY
+        } else {
+            RETRY * 20
+        });
     }
 }
 
 /// Makes /var memory; nothing of it will outlive the machine's power.
 fn memory(reason: &str) -> State {
-    console::say(format_args!("WARNING: no state disk ({reason}): all state is in memory and LOST at power-off"));
-    if let Err(error) = mount("tmpfs", MOUNT_POINT, "tmpfs", MountFlags::NODEV | MountFlags::NOSUID, c"mode=0755") {
+    console::say(format_args!(
+        "WARNING: no state disk ({reason}): all state is in memory and LOST at power-off"
+    ));
+    if let Err(error) = mount(
+        "tmpfs",
+        MOUNT_POINT,
+        "tmpfs",
+        MountFlags::NODEV | MountFlags::NOSUID,
+        c"mode=0755",
+    ) {
         console::say(format_args!("{MOUNT_POINT}: {error}"));
     }
     State::Memory

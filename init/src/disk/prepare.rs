@@ -8,9 +8,20 @@ use std::path::{Path, PathBuf};
 
 /// Every feature is named: the image has no mke2fs.conf, and a disk must not depend on one.
 const MKE2FS: &[&str] = &[
-    "-q", "-F", "-b", "4096", "-I", "256", "-m", "1", "-O",
+    "-q",
+    "-F",
+    "-b",
+    "4096",
+    "-I",
+    "256",
+    "-m",
+    "1",
+    "-O",
     "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg,sparse_super,large_file,huge_file,dir_nlink,extra_isize,metadata_csum",
-    "-E", "lazy_itable_init=1,lazy_journal_init=1", "-L", LABEL,
+    "-E",
+    "lazy_itable_init=1,lazy_journal_init=1",
+    "-L",
+    LABEL,
 ];
 
 /// e2fsck(8): errors were corrected.
@@ -22,16 +33,39 @@ pub fn state_disk(selector: &DiskSelector, reaper: &Reaper) -> Result<PathBuf, D
     match content {
         Content::Ext { .. } => check(&device, reaper)?,
         Content::Blank => {
-            console::say(format_args!("state disk: {} is blank: formatting", device.display()));
+            console::say(format_args!(
+                "state disk: {} is blank: formatting",
+                device.display()
+            ));
             match run("mke2fs", MKE2FS, &device, reaper)? {
                 Exit::Code(0) => {}
-                exit => return Err(DiskError::Program { program: "mke2fs", device, exit }),
+                exit => {
+                    return Err(DiskError::Program {
+                        program: "mke2fs",
+                        device,
+                        exit,
+                    });
+                }
             }
         }
-        Content::Other(content) => return Err(DiskError::Foreign { device, content: content.to_owned() }),
+        Content::Other(content) => {
+            return Err(DiskError::Foreign {
+                device,
+                content: content.to_owned(),
+            });
+        }
     }
-    mount(&device, MOUNT_POINT, "ext4", MountFlags::NOATIME | MountFlags::NODEV, c"errors=remount-ro")
-        .map_err(|error| DiskError::Io { path: device.clone(), error: error.into() })?;
+    mount(
+        &device,
+        MOUNT_POINT,
+        "ext4",
+        MountFlags::NOATIME | MountFlags::NODEV,
+        c"errors=remount-ro",
+    )
+    .map_err(|error| DiskError::Io {
+        path: device.clone(),
+        error: error.into(),
+    })?;
     Ok(device)
 }
 
@@ -40,10 +74,17 @@ fn check(device: &Path, reaper: &Reaper) -> Result<(), DiskError> {
     match run("e2fsck", &["-p"], device, reaper)? {
         Exit::Code(0) => Ok(()),
         Exit::Code(code) if code & !CORRECTED == 0 => {
-            console::say(format_args!("state disk: {}: errors were corrected", device.display()));
+            console::say(format_args!(
+                "state disk: {}: errors were corrected",
+                device.display()
+            ));
             Ok(())
         }
-        exit => Err(DiskError::Program { program: "e2fsck", device: device.to_owned(), exit }),
+        exit => Err(DiskError::Program {
+            program: "e2fsck",
+            device: device.to_owned(),
+            exit,
+        }),
     }
 }
 
@@ -51,7 +92,12 @@ fn run(program: &'static str, args: &[&str], device: &Path, reaper: &Reaper) -> 
     let path = programs::find(program).ok_or(DiskError::NoProgram { program })?;
     let mut command = programs::command(program);
     command.args(args).arg(device);
-    let (exit, output) = reaper.run(command).map_err(|error| DiskError::Io { path, error })?;
-    output.lines().filter(|line| !line.trim().is_empty()).for_each(|line| console::relay(program, line));
+    let (exit, output) = reaper
+        .run(command)
+        .map_err(|error| DiskError::Io { path, error })?;
+    output
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .for_each(|line| console::relay(program, line));
     Ok(exit)
 }

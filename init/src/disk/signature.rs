@@ -7,7 +7,9 @@ pub const LOOK_BYTES: usize = 1 << 20;
 pub enum Content {
     Blank,
     /// ext2, ext3 or ext4, with its label.
-    Ext { label: String },
+    Ext {
+        label: String,
+    },
     Other(&'static str),
 }
 
@@ -36,12 +38,18 @@ pub fn identify(start: &[u8]) -> Content {
     if holds(EXT_MAGIC.0, EXT_MAGIC.1) {
         let label = start.get(EXT_LABEL..EXT_LABEL + 16).unwrap_or(&[]);
         let label = label.split(|&b| b == 0).next().unwrap_or(&[]);
-        return Content::Ext { label: String::from_utf8_lossy(label).into_owned() };
+        return Content::Ext {
+            label: String::from_utf8_lossy(label).into_owned(),
+        };
     }
     if let Some((_, _, name)) = KNOWN.iter().find(|(offset, magic, _)| holds(*offset, magic)) {
         return Content::Other(name);
     }
-    if start.iter().all(|&b| b == 0) { Content::Blank } else { Content::Other("data") }
+    if start.iter().all(|&b| b == 0) {
+        Content::Blank
+    } else {
+        Content::Other("data")
+    }
 }
 
 #[cfg(test)]
@@ -62,7 +70,12 @@ mod tests {
         let mut disk = vec![0; LOOK_BYTES];
         disk[1080..1082].copy_from_slice(&[0x53, 0xef]);
         disk[1144..1157].copy_from_slice(b"IRONLET-STATE");
-        assert_eq!(identify(&disk), Content::Ext { label: "IRONLET-STATE".to_owned() });
+        assert_eq!(
+            identify(&disk),
+            Content::Ext {
+                label: "IRONLET-STATE".to_owned()
+            }
+        );
     }
 
     #[test]

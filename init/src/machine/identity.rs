@@ -1,10 +1,6 @@
 //! Who this machine is, kept on the state disk: its name, its machine ID, its token, and what the next boot needs.
 
-use crate::{
-    services::table,
-    sys::entropy,
-    time,
-};
+use crate::{services::table, sys::entropy, time};
 use node_config::NodeConfig;
 use std::{
     fs, io,
@@ -38,13 +34,22 @@ pub fn restore(config: &NodeConfig) -> Vec<String> {
         ("the machine ID", machine_id()),
         ("the bootstrap token's file", store_token(config)),
     ];
-    steps.into_iter().filter_map(|(what, result)| result.err().map(|error| format!("{what}: {error}"))).collect()
+    steps
+        .into_iter()
+        .filter_map(|(what, result)| result.err().map(|error| format!("{what}: {error}")))
+        .collect()
 }
 
 /// Leaves what the next boot takes up.
 pub fn save() -> Vec<String> {
-    let steps = [("the random seed", save_seed()), ("the time", write_private(&kept("clock"), b""))];
-    steps.into_iter().filter_map(|(what, result)| result.err().map(|error| format!("saving {what}: {error}"))).collect()
+    let steps = [
+        ("the random seed", save_seed()),
+        ("the time", write_private(&kept("clock"), b"")),
+    ];
+    steps
+        .into_iter()
+        .filter_map(|(what, result)| result.err().map(|error| format!("saving {what}: {error}")))
+        .collect()
 }
 
 fn directories() -> io::Result<()> {
@@ -60,8 +65,13 @@ fn directories() -> io::Result<()> {
 
 /// The calendar must not fall behind the last moment this disk was in use.
 fn last_known_time() -> io::Result<()> {
-    let Ok(metadata) = fs::metadata(kept("clock")) else { return Ok(()) };
-    let known = metadata.modified()?.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    let Ok(metadata) = fs::metadata(kept("clock")) else {
+        return Ok(());
+    };
+    let known = metadata
+        .modified()?
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or(Duration::ZERO);
     time::not_before(known)
 }
 
@@ -96,7 +106,11 @@ fn machine_id() -> io::Result<()> {
     let id = match fs::read_to_string(&path) {
         Ok(id) if is_machine_id(id.trim()) => id,
         _ => {
-            let id = random::<16>()?.iter().map(|byte| format!("{byte:02x}")).collect::<String>() + "\n";
+            let id = random::<16>()?
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect::<String>()
+                + "\n";
             write_private(&path, id.as_bytes())?;
             id
         }
@@ -118,18 +132,36 @@ fn store_token(config: &NodeConfig) -> io::Result<()> {
 
 /// The node's name: the command line's; else the one it had; else the network's.
 pub fn hostname(config: &NodeConfig, networks: Option<String>) -> Option<String> {
-    let kept = fs::read_to_string(kept("hostname")).ok().map(|name| name.trim().to_owned());
-    config.hostname.clone().or(kept.filter(|name| !name.is_empty())).or(networks)
+    let kept = fs::read_to_string(kept("hostname"))
+        .ok()
+        .map(|name| name.trim().to_owned());
+    config
+        .hostname
+        .clone()
+        .or(kept.filter(|name| !name.is_empty()))
+        .or(networks)
 }
 
 /// Becomes the machine of that name.
 pub fn assume(name: &str) -> Vec<String> {
     let steps: [(&str, io::Result<()>); 3] = [
-        ("setting the host name", rustix::system::sethostname(name.as_bytes()).map_err(Into::into)),
-        ("/etc/hostname", write_atomically(Path::new("/etc/hostname"), &format!("{name}\n"))),
-        ("keeping the host name", write_private(&kept("hostname"), name.as_bytes())),
+        (
+            "setting the host name",
+            rustix::system::sethostname(name.as_bytes()).map_err(Into::into),
+        ),
+        (
+            "/etc/hostname",
+            write_atomically(Path::new("/etc/hostname"), &format!("{name}\n")),
+        ),
+        (
+            "keeping the host name",
+            write_private(&kept("hostname"), name.as_bytes()),
+        ),
     ];
-    steps.into_iter().filter_map(|(what, result)| result.err().map(|error| format!("{what}: {error}"))).collect()
+    steps
+        .into_iter()
+        .filter_map(|(what, result)| result.err().map(|error| format!("{what}: {error}")))
+        .collect()
 }
 
 /// Lets the machine find itself under its own name.
@@ -158,7 +190,12 @@ fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
 fn write(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".new");
-    let mut file = fs::File::options().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
+    let mut file = fs::File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(mode)
+        .open(&temporary)?;
     file.write_all(content)?;
     file.sync_all()?;
     fs::rename(&temporary, path)
@@ -171,9 +208,15 @@ mod tests {
     #[test]
     fn the_command_lines_name_wins_and_the_networks_is_the_last_resort() {
         let config = node_config::parse("ironlet.hostname=said").0;
-        assert_eq!(hostname(&config, Some("given".to_owned())).as_deref(), Some("said"));
+        assert_eq!(
+            hostname(&config, Some("given".to_owned())).as_deref(),
+            Some("said")
+        );
         let silent = node_config::parse("").0;
-        assert_eq!(hostname(&silent, Some("given".to_owned())).as_deref(), Some("given"));
+        assert_eq!(
+            hostname(&silent, Some("given".to_owned())).as_deref(),
+            Some("given")
+        );
         assert_eq!(hostname(&silent, None), None);
     }
 

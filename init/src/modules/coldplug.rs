@@ -45,19 +45,29 @@ pub fn load_for_devices_present(loader: &Loader) {
 }
 
 fn children(dir: &Path) -> Vec<std::path::PathBuf> {
-    fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+    fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .collect()
 }
 
 /// Gives each virtio port its name under /dev/virtio-ports, as udev's rule does elsewhere.
 pub fn name_virtio_ports() {
     for port in children(Path::new("/sys/class/virtio-ports")) {
-        let Ok(name) = fs::read_to_string(port.join("name")) else { continue };
-        let (name, Some(device)) = (name.trim(), port.file_name()) else { continue };
+        let Ok(name) = fs::read_to_string(port.join("name")) else {
+            continue;
+        };
+        let (name, Some(device)) = (name.trim(), port.file_name()) else {
+            continue;
+        };
         if name.is_empty() || name.contains('/') {
             continue;
         }
         let link = Path::new("/dev/virtio-ports").join(name);
-        let made = fs::create_dir_all("/dev/virtio-ports").and_then(|()| symlink(Path::new("..").join(device), &link));
+        let made = fs::create_dir_all("/dev/virtio-ports")
+            .and_then(|()| symlink(Path::new("..").join(device), &link));
         match made {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 console::say(format_args!("{}: {error}", link.display()));
@@ -114,10 +124,20 @@ struct AddedDevice<'a> {
 
 /// What an `add` event says; empty for other events. Fields are separated by NUL.
 fn added_device(message: &[u8]) -> AddedDevice<'_> {
-    let fields: Vec<&str> = message.split(|&b| b == 0).filter_map(|field| std::str::from_utf8(field).ok()).collect();
-    let value = |name: &str| fields.iter().find_map(|field| field.strip_prefix(name)?.strip_prefix('='));
+    let fields: Vec<&str> = message
+        .split(|&b| b == 0)
+        .filter_map(|field| std::str::from_utf8(field).ok())
+        .collect();
+    let value = |name: &str| {
+        fields
+            .iter()
+            .find_map(|field| field.strip_prefix(name)?.strip_prefix('='))
+    };
     if value("ACTION") == Some("add") {
-        AddedDevice { modalias: value("MODALIAS"), subsystem: value("SUBSYSTEM") }
+        AddedDevice {
+            modalias: value("MODALIAS"),
+            subsystem: value("SUBSYSTEM"),
+        }
     } else {
         AddedDevice::default()
     }
@@ -132,9 +152,15 @@ mod tests {
         let add = b"add@/devices/x\0ACTION=add\0SUBSYSTEM=virtio\0MODALIAS=virtio:d1v2\0SEQNUM=7\0";
         assert_eq!(
             added_device(add),
-            AddedDevice { modalias: Some("virtio:d1v2"), subsystem: Some("virtio") }
+            AddedDevice {
+                modalias: Some("virtio:d1v2"),
+                subsystem: Some("virtio")
+            }
         );
-        assert_eq!(added_device(b"remove@/x\0ACTION=remove\0MODALIAS=virtio:d1v2\0"), AddedDevice::default());
+        assert_eq!(
+            added_device(b"remove@/x\0ACTION=remove\0MODALIAS=virtio:d1v2\0"),
+            AddedDevice::default()
+        );
         assert_eq!(added_device(b"\xff\0"), AddedDevice::default());
     }
 }

@@ -36,7 +36,13 @@ impl Index {
         let mut index = Self::default();
         for (file, dependencies) in dep.lines().filter_map(|line| line.split_once(':')) {
             let dependencies = dependencies.split_whitespace().map(name_of).collect();
-            index.modules.insert(name_of(file), Module { file: file.to_owned(), dependencies });
+            index.modules.insert(
+                name_of(file),
+                Module {
+                    file: file.to_owned(),
+                    dependencies,
+                },
+            );
         }
         for line in alias.lines() {
             if let ["alias", pattern, module] = line.split_whitespace().collect::<Vec<_>>()[..] {
@@ -44,10 +50,20 @@ impl Index {
             }
         }
         for line in softdep.lines() {
-            let mut words = line.split_whitespace().skip_while(|word| *word != "softdep").skip(1);
+            let mut words = line
+                .split_whitespace()
+                .skip_while(|word| *word != "softdep")
+                .skip(1);
             let Some(module) = words.next() else { continue };
-            let before = words.skip_while(|word| *word != "pre:").skip(1).take_while(|word| *word != "post:");
-            index.soft_before.entry(canonical(module)).or_default().extend(before.map(str::to_owned));
+            let before = words
+                .skip_while(|word| *word != "pre:")
+                .skip(1)
+                .take_while(|word| *word != "post:");
+            index
+                .soft_before
+                .entry(canonical(module))
+                .or_default()
+                .extend(before.map(str::to_owned));
         }
         index.builtin = builtin.lines().map(name_of).collect();
         index
@@ -173,7 +189,12 @@ alias gone missing_module
 ";
 
     fn index() -> Index {
-        Index::parse(DEP, ALIAS, "# comment\nsoftdep ext4 pre: crc32c_generic post: x\n", "kernel/drivers/virtio/virtio_pci.ko\n")
+        Index::parse(
+            DEP,
+            ALIAS,
+            "# comment\nsoftdep ext4 pre: crc32c_generic post: x\n",
+            "kernel/drivers/virtio/virtio_pci.ko\n",
+        )
     }
 
     #[test]
@@ -189,7 +210,11 @@ alias gone missing_module
             ]
         );
         assert_eq!(index().closure("crc-core"), index().closure("crc_core"));
-        assert_eq!(index().closure("virtio_pci"), [""; 0], "what is built in needs no file");
+        assert_eq!(
+            index().closure("virtio_pci"),
+            [""; 0],
+            "what is built in needs no file"
+        );
     }
 
     #[test]
@@ -223,7 +248,11 @@ alias gone missing_module
             ("x[0-9a]y", "xby", false),
             ("", "a", false),
         ] {
-            assert_eq!(matches(pattern.as_bytes(), text.as_bytes()), expected, "{pattern} {text}");
+            assert_eq!(
+                matches(pattern.as_bytes(), text.as_bytes()),
+                expected,
+                "{pattern} {text}"
+            );
         }
     }
 }

@@ -35,19 +35,37 @@ impl Loader {
     /// Reads the tables of one kernel's module directory; only modules.dep must exist.
     pub fn open(root: &Path) -> Result<Self, LoadError> {
         let read = |name: &str| fs::read_to_string(root.join(name));
-        let dep = read("modules.dep").map_err(|error| LoadError::Read { path: root.join("modules.dep"), error })?;
+        let dep = read("modules.dep").map_err(|error| LoadError::Read {
+            path: root.join("modules.dep"),
+            error,
+        })?;
         let other = |name| read(name).unwrap_or_default();
-        let index = Index::parse(&dep, &other("modules.alias"), &other("modules.softdep"), &other("modules.builtin"));
-        Ok(Self { root: root.to_owned(), index })
+        let index = Index::parse(
+            &dep,
+            &other("modules.alias"),
+            &other("modules.softdep"),
+            &other("modules.builtin"),
+        );
+        Ok(Self {
+            root: root.to_owned(),
+            index,
+        })
     }
 
     /// Loads a module, or all that an alias stands for, with dependencies. What is loaded already is fine.
     pub fn load(&self, name: &str) -> Result<(), LoadError> {
         let modules = self.index.resolve(name);
         if modules.is_empty() {
-            return Err(LoadError::Unknown { name: name.to_owned() });
+            return Err(LoadError::Unknown {
+                name: name.to_owned(),
+            });
         }
-        modules.iter().try_for_each(|module| self.index.closure(module).into_iter().try_for_each(|file| self.insert(file)))
+        modules.iter().try_for_each(|module| {
+            self.index
+                .closure(module)
+                .into_iter()
+                .try_for_each(|file| self.insert(file))
+        })
     }
 
     /// Loads the drivers of a device; that nobody knows the device is usual.
@@ -69,7 +87,10 @@ impl Loader {
         let flags = if file.ends_with(".ko") { 0 } else { COMPRESSED };
         match finit_module(&module, c"", flags) {
             Ok(()) | Err(Errno::EXIST) => Ok(()),
-            Err(error) => Err(LoadError::Init { file: file.to_owned(), error }),
+            Err(error) => Err(LoadError::Init {
+                file: file.to_owned(),
+                error,
+            }),
         }
     }
 }

@@ -15,7 +15,9 @@ pub const LIST: &str = "/usr/lib/ironlet/modules.load";
 /// `modprobe [-q] [--] MODULE|ALIAS…`, which the kernel and iptables call.
 pub fn modprobe(args: impl Iterator<Item = String>) -> ExitCode {
     let args: Vec<String> = args.collect();
-    let quiet = args.iter().any(|arg| matches!(arg.as_str(), "-q" | "-qq" | "--quiet"));
+    let quiet = args
+        .iter()
+        .any(|arg| matches!(arg.as_str(), "-q" | "-qq" | "--quiet"));
     let loader = match Loader::of_running_kernel() {
         Ok(loader) => loader,
         Err(error) => {

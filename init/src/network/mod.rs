@@ -37,7 +37,11 @@ struct Network {
 
 /// Configures interfaces now and whenever one appears, for ever, in threads of its own.
 pub fn start(config: Arc<NodeConfig>, notify: impl Fn(Snapshot) + Send + Sync + 'static) {
-    let network = Network { config, snapshot: Arc::default(), notify: Arc::new(notify) };
+    let network = Network {
+        config,
+        snapshot: Arc::default(),
+        notify: Arc::new(notify),
+    };
     keep("network", move || {
         loop {
             if let Err(error) = network.follow_links() {
@@ -60,10 +64,13 @@ impl Network {
         loop {
             let links = netlink.links()?;
             self.update(|snapshot| {
-                snapshot.interfaces.retain(|interface| links.iter().any(|link| link.index == interface.index));
+                snapshot
+                    .interfaces
+                    .retain(|interface| links.iter().any(|link| link.index == interface.index));
                 snapshot.missing = plan::missing(&self.config, &links);
             });
-            let configured: Vec<String> = self.lock(|snapshot| snapshot.interfaces.iter().map(|i| i.name.clone()).collect());
+            let configured: Vec<String> =
+                self.lock(|snapshot| snapshot.interfaces.iter().map(|i| i.name.clone()).collect());
             for assignment in plan::assignments(&self.config, &links, &configured) {
                 let name = assignment.link.name.clone();
                 if let Err(error) = self.configure(&mut netlink, assignment) {
@@ -85,7 +92,10 @@ impl Network {
         match assignment.method {
             Method::Static(address) => {
                 set_static(netlink, link, &address)?;
-                console::say(format_args!("{}: {}/{} (static)", link.name, address.address, address.prefix));
+                console::say(format_args!(
+                    "{}: {}/{} (static)",
+                    link.name, address.address, address.prefix
+                ));
                 interface.address = Some((address.address, address.prefix));
                 interface.default_route = address.gateway.is_some();
                 self.update(|snapshot| snapshot.set(interface));
@@ -120,7 +130,9 @@ impl Network {
                 interface.lease(&lease);
                 Ok(())
             }
-            dhcp::Change::Drop(lease) => netlink.remove_address(link.index, lease.address.into(), lease.prefix),
+            dhcp::Change::Drop(lease) => {
+                netlink.remove_address(link.index, lease.address.into(), lease.prefix)
+            }
         });
         if let Err(error) = result {
             console::say(format_args!("{}: applying the lease: {error}", link.name));
@@ -146,7 +158,9 @@ impl Network {
 
 fn set_static(netlink: &mut Netlink, link: &Link, address: &StaticAddress) -> io::Result<()> {
     netlink.add_address(link.index, address.address, address.prefix, address.peer)?;
-    let Some(gateway) = address.gateway else { return Ok(()) };
+    let Some(gateway) = address.gateway else {
+        return Ok(());
+    };
     add_gateway(netlink, link, None, gateway, address.address)
 }
 
@@ -159,9 +173,23 @@ fn use_lease(netlink: &mut Netlink, link: &Link, lease: &Lease) -> io::Result<()
         let destination = (*prefix > 0).then_some((IpAddr::V4(*destination), *prefix));
         if *gateway == Ipv4Addr::UNSPECIFIED {
             let metric = METRIC + link.index;
-            netlink.add_route(link.index, &Route { destination, gateway: None, source: None, metric })?;
+            netlink.add_route(
+                link.index,
+                &Route {
+                    destination,
+                    gateway: None,
+                    source: None,
+                    metric,
+                },
+            )?;
         } else {
-            add_gateway(netlink, link, destination, (*gateway).into(), lease.address.into())?;
+            add_gateway(
+                netlink,
+                link,
+                destination,
+                (*gateway).into(),
+                lease.address.into(),
+            )?;
         }
     }
     Ok(())
@@ -176,11 +204,21 @@ fn add_gateway(
     source: IpAddr,
 ) -> io::Result<()> {
     let metric = METRIC + link.index;
-    let route = Route { destination, gateway: Some(gateway), source: Some(source), metric };
+    let route = Route {
+        destination,
+        gateway: Some(gateway),
+        source: Some(source),
+        metric,
+    };
     match netlink.add_route(link.index, &route) {
         Err(error) if error.raw_os_error() == Some(libc::ENETUNREACH) => {
             let bits = if gateway.is_ipv4() { 32 } else { 128 };
-            let direct = Route { destination: Some((gateway, bits)), gateway: None, source: Some(source), metric };
+            let direct = Route {
+                destination: Some((gateway, bits)),
+                gateway: None,
+                source: Some(source),
+                metric,
+            };
             netlink.add_route(link.index, &direct)?;
             netlink.add_route(link.index, &route)
         }

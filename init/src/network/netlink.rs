@@ -73,42 +73,78 @@ impl Netlink {
         message.header.flags = LinkFlags::Up;
         message.header.change_mask = LinkFlags::Up;
         message.attributes.extend(mtu.map(LinkAttribute::Mtu));
-        self.request(RouteNetlinkMessage::SetLink(message), NLM_F_ACK).map(drop)
+        self.request(RouteNetlinkMessage::SetLink(message), NLM_F_ACK)
+            .map(drop)
     }
 
-    pub fn add_address(&mut self, index: u32, address: IpAddr, prefix: u8, peer: Option<IpAddr>) -> io::Result<()> {
+    pub fn add_address(
+        &mut self,
+        index: u32,
+        address: IpAddr,
+        prefix: u8,
+        peer: Option<IpAddr>,
+    ) -> io::Result<()> {
         let mut message = address_message(index, address, prefix, peer);
         if let (IpAddr::V4(v4), None, 0..=30) = (address, peer, prefix) {
             let broadcast = u32::from(v4) | u32::MAX.checked_shr(prefix.into()).unwrap_or(0);
-            message.attributes.push(AddressAttribute::Broadcast(broadcast.into()));
+            message
+                .attributes
+                .push(AddressAttribute::Broadcast(broadcast.into()));
         }
-        self.request(RouteNetlinkMessage::NewAddress(message), NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE).map(drop)
+        self.request(
+            RouteNetlinkMessage::NewAddress(message),
+            NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE,
+        )
+        .map(drop)
     }
 
     pub fn remove_address(&mut self, index: u32, address: IpAddr, prefix: u8) -> io::Result<()> {
         let message = address_message(index, address, prefix, None);
-        self.request(RouteNetlinkMessage::DelAddress(message), NLM_F_ACK).map(drop)
+        self.request(RouteNetlinkMessage::DelAddress(message), NLM_F_ACK)
+            .map(drop)
     }
 
     pub fn add_route(&mut self, index: u32, route: &Route) -> io::Result<()> {
         let mut message = RouteMessage::default();
         let family = route.destination.map(|(address, _)| address).or(route.gateway);
         message.header = RouteHeader {
-            address_family: if family.is_some_and(|a| a.is_ipv6()) { AddressFamily::Inet6 } else { AddressFamily::Inet },
+            address_family: if family.is_some_and(|a| a.is_ipv6()) {
+                AddressFamily::Inet6
+            } else {
+                AddressFamily::Inet
+            },
             destination_prefix_length: route.destination.map_or(0, |(_, prefix)| prefix),
             table: RouteHeader::RT_TABLE_MAIN,
             protocol: RouteProtocol::Boot,
-            scope: if route.gateway.is_some() { RouteScope::Universe } else { RouteScope::Link },
+            scope: if route.gateway.is_some() {
+                RouteScope::Universe
+            } else {
+                RouteScope::Link
+            },
             kind: RouteType::Unicast,
             ..RouteHeader::default()
         };
-        let destination = route.destination.map(|(address, _)| RouteAttribute::Destination(RouteAddress::from(address)));
+        let destination = route
+            .destination
+            .map(|(address, _)| RouteAttribute::Destination(RouteAddress::from(address)));
         message.attributes.extend(destination);
-        message.attributes.extend(route.gateway.map(|gateway| RouteAttribute::Gateway(RouteAddress::from(gateway))));
-        message.attributes.extend(route.source.map(|source| RouteAttribute::PrefSource(RouteAddress::from(source))));
+        message.attributes.extend(
+            route
+                .gateway
+                .map(|gateway| RouteAttribute::Gateway(RouteAddress::from(gateway))),
+        );
+        message.attributes.extend(
+            route
+                .source
+                .map(|source| RouteAttribute::PrefSource(RouteAddress::from(source))),
+        );
         message.attributes.push(RouteAttribute::Oif(index));
         message.attributes.push(RouteAttribute::Priority(route.metric));
-        self.request(RouteNetlinkMessage::NewRoute(message), NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE).map(drop)
+        self.request(
+            RouteNetlinkMessage::NewRoute(message),
+            NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE,
+        )
+        .map(drop)
     }
 
     /// Sends one request and collects its answers.
@@ -188,12 +224,22 @@ fn messages(mut datagram: &[u8]) -> Vec<Received> {
 
 fn address_message(index: u32, address: IpAddr, prefix: u8, peer: Option<IpAddr>) -> AddressMessage {
     let mut message = AddressMessage::default();
-    message.header.family = if address.is_ipv6() { AddressFamily::Inet6 } else { AddressFamily::Inet };
+    message.header.family = if address.is_ipv6() {
+        AddressFamily::Inet6
+    } else {
+        AddressFamily::Inet
+    };
     message.header.prefix_len = prefix;
     message.header.index = index;
-    message.header.scope = if address.is_loopback() { AddressScope::Host } else { AddressScope::Universe };
+    message.header.scope = if address.is_loopback() {
+        AddressScope::Host
+    } else {
+        AddressScope::Universe
+    };
     message.attributes.push(AddressAttribute::Local(address));
-    message.attributes.push(AddressAttribute::Address(peer.unwrap_or(address)));
+    message
+        .attributes
+        .push(AddressAttribute::Address(peer.unwrap_or(address)));
     message
 }
 

@@ -27,10 +27,21 @@ pub fn assignments(config: &NodeConfig, links: &[Link], configured: &[String]) -
     physical.sort_by_key(|link| link.index);
     let fresh = |link: &Link| !configured.contains(&link.name);
     if config.ip.is_empty() {
-        return physical.into_iter().filter(|link| fresh(link)).map(|link| plain_dhcp(link)).collect();
+        return physical
+            .into_iter()
+            .filter(|link| fresh(link))
+            .map(plain_dhcp)
+            .collect();
     }
-    let named: Vec<&str> = config.ip.iter().filter_map(|parameter| parameter.interface.as_deref()).collect();
-    let unnamed: Vec<&Link> = physical.into_iter().filter(|link| !named.contains(&link.name.as_str())).collect();
+    let named: Vec<&str> = config
+        .ip
+        .iter()
+        .filter_map(|parameter| parameter.interface.as_deref())
+        .collect();
+    let unnamed: Vec<&Link> = physical
+        .into_iter()
+        .filter(|link| !named.contains(&link.name.as_str()))
+        .collect();
     let mut assignments: Vec<Assignment> = Vec::new();
     for parameter in &config.ip {
         let links: Vec<&Link> = match (&parameter.interface, &parameter.method) {
@@ -47,7 +58,10 @@ pub fn assignments(config: &NodeConfig, links: &[Link], configured: &[String]) -
 
 /// The interfaces that the command line names and that are not there.
 pub fn missing(config: &NodeConfig, links: &[Link]) -> Vec<String> {
-    let named = config.ip.iter().filter(|parameter| parameter.method != IpMethod::Off);
+    let named = config
+        .ip
+        .iter()
+        .filter(|parameter| parameter.method != IpMethod::Off);
     let mut missing: Vec<String> = named
         .filter_map(|parameter| parameter.interface.clone())
         .filter(|name| links.iter().all(|link| link.name != *name))
@@ -76,7 +90,11 @@ fn assignment(link: &Link, parameter: &IpParameter) -> Option<Assignment> {
         IpMethod::Static(address) => Method::Static(address.clone()),
         IpMethod::Off => return None,
     };
-    let mut assignment = Assignment { method, hostname: parameter.hostname.clone(), ..plain_dhcp(link) };
+    let mut assignment = Assignment {
+        method,
+        hostname: parameter.hostname.clone(),
+        ..plain_dhcp(link)
+    };
     match &parameter.extra {
         IpExtra::None => {}
         IpExtra::Link { mtu, mac } => (assignment.mtu, assignment.mac) = (*mtu, *mac),
@@ -93,11 +111,22 @@ mod tests {
     use super::*;
 
     fn link(index: u32, name: &str, physical: bool) -> Link {
-        Link { index, name: name.to_owned(), mac: vec![2, 0, 0, 0, 0, index as u8], up: false, physical }
+        Link {
+            index,
+            name: name.to_owned(),
+            mac: vec![2, 0, 0, 0, 0, index as u8],
+            up: false,
+            physical,
+        }
     }
 
     fn three() -> Vec<Link> {
-        vec![link(3, "eth1", true), link(1, "lo", false), link(2, "eth0", true), link(9, "cni0", false)]
+        vec![
+            link(3, "eth1", true),
+            link(1, "lo", false),
+            link(2, "eth0", true),
+            link(9, "cni0", false),
+        ]
     }
 
     fn planned(cmdline: &str, links: &[Link], configured: &[&str]) -> Vec<String> {
@@ -106,9 +135,14 @@ mod tests {
         let configured: Vec<String> = configured.iter().map(|&name| name.to_owned()).collect();
         let describe = |assignment: Assignment| match assignment.method {
             Method::Dhcp => format!("{} dhcp", assignment.link.name),
-            Method::Static(address) => format!("{} {}/{}", assignment.link.name, address.address, address.prefix),
+            Method::Static(address) => {
+                format!("{} {}/{}", assignment.link.name, address.address, address.prefix)
+            }
         };
-        assignments(&config, links, &configured).into_iter().map(describe).collect()
+        assignments(&config, links, &configured)
+            .into_iter()
+            .map(describe)
+            .collect()
     }
 
     #[test]
@@ -118,8 +152,14 @@ mod tests {
             ("ip=dhcp", &["eth0 dhcp", "eth1 dhcp"]),
             ("ip=off", &[]),
             ("ip=eth0:dhcp", &["eth0 dhcp"]),
-            ("ip=eth0:dhcp ip=10.0.0.5::10.0.0.1:24::eth1:none", &["eth0 dhcp", "eth1 10.0.0.5/24"]),
-            ("ip=10.0.0.5/24::10.0.0.1:::eth1:none ip=dhcp", &["eth1 10.0.0.5/24", "eth0 dhcp"]),
+            (
+                "ip=eth0:dhcp ip=10.0.0.5::10.0.0.1:24::eth1:none",
+                &["eth0 dhcp", "eth1 10.0.0.5/24"],
+            ),
+            (
+                "ip=10.0.0.5/24::10.0.0.1:::eth1:none ip=dhcp",
+                &["eth1 10.0.0.5/24", "eth0 dhcp"],
+            ),
             ("ip=10.0.0.5/24::10.0.0.1::::none", &["eth0 10.0.0.5/24"]),
             ("ip=eth0:off ip=dhcp", &["eth1 dhcp"]),
             ("ip=eth7:dhcp", &[]),

@@ -43,7 +43,8 @@ impl Interface {
     pub(super) fn lease(&mut self, lease: &Lease) {
         self.address = Some((lease.address.into(), lease.prefix));
         self.default_route = lease.routes.iter().any(|((_, prefix), _)| *prefix == 0);
-        self.nameservers.extend(lease.nameservers.iter().copied().map(IpAddr::from));
+        self.nameservers
+            .extend(lease.nameservers.iter().copied().map(IpAddr::from));
         self.ntp.extend(lease.ntp.iter().copied().map(IpAddr::from));
         self.hostname = self.hostname.take().or_else(|| lease.hostname.clone());
         self.domain.clone_from(&lease.domain);
@@ -60,7 +61,11 @@ impl Snapshot {
     /// The node's address: the one asked for, once an interface has it; else the default route's. While earlier
     /// interfaces are still being configured (and `patient`), theirs may yet be the answer.
     pub fn node_ip(&self, config: &NodeConfig, patient: bool) -> Option<IpAddr> {
-        let addresses = || self.interfaces.iter().filter_map(|interface| interface.address.map(|(address, _)| address));
+        let addresses = || {
+            self.interfaces
+                .iter()
+                .filter_map(|interface| interface.address.map(|(address, _)| address))
+        };
         if let Some(wanted) = config.node_ip {
             return addresses().find(|address| *address == wanted);
         }
@@ -71,14 +76,26 @@ impl Snapshot {
                 _ => {}
             }
         }
-        addresses().next().filter(|_| !patient || self.interfaces.iter().all(|interface| interface.address.is_some()))
+        addresses().next().filter(|_| {
+            !patient
+                || self
+                    .interfaces
+                    .iter()
+                    .all(|interface| interface.address.is_some())
+        })
     }
 
     /// The name the network gives this machine, else one made of the first interface's hardware address.
     pub fn hostname(&self) -> Option<String> {
-        let given = self.interfaces.iter().find_map(|interface| interface.hostname.clone());
+        let given = self
+            .interfaces
+            .iter()
+            .find_map(|interface| interface.hostname.clone());
         given.or_else(|| {
-            let interface = self.interfaces.first().filter(|interface| !interface.mac.is_empty())?;
+            let interface = self
+                .interfaces
+                .first()
+                .filter(|interface| !interface.mac.is_empty())?;
             Some(interface.mac.iter().fold("node-".to_owned(), |mut name, byte| {
                 // Writing to a String cannot fail.
                 let _ = write!(name, "{byte:02x}");
@@ -89,19 +106,35 @@ impl Snapshot {
 
     /// Whether every interface that is to have an address has one.
     pub fn complete(&self) -> bool {
-        self.missing.is_empty() && self.interfaces.iter().all(|interface| interface.address.is_some())
+        self.missing.is_empty()
+            && self
+                .interfaces
+                .iter()
+                .all(|interface| interface.address.is_some())
     }
 
     pub fn ntp_servers(&self) -> Vec<IpAddr> {
-        unique(self.interfaces.iter().flat_map(|interface| interface.ntp.iter().copied()))
+        unique(
+            self.interfaces
+                .iter()
+                .flat_map(|interface| interface.ntp.iter().copied()),
+        )
     }
 
     /// resolv.conf(5): the command line's servers first. The C library reads three.
     pub fn resolv_conf(&self, config: &NodeConfig) -> String {
-        let learned = self.interfaces.iter().flat_map(|interface| interface.nameservers.iter().copied());
+        let learned = self
+            .interfaces
+            .iter()
+            .flat_map(|interface| interface.nameservers.iter().copied());
         let servers = unique(config.nameservers.iter().copied().chain(learned));
-        let domain = self.interfaces.iter().find_map(|interface| interface.domain.as_deref());
-        let mut text = domain.map(|domain| format!("search {domain}\n")).unwrap_or_default();
+        let domain = self
+            .interfaces
+            .iter()
+            .find_map(|interface| interface.domain.as_deref());
+        let mut text = domain
+            .map(|domain| format!("search {domain}\n"))
+            .unwrap_or_default();
         for server in servers.iter().take(3) {
             // Writing to a String cannot fail.
             let _ = writeln!(text, "nameserver {server}");
@@ -139,12 +172,17 @@ mod tests {
     }
 
     fn snapshot(interfaces: Vec<Interface>) -> Snapshot {
-        Snapshot { interfaces, missing: vec![] }
+        Snapshot {
+            interfaces,
+            missing: vec![],
+        }
     }
 
     fn node_ip(cmdline: &str, interfaces: Vec<Interface>, patient: bool) -> Option<String> {
         let config = node_config::parse(cmdline).0;
-        snapshot(interfaces).node_ip(&config, patient).map(|address| address.to_string())
+        snapshot(interfaces)
+            .node_ip(&config, patient)
+            .map(|address| address.to_string())
     }
 
     #[test]
@@ -154,7 +192,12 @@ mod tests {
         let silent = || interface(0, None, false);
         for (cmdline, interfaces, patient, expected) in [
             ("", vec![outside(), lab()], true, Some("10.0.2.15")),
-            ("ironlet.node-ip=192.168.76.11", vec![outside(), lab()], true, Some("192.168.76.11")),
+            (
+                "ironlet.node-ip=192.168.76.11",
+                vec![outside(), lab()],
+                true,
+                Some("192.168.76.11"),
+            ),
             ("ironlet.node-ip=192.168.76.11", vec![outside()], false, None),
             ("", vec![silent(), outside()], true, None),
             ("", vec![silent(), outside()], false, Some("10.0.2.15")),
@@ -164,7 +207,11 @@ mod tests {
             ("", vec![], false, None),
         ] {
             let case = format!("{cmdline} {interfaces:?} {patient}");
-            assert_eq!(node_ip(cmdline, interfaces, patient).as_deref(), expected, "{case}");
+            assert_eq!(
+                node_ip(cmdline, interfaces, patient).as_deref(),
+                expected,
+                "{case}"
+            );
         }
     }
 
@@ -172,8 +219,16 @@ mod tests {
     fn the_name_is_the_networks_or_made_of_the_hardware_address() {
         let mut named = interface(2, None, false);
         named.hostname = Some("rack-7".to_owned());
-        assert_eq!(snapshot(vec![interface(1, None, false), named]).hostname().as_deref(), Some("rack-7"));
-        assert_eq!(snapshot(vec![interface(1, None, false)]).hostname().as_deref(), Some("node-525400000001"));
+        assert_eq!(
+            snapshot(vec![interface(1, None, false), named])
+                .hostname()
+                .as_deref(),
+            Some("rack-7")
+        );
+        assert_eq!(
+            snapshot(vec![interface(1, None, false)]).hostname().as_deref(),
+            Some("node-525400000001")
+        );
         assert_eq!(snapshot(vec![]).hostname(), None);
     }
 

@@ -30,8 +30,15 @@ struct Ring {
 
 impl Output {
     pub fn new(name: &str, dir: &Path) -> Self {
-        let ring = Ring { path: dir.join(name), file: None, written: 0 };
-        Self { name: name.to_owned(), ring: Arc::new(Mutex::new(ring)) }
+        let ring = Ring {
+            path: dir.join(name),
+            file: None,
+            written: 0,
+        };
+        Self {
+            name: name.to_owned(),
+            ring: Arc::new(Mutex::new(ring)),
+        }
     }
 
     /// Reads until the writers are gone.
@@ -88,14 +95,23 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("init-output-{}", std::process::id()));
         fs::create_dir_all(&dir).unwrap();
         let output = Output::new("agent", &dir);
-        let lines: String = (0..40_000).map(|number| format!("line {number:06} of the test\n")).collect();
+        let lines: String = (0..40_000)
+            .map(|number| format!("line {number:06} of the test\n"))
+            .collect();
         output.follow(lines.as_bytes());
         let newer = fs::read_to_string(dir.join("agent")).unwrap();
         let older = fs::read_to_string(dir.join("agent.1")).unwrap();
         assert!(newer.ends_with("line 039999 of the test\n"));
         let kept = older + &newer;
-        assert!(kept.len() as u64 <= 2 * (HALF_BYTES + LINE_BYTES), "{}", kept.len());
-        assert!(lines.ends_with(&kept), "the ring must hold an unbroken end of the stream");
+        assert!(
+            kept.len() as u64 <= 2 * (HALF_BYTES + LINE_BYTES),
+            "{}",
+            kept.len()
+        );
+        assert!(
+            lines.ends_with(&kept),
+            "the ring must hold an unbroken end of the stream"
+        );
         fs::remove_dir_all(&dir).unwrap();
     }
 }

@@ -29,7 +29,11 @@ struct Shared {
 
 impl Reaper {
     /// Starts a child; `on_exit` is called from the reaper's thread when it has ended.
-    pub fn spawn(&self, command: &mut Command, on_exit: impl FnOnce(Exit) + Send + 'static) -> io::Result<Child> {
+    pub fn spawn(
+        &self,
+        command: &mut Command,
+        on_exit: impl FnOnce(Exit) + Send + 'static,
+    ) -> io::Result<Child> {
         // Held while std forks, so that the child cannot be reaped before it is known here, nor before std has
         // itself waited for a child whose exec failed.
         let mut children = self.lock();
@@ -42,7 +46,10 @@ impl Reaper {
     /// Runs a program to its end and returns what it printed.
     pub fn run(&self, mut command: Command) -> io::Result<(Exit, String)> {
         let (mut reader, writer) = io::pipe()?;
-        command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
+        command
+            .stdin(Stdio::null())
+            .stdout(writer.try_clone()?)
+            .stderr(writer);
         let (sender, receiver) = mpsc::channel();
         self.spawn(&mut command, move |exit| {
             // The receiver waits right below.

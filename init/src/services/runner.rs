@@ -25,15 +25,29 @@ pub struct Runner {
 
 impl Runner {
     pub fn new(reaper: Reaper, cgroups: Option<&Path>, logs: &Path) -> Self {
-        Self { reaper, cgroups: cgroups.map(Path::to_owned), logs: logs.to_owned(), outputs: HashMap::new(), protected: HashMap::new() }
+        Self {
+            reaper,
+            cgroups: cgroups.map(Path::to_owned),
+            logs: logs.to_owned(),
+            outputs: HashMap::new(),
+            protected: HashMap::new(),
+        }
     }
 
     /// Starts the service; `on_exit` gets its process number and how it ended.
-    pub fn start(&mut self, service: &Service, on_exit: impl FnOnce(u32, Exit) + Send + 'static) -> io::Result<u32> {
+    pub fn start(
+        &mut self,
+        service: &Service,
+        on_exit: impl FnOnce(u32, Exit) + Send + 'static,
+    ) -> io::Result<u32> {
         let cgroup = self.cgroup(service);
         let (reader, writer) = io::pipe()?;
         let mut command = programs::command(&service.program);
-        command.args(&service.args).stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
+        command
+            .args(&service.args)
+            .stdin(Stdio::null())
+            .stdout(writer.try_clone()?)
+            .stderr(writer);
         process::place(&mut command, cgroup.as_deref(), service.oom_score_adj)?;
 
         let output = self.output(&service.name);
@@ -53,7 +67,10 @@ impl Runner {
     }
 
     fn output(&mut self, name: &str) -> Output {
-        self.outputs.entry(name.to_owned()).or_insert_with(|| Output::new(name, &self.logs)).clone()
+        self.outputs
+            .entry(name.to_owned())
+            .or_insert_with(|| Output::new(name, &self.logs))
+            .clone()
     }
 
     /// The service's cgroup, made when missing. A machine whose cgroups fail still runs its services.
@@ -66,7 +83,11 @@ impl Runner {
             .and_then(|()| fs::write(dir.join("memory.min"), service.memory_min.to_string()))
             .and_then(|()| fs::write(parent.join("memory.min"), sum.to_string()));
         if let Err(error) = made {
-            console::say(format_args!("{}: cgroup {}: {error}", service.name, dir.display()));
+            console::say(format_args!(
+                "{}: cgroup {}: {error}",
+                service.name,
+                dir.display()
+            ));
         }
         dir.join("cgroup.procs").exists().then_some(dir)
     }

@@ -13,9 +13,18 @@ const HEALTHY: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    Started { name: String, pid: u32 },
-    StartFailed { name: String, error: String },
-    Exited { pid: u32, exit: Exit },
+    Started {
+        name: String,
+        pid: u32,
+    },
+    StartFailed {
+        name: String,
+        error: String,
+    },
+    Exited {
+        pid: u32,
+        exit: Exit,
+    },
     /// Only time has passed.
     Tick,
     StopAll,
@@ -37,10 +46,18 @@ enum State {
     Waiting,
     /// A start was asked for and not yet answered.
     Starting,
-    Running { pid: u32, since: Duration },
-    BackOff { until: Duration },
+    Running {
+        pid: u32,
+        since: Duration,
+    },
+    BackOff {
+        until: Duration,
+    },
     Succeeded,
-    Stopping { pid: u32, kill_at: Option<Duration> },
+    Stopping {
+        pid: u32,
+        kill_at: Option<Duration>,
+    },
     Stopped,
 }
 
@@ -63,7 +80,11 @@ impl Supervisor {
     pub fn add(&mut self, services: Vec<Service>) {
         for service in services {
             if !self.knows(&service.name) {
-                self.entries.push(Entry { service, state: State::Waiting, failures: 0 });
+                self.entries.push(Entry {
+                    service,
+                    state: State::Waiting,
+                    failures: 0,
+                });
             }
         }
     }
@@ -73,7 +94,10 @@ impl Supervisor {
     }
 
     pub fn service(&self, name: &str) -> Option<&Service> {
-        self.entries.iter().map(|entry| &entry.service).find(|service| service.name == name)
+        self.entries
+            .iter()
+            .map(|entry| &entry.service)
+            .find(|service| service.name == name)
     }
 
     /// When time alone will bring the next change.
@@ -106,7 +130,11 @@ impl Supervisor {
             Event::Tick => {}
             Event::StopAll => self.stopping = true,
         }
-        if self.stopping { self.stop_next(now, &mut actions) } else { self.start_due(now, &mut actions) }
+        if self.stopping {
+            self.stop_next(now, &mut actions)
+        } else {
+            self.start_due(now, &mut actions)
+        }
         actions
     }
 
@@ -117,7 +145,9 @@ impl Supervisor {
                 entry.state = State::Succeeded;
                 Some(Action::Report(format!("{}: done", entry.service.name)))
             }
-            State::Running { since, .. } => Some(entry.failed(&exit.to_string(), now.saturating_sub(since), now)),
+            State::Running { since, .. } => {
+                Some(entry.failed(&exit.to_string(), now.saturating_sub(since), now))
+            }
             _ => {
                 entry.state = State::Stopped;
                 Some(Action::Report(format!("{}: stopped", entry.service.name)))
@@ -128,7 +158,11 @@ impl Supervisor {
     fn start_due(&mut self, now: Duration, actions: &mut Vec<Action>) {
         for index in 0..self.entries.len() {
             let due = match self.entries[index].state {
-                State::Waiting => self.entries[index].service.after.iter().all(|name| self.is_up(name)),
+                State::Waiting => self.entries[index]
+                    .service
+                    .after
+                    .iter()
+                    .all(|name| self.is_up(name)),
                 State::BackOff { until } => until <= now,
                 _ => false,
             };
@@ -154,15 +188,24 @@ impl Supervisor {
         for entry in self.entries.iter_mut().rev() {
             match entry.state {
                 State::Running { pid, .. } => {
-                    entry.state = State::Stopping { pid, kill_at: Some(now + entry.service.stop_deadline) };
+                    entry.state = State::Stopping {
+                        pid,
+                        kill_at: Some(now + entry.service.stop_deadline),
+                    };
                     actions.push(Action::Report(format!("{}: stopping", entry.service.name)));
                     actions.push(Action::Terminate(pid));
                     return;
                 }
-                State::Stopping { pid, kill_at: Some(kill_at) } if kill_at <= now => {
+                State::Stopping {
+                    pid,
+                    kill_at: Some(kill_at),
+                } if kill_at <= now => {
                     entry.state = State::Stopping { pid, kill_at: None };
                     let deadline = entry.service.stop_deadline.as_secs();
-                    actions.push(Action::Report(format!("{}: not stopped after {deadline} s: killed", entry.service.name)));
+                    actions.push(Action::Report(format!(
+                        "{}: not stopped after {deadline} s: killed",
+                        entry.service.name
+                    )));
                     actions.push(Action::Kill(pid));
                     return;
                 }
@@ -187,7 +230,11 @@ impl Entry {
     }
 
     fn failed(&mut self, reason: &str, ran: Duration, now: Duration) -> Action {
-        self.failures = if ran >= HEALTHY { 1 } else { self.failures.saturating_add(1) };
+        self.failures = if ran >= HEALTHY {
+            1
+        } else {
+            self.failures.saturating_add(1)
+        };
         let pause = back_off(self.failures);
         self.state = State::BackOff { until: now + pause };
         Action::Report(format!(
@@ -227,11 +274,23 @@ mod tests {
     }
 
     fn started(name: &str, pid: u32) -> Event {
-        Event::Started { name: name.to_owned(), pid }
+        Event::Started {
+            name: name.to_owned(),
+            pid,
+        }
     }
 
     fn starts(actions: &[Action]) -> Vec<&str> {
-        actions.iter().filter_map(|action| if let Action::Start(name) = action { Some(name.as_str()) } else { None }).collect()
+        actions
+            .iter()
+            .filter_map(|action| {
+                if let Action::Start(name) = action {
+                    Some(name.as_str())
+                } else {
+                    None
+                }
+            })
+            .collect()
     }
 
     fn master() -> Supervisor {
@@ -248,11 +307,25 @@ mod tests {
     fn services_start_when_what_they_come_after_is_up() {
         let mut supervisor = master();
         assert_eq!(starts(&supervisor.step(Event::Tick, at(0.0))), ["found"]);
-        assert_eq!(starts(&supervisor.step(started("found", 10), at(0.0))), [""; 0], "a running oneshot is not up");
-        let done = Event::Exited { pid: 10, exit: Exit::Code(0) };
+        assert_eq!(
+            starts(&supervisor.step(started("found", 10), at(0.0))),
+            [""; 0],
+            "a running oneshot is not up"
+        );
+        let done = Event::Exited {
+            pid: 10,
+            exit: Exit::Code(0),
+        };
         assert_eq!(starts(&supervisor.step(done, at(1.0))), ["etcd"]);
-        assert_eq!(starts(&supervisor.step(started("etcd", 11), at(1.0))), ["control-plane"]);
-        assert_eq!(supervisor.step(started("control-plane", 12), at(1.0)), [], "a converged machine needs nothing");
+        assert_eq!(
+            starts(&supervisor.step(started("etcd", 11), at(1.0))),
+            ["control-plane"]
+        );
+        assert_eq!(
+            supervisor.step(started("control-plane", 12), at(1.0)),
+            [],
+            "a converged machine needs nothing"
+        );
         assert_eq!(supervisor.step(Event::Tick, at(100.0)), []);
         assert_eq!(supervisor.next_change(), None);
     }
@@ -262,10 +335,18 @@ mod tests {
         let mut supervisor = master();
         supervisor.step(Event::Tick, at(0.0));
         supervisor.step(started("found", 10), at(0.0));
-        let actions = supervisor.step(Event::Exited { pid: 10, exit: Exit::Code(1) }, at(0.1));
+        let actions = supervisor.step(
+            Event::Exited {
+                pid: 10,
+                exit: Exit::Code(1),
+            },
+            at(0.1),
+        );
         assert_eq!(
             actions,
-            [Action::Report("found: exited with status 1; starting again in 0.5 s (failure 1)".to_owned())]
+            [Action::Report(
+                "found: exited with status 1; starting again in 0.5 s (failure 1)".to_owned()
+            )]
         );
         assert_eq!(supervisor.next_change(), Some(at(0.6)));
         assert_eq!(starts(&supervisor.step(Event::Tick, at(0.6))), ["found"]);
@@ -284,7 +365,13 @@ mod tests {
             assert_eq!(starts(&supervisor.step(Event::Tick, now)), ["agent"]);
             supervisor.step(started("agent", 7), now);
             now += at(ran);
-            supervisor.step(Event::Exited { pid: 7, exit: Exit::Code(0) }, now);
+            supervisor.step(
+                Event::Exited {
+                    pid: 7,
+                    exit: Exit::Code(0),
+                },
+                now,
+            );
             now += at(pause);
             assert_eq!(supervisor.next_change(), Some(now));
         }
@@ -295,10 +382,18 @@ mod tests {
         let mut supervisor = Supervisor::default();
         supervisor.add(vec![service("agent", Kind::Daemon, &[])]);
         supervisor.step(Event::Tick, at(0.0));
-        let failed = Event::StartFailed { name: "agent".to_owned(), error: "no such file".to_owned() };
+        let failed = Event::StartFailed {
+            name: "agent".to_owned(),
+            error: "no such file".to_owned(),
+        };
         let actions = supervisor.step(failed, at(0.0));
-        let [Action::Report(report)] = actions.as_slice() else { panic!("{actions:?}") };
-        assert!(report.contains("agent: could not start: no such file"), "{report}");
+        let [Action::Report(report)] = actions.as_slice() else {
+            panic!("{actions:?}")
+        };
+        assert!(
+            report.contains("agent: could not start: no such file"),
+            "{report}"
+        );
         assert_eq!(starts(&supervisor.step(Event::Tick, at(0.5))), ["agent"]);
     }
 
@@ -306,7 +401,16 @@ mod tests {
     fn the_end_of_an_unknown_process_changes_nothing() {
         let mut supervisor = master();
         supervisor.step(Event::Tick, at(0.0));
-        assert_eq!(supervisor.step(Event::Exited { pid: 999, exit: Exit::Signal(9) }, at(1.0)), []);
+        assert_eq!(
+            supervisor.step(
+                Event::Exited {
+                    pid: 999,
+                    exit: Exit::Signal(9)
+                },
+                at(1.0)
+            ),
+            []
+        );
     }
 
     #[test]
@@ -314,18 +418,44 @@ mod tests {
         let mut supervisor = master();
         supervisor.step(Event::Tick, at(0.0));
         supervisor.step(started("found", 10), at(0.0));
-        supervisor.step(Event::Exited { pid: 10, exit: Exit::Code(0) }, at(1.0));
+        supervisor.step(
+            Event::Exited {
+                pid: 10,
+                exit: Exit::Code(0),
+            },
+            at(1.0),
+        );
         supervisor.step(started("etcd", 11), at(1.0));
         supervisor.step(started("control-plane", 12), at(1.0));
 
-        assert!(supervisor.step(Event::StopAll, at(2.0)).contains(&Action::Terminate(12)));
-        assert_eq!(supervisor.step(Event::Tick, at(3.0)), [], "etcd is not stopped before the control plane is");
-        let actions = supervisor.step(Event::Exited { pid: 12, exit: Exit::Code(0) }, at(4.0));
+        assert!(
+            supervisor
+                .step(Event::StopAll, at(2.0))
+                .contains(&Action::Terminate(12))
+        );
+        assert_eq!(
+            supervisor.step(Event::Tick, at(3.0)),
+            [],
+            "etcd is not stopped before the control plane is"
+        );
+        let actions = supervisor.step(
+            Event::Exited {
+                pid: 12,
+                exit: Exit::Code(0),
+            },
+            at(4.0),
+        );
         assert!(actions.contains(&Action::Terminate(11)), "{actions:?}");
         assert_eq!(supervisor.next_change(), Some(at(14.0)));
         assert!(supervisor.step(Event::Tick, at(14.0)).contains(&Action::Kill(11)));
         assert_eq!(supervisor.step(Event::Tick, at(15.0)), [], "killed once");
-        let actions = supervisor.step(Event::Exited { pid: 11, exit: Exit::Signal(9) }, at(15.0));
+        let actions = supervisor.step(
+            Event::Exited {
+                pid: 11,
+                exit: Exit::Signal(9),
+            },
+            at(15.0),
+        );
         assert_eq!(actions.last(), Some(&Action::AllStopped));
         assert_eq!(supervisor.step(Event::Tick, at(16.0)), [], "said once");
     }
@@ -335,14 +465,24 @@ mod tests {
         let mut supervisor = master();
         supervisor.step(Event::Tick, at(0.0));
         assert_eq!(supervisor.step(Event::StopAll, at(0.0)), []);
-        assert!(supervisor.step(started("found", 10), at(0.1)).contains(&Action::Terminate(10)));
+        assert!(
+            supervisor
+                .step(started("found", 10), at(0.1))
+                .contains(&Action::Terminate(10))
+        );
     }
 
     #[test]
     fn nothing_running_stops_at_once_even_in_back_off() {
         let mut supervisor = master();
         supervisor.step(Event::Tick, at(0.0));
-        supervisor.step(Event::StartFailed { name: "found".to_owned(), error: String::new() }, at(0.0));
+        supervisor.step(
+            Event::StartFailed {
+                name: "found".to_owned(),
+                error: String::new(),
+            },
+            at(0.0),
+        );
         assert_eq!(supervisor.step(Event::StopAll, at(0.1)), [Action::AllStopped]);
     }
 }

@@ -48,7 +48,11 @@ pub struct Plan {
 
 /// The role said on the command line, else the one the image was built for.
 pub fn role(config: &NodeConfig, image: &ImageFacts) -> Role {
-    config.role.unwrap_or(if image.control_plane { Role::Master } else { Role::Worker })
+    config.role.unwrap_or(if image.control_plane {
+        Role::Master
+    } else {
+        Role::Worker
+    })
 }
 
 pub fn plan(config: &NodeConfig, facts: &Facts) -> Plan {
@@ -59,7 +63,8 @@ pub fn plan(config: &NodeConfig, facts: &Facts) -> Plan {
     }
     plan.services.push(cri(config));
     if facts.hostname.is_none() {
-        plan.waiting.push("a host name (ironlet.hostname, or a network interface)".to_owned());
+        plan.waiting
+            .push("a host name (ironlet.hostname, or a network interface)".to_owned());
     }
     if facts.node_ip.is_none() {
         plan.waiting.push(match config.node_ip {
@@ -70,7 +75,9 @@ pub fn plan(config: &NodeConfig, facts: &Facts) -> Plan {
     if !facts.time_settled {
         plan.waiting.push("the time".to_owned());
     }
-    let (Some(name), Some(ip)) = (&facts.hostname, facts.node_ip) else { return plan };
+    let (Some(name), Some(ip)) = (&facts.hostname, facts.node_ip) else {
+        return plan;
+    };
     if !plan.waiting.is_empty() {
         return plan;
     }
@@ -119,7 +126,14 @@ impl Args {
     }
 }
 
-fn daemon(name: &str, program: &str, args: Args, after: &[&str], memory_min: u64, oom_score_adj: i32) -> Service {
+fn daemon(
+    name: &str,
+    program: &str,
+    args: Args,
+    after: &[&str],
+    memory_min: u64,
+    oom_score_adj: i32,
+) -> Service {
     Service {
         name: name.to_owned(),
         program: program.to_owned(),
@@ -142,7 +156,10 @@ fn cri(config: &NodeConfig) -> Service {
 }
 
 fn agent(config: &NodeConfig, name: &str, ip: IpAddr, server: Option<&str>, after: &[&str]) -> Service {
-    let labels = config.node_labels.iter().map(|(key, value)| format!("{key}={value}"));
+    let labels = config
+        .node_labels
+        .iter()
+        .map(|(key, value)| format!("{key}={value}"));
     let args = Args::new(&[])
         .flag("kubeconfig", format!("{STATE}/agent/kubeconfig"))
         .flag("root-dir", format!("{STATE}/agent"))
@@ -155,7 +172,10 @@ fn agent(config: &NodeConfig, name: &str, ip: IpAddr, server: Option<&str>, afte
         .each("node-labels", comma_separated(labels))
         .each("node-taints", comma_separated(&config.node_taints))
         .flag("cluster-dns", "10.96.0.10")
-        .flag("cluster-domain", config.cluster_domain.as_deref().unwrap_or(CLUSTER_DOMAIN))
+        .flag(
+            "cluster-domain",
+            config.cluster_domain.as_deref().unwrap_or(CLUSTER_DOMAIN),
+        )
         .flag("cluster-cidr", cidrs(&config.pod_cidr, POD_CIDR));
     daemon("agent", "/usr/bin/agent", args, after, 32 * MIB, -999)
 }
@@ -169,6 +189,7 @@ fn control_plane(config: &NodeConfig, facts: &Facts, name: &str, ip: IpAddr) -> 
         .flag("advertise-address", ip)
         .flag("service-cidr", &service_cidr)
         .flag("cluster-domain", domain)
+        .flag("apiserver-cert-extra-sans", name)
         .flag("bootstrap-token-file", TOKEN_FILE);
     let mut services = vec![Service {
         kind: Kind::Oneshot,
@@ -192,9 +213,23 @@ fn control_plane(config: &NodeConfig, facts: &Facts, name: &str, ip: IpAddr) -> 
         .flag("cluster-cidr", cidrs(&config.pod_cidr, POD_CIDR))
         .flag("service-cluster-ip-range", &service_cidr)
         .flag("cluster-domain", domain)
-        .each("publish-kubeconfig", facts.image.kubeconfig_port.then_some(KUBECONFIG_PORT))
-        .each("openapi-descriptions", facts.image.openapi_descriptions.then_some(OPENAPI_DESCRIPTIONS));
-    services.push(daemon("control-plane", "/usr/bin/control-plane", all, &after, 64 * MIB, -997));
+        .flag("apiserver-cert-extra-sans", name)
+        .each(
+            "publish-kubeconfig",
+            facts.image.kubeconfig_port.then_some(KUBECONFIG_PORT),
+        )
+        .each(
+            "openapi-descriptions",
+            facts.image.openapi_descriptions.then_some(OPENAPI_DESCRIPTIONS),
+        );
+    services.push(daemon(
+        "control-plane",
+        "/usr/bin/control-plane",
+        all,
+        &after,
+        64 * MIB,
+        -997,
+    ));
     services
 }
 
@@ -219,9 +254,13 @@ fn etcd(name: &str, data: &str) -> Service {
         .flag("peer-trusted-ca-file", format!("{pki}/ca.crt"))
         // Fewer entries kept in memory than the default 100,000.
         .flag("snapshot-count", 10_000)
-        .flag("log-level", "warn");
+        // Its warnings are about slow requests, hundreds of them on a slow machine; what fails is an error.
+        .flag("log-level", "error");
     let mut service = daemon("etcd", "/usr/bin/etcd", args, &["found"], 48 * MIB, -997);
-    service.args.extend(["--client-cert-auth".to_owned(), "--peer-client-cert-auth".to_owned()]);
+    service.args.extend([
+        "--client-cert-auth".to_owned(),
+        "--peer-client-cert-auth".to_owned(),
+    ]);
     service
 }
 
@@ -251,12 +290,19 @@ mod tests {
             node_ip: Some("192.168.76.11".parse().unwrap()),
             time_settled: true,
             joined: false,
-            image: ImageFacts { control_plane, openapi_descriptions: true, kubeconfig_port: true },
+            image: ImageFacts {
+                control_plane,
+                openapi_descriptions: true,
+                kubeconfig_port: true,
+            },
         }
     }
 
     fn names(plan: &Plan) -> Vec<&str> {
-        plan.services.iter().map(|service| service.name.as_str()).collect()
+        plan.services
+            .iter()
+            .map(|service| service.name.as_str())
+            .collect()
     }
 
     fn line(plan: &Plan, name: &str) -> String {
@@ -266,7 +312,10 @@ mod tests {
 
     #[test]
     fn a_founding_master_runs_everything_in_order() {
-        let plan = plan(&config("ironlet.registry-mirror=docker.io=http://10.0.2.2:5000"), &ready(true));
+        let plan = plan(
+            &config("ironlet.registry-mirror=docker.io=http://10.0.2.2:5000"),
+            &ready(true),
+        );
         assert_eq!(names(&plan), ["cri", "found", "etcd", "control-plane", "agent"]);
         assert_eq!(plan.waiting, [""; 0]);
         assert_eq!(
@@ -277,14 +326,15 @@ mod tests {
         assert_eq!(
             line(&plan, "found"),
             "/usr/bin/control-plane found --data-dir /var/lib/ironlet/control-plane --advertise-address 192.168.76.11 \
-             --service-cidr 10.96.0.0/12 --cluster-domain cluster.local --bootstrap-token-file /var/lib/ironlet/bootstrap-token"
+             --service-cidr 10.96.0.0/12 --cluster-domain cluster.local --apiserver-cert-extra-sans node-1 \
+             --bootstrap-token-file /var/lib/ironlet/bootstrap-token"
         );
         assert_eq!(
             line(&plan, "control-plane"),
             "/usr/bin/control-plane all --data-dir /var/lib/ironlet/control-plane --bind-address 0.0.0.0 \
              --advertise-address 192.168.76.11 --store etcd --etcd-servers https://127.0.0.1:2379 \
              --cluster-cidr 10.244.0.0/16 --service-cluster-ip-range 10.96.0.0/12 --cluster-domain cluster.local \
-             --publish-kubeconfig /dev/virtio-ports/io.ironlet.kubeconfig \
+             --apiserver-cert-extra-sans node-1 --publish-kubeconfig /dev/virtio-ports/io.ironlet.kubeconfig \
              --openapi-descriptions /usr/share/ironlet/openapi-descriptions.zst"
         );
         assert!(line(&plan, "agent").contains("--bootstrap-server https://127.0.0.1:6443"));
@@ -293,7 +343,10 @@ mod tests {
 
     #[test]
     fn the_embedded_store_needs_no_etcd() {
-        let plan = plan(&config("ironlet.store=embedded ironlet.pod-cidr=10.1.0.0/16"), &ready(true));
+        let plan = plan(
+            &config("ironlet.store=embedded ironlet.pod-cidr=10.1.0.0/16"),
+            &ready(true),
+        );
         assert_eq!(names(&plan), ["cri", "found", "control-plane", "agent"]);
         assert!(line(&plan, "control-plane").contains("--store embedded --cluster-cidr 10.1.0.0/16"));
         assert_eq!(plan.services[2].after, ["found"]);
@@ -306,9 +359,18 @@ mod tests {
         let plan = plan(&config(cmdline), &ready(false));
         assert_eq!(names(&plan), ["cri", "agent"]);
         let line = line(&plan, "agent");
-        assert!(line.contains("--bootstrap-server https://192.168.76.11:6443"), "{line}");
-        assert!(line.contains("--node-labels a=b,c=d --node-taints x=y:NoSchedule"), "{line}");
-        assert!(!format!("{plan:?}").contains("0123456789abcdef"), "secrets never stand in arguments");
+        assert!(
+            line.contains("--bootstrap-server https://192.168.76.11:6443"),
+            "{line}"
+        );
+        assert!(
+            line.contains("--node-labels a=b,c=d --node-taints x=y:NoSchedule"),
+            "{line}"
+        );
+        assert!(
+            !format!("{plan:?}").contains("0123456789abcdef"),
+            "secrets never stand in arguments"
+        );
     }
 
     #[test]
@@ -316,18 +378,57 @@ mod tests {
         let server = config("ironlet.server=m");
         let node_ip = config("ironlet.server=m ironlet.node-ip=10.9.9.9");
         let cases: [(&str, NodeConfig, Facts); 8] = [
-            ("10.9.9.9 (ironlet.node-ip)", node_ip, Facts { node_ip: None, ..ready(false) }),
-            ("state disk", server.clone(), Facts { state_ready: false, ..ready(false) }),
-            ("host name", server.clone(), Facts { hostname: None, ..ready(false) }),
-            ("IP address", server.clone(), Facts { node_ip: None, ..ready(false) }),
-            ("the time", server.clone(), Facts { time_settled: false, ..ready(false) }),
+            (
+                "10.9.9.9 (ironlet.node-ip)",
+                node_ip,
+                Facts {
+                    node_ip: None,
+                    ..ready(false)
+                },
+            ),
+            (
+                "state disk",
+                server.clone(),
+                Facts {
+                    state_ready: false,
+                    ..ready(false)
+                },
+            ),
+            (
+                "host name",
+                server.clone(),
+                Facts {
+                    hostname: None,
+                    ..ready(false)
+                },
+            ),
+            (
+                "IP address",
+                server.clone(),
+                Facts {
+                    node_ip: None,
+                    ..ready(false)
+                },
+            ),
+            (
+                "the time",
+                server.clone(),
+                Facts {
+                    time_settled: false,
+                    ..ready(false)
+                },
+            ),
             ("ironlet.server is not given", config(""), ready(false)),
             ("a worker's image", config("ironlet.role=master"), ready(false)),
             ("not supported", server, ready(true)),
         ];
         for (reason, config, facts) in cases {
             let plan = plan(&config, &facts);
-            assert!(plan.waiting.iter().any(|waiting| waiting.contains(reason)), "{reason}: {:?}", plan.waiting);
+            assert!(
+                plan.waiting.iter().any(|waiting| waiting.contains(reason)),
+                "{reason}: {:?}",
+                plan.waiting
+            );
             let expected: &[&str] = if facts.state_ready { &["cri"] } else { &[] };
             assert_eq!(names(&plan), expected, "{reason}");
         }
@@ -335,14 +436,23 @@ mod tests {
 
     #[test]
     fn a_node_that_has_joined_needs_no_server() {
-        let plan = plan(&config(""), &Facts { joined: true, ..ready(false) });
+        let plan = plan(
+            &config(""),
+            &Facts {
+                joined: true,
+                ..ready(false)
+            },
+        );
         assert_eq!(names(&plan), ["cri", "agent"]);
         assert!(!line(&plan, "agent").contains("bootstrap"));
     }
 
     #[test]
     fn a_master_image_may_boot_as_a_worker() {
-        let plan = plan(&config("ironlet.role=worker ironlet.server=10.0.0.1:7443"), &ready(true));
+        let plan = plan(
+            &config("ironlet.role=worker ironlet.server=10.0.0.1:7443"),
+            &ready(true),
+        );
         assert_eq!(names(&plan), ["cri", "agent"]);
     }
 }

@@ -16,23 +16,36 @@ pub fn since_boot() -> Duration {
 /// The calendar, as time since 1970.
 pub fn calendar() -> Duration {
     let now = clock_gettime(ClockId::Realtime);
-    Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0))
+    Duration::new(
+        u64::try_from(now.tv_sec).unwrap_or(0),
+        u32::try_from(now.tv_nsec).unwrap_or(0),
+    )
 }
 
 /// Sets the calendar at once.
 pub fn set_calendar(time: Duration) -> io::Result<()> {
     let seconds = i64::try_from(time.as_secs()).map_err(io::Error::other)?;
-    let time = Timespec { tv_sec: seconds, tv_nsec: time.subsec_nanos().into() };
+    let time = Timespec {
+        tv_sec: seconds,
+        tv_nsec: time.subsec_nanos().into(),
+    };
     Ok(clock_settime(ClockId::Realtime, time)?)
 }
 
 /// Moves the calendar by a small amount without a jump (adjtime(3)).
 pub fn slew_calendar(seconds: f64) -> io::Result<()> {
     let whole = seconds.floor();
-    let delta = libc::timeval { tv_sec: whole as i64, tv_usec: ((seconds - whole) * 1e6) as i64 };
+    let delta = libc::timeval {
+        tv_sec: whole as i64,
+        tv_usec: ((seconds - whole) * 1e6) as i64,
+    };
     // SAFETY: `delta` lives through the call and the second argument may be null.
     let result = unsafe { libc::adjtime(&delta, std::ptr::null_mut()) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// `struct rtc_time` of linux/rtc.h.
@@ -61,9 +74,15 @@ pub fn read_rtc(device: &Path) -> io::Result<Duration> {
     if unsafe { libc::ioctl(file.as_raw_fd(), RTC_RD_TIME, &mut rtc) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    let days = days_from_civil(i64::from(rtc.year) + 1900, i64::from(rtc.mon) + 1, i64::from(rtc.mday));
+    let days = days_from_civil(
+        i64::from(rtc.year) + 1900,
+        i64::from(rtc.mon) + 1,
+        i64::from(rtc.mday),
+    );
     let seconds = days * 86_400 + i64::from(rtc.hour) * 3600 + i64::from(rtc.min) * 60 + i64::from(rtc.sec);
-    u64::try_from(seconds).map(Duration::from_secs).map_err(io::Error::other)
+    u64::try_from(seconds)
+        .map(Duration::from_secs)
+        .map_err(io::Error::other)
 }
 
 /// Sets the hardware clock, in UTC.
@@ -105,7 +124,11 @@ fn civil_from_days(days: i64) -> (i64, i64, i64) {
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let shifted_month = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let month = if shifted_month < 10 {
+        shifted_month + 3
+    } else {
+        shifted_month - 9
+    };
     (year_of_era + era * 400 + i64::from(month <= 2), month, day)
 }
 

@@ -20,7 +20,11 @@ const RNDADDENTROPY: libc::Ioctl = 0x4008_5203;
 /// Adds the seed to the pool and counts it as full entropy.
 pub fn credit(seed: [u8; SEED_BYTES]) -> io::Result<()> {
     let random = File::options().write(true).open("/dev/urandom")?;
-    let info = PoolInfo { entropy_bits: SEED_BYTES as i32 * 8, size: SEED_BYTES as i32, seed };
+    let info = PoolInfo {
+        entropy_bits: SEED_BYTES as i32 * 8,
+        size: SEED_BYTES as i32,
+        seed,
+    };
     // SAFETY: `info` is a `struct rand_pool_info` whose `buf` holds `buf_size` bytes.
     if unsafe { libc::ioctl(random.as_raw_fd(), RNDADDENTROPY, &info) } == 0 {
         Ok(())

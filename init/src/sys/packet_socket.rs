@@ -28,7 +28,11 @@ impl PacketSocket {
         let address = this.address([0; 6]);
         // SAFETY: `address` is a `sockaddr_ll` and the length is its size.
         let result = unsafe { libc::bind(raw, (&raw const address).cast(), ADDRESS_SIZE) };
-        if result == 0 { Ok(this) } else { Err(io::Error::last_os_error()) }
+        if result == 0 {
+            Ok(this)
+        } else {
+            Err(io::Error::last_os_error())
+        }
     }
 
     fn address(&self, to: [u8; 6]) -> libc::sockaddr_ll {
@@ -56,13 +60,20 @@ impl PacketSocket {
                 ADDRESS_SIZE,
             )
         };
-        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        if sent < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(())
+        }
     }
 
     /// The next IP packet, or `None` when none came in time.
     pub fn receive(&self, limit: Duration) -> io::Result<Option<Vec<u8>>> {
         use rustix::event::{PollFd, PollFlags, poll};
-        let limit = Timespec { tv_sec: limit.as_secs() as i64, tv_nsec: limit.subsec_nanos().into() };
+        let limit = Timespec {
+            tv_sec: limit.as_secs() as i64,
+            tv_nsec: limit.subsec_nanos().into(),
+        };
         if poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&limit))? == 0 {
             return Ok(None);
         }

@@ -104,7 +104,11 @@ fn write_file(path: *const libc::c_char, content: &[u8]) -> io::Result<()> {
             return Err(io::Error::last_os_error());
         }
         let written = libc::write(fd, content.as_ptr().cast(), content.len());
-        let result = if written < 0 { Err(io::Error::last_os_error()) } else { Ok(()) };
+        let result = if written < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(())
+        };
         libc::close(fd);
         result
     }

@@ -30,7 +30,11 @@ pub fn from_battery() -> Result<(), std::io::Error> {
 
 /// Never lets the calendar run behind a time this machine is known to have seen.
 pub fn not_before(known: Duration) -> Result<(), std::io::Error> {
-    if clock::calendar() < known { clock::set_calendar(known) } else { Ok(()) }
+    if clock::calendar() < known {
+        clock::set_calendar(known)
+    } else {
+        Ok(())
+    }
 }
 
 /// Keeps the calendar right, for ever, in a thread of its own. Server lists come through the channel; `set` is
@@ -63,7 +67,9 @@ pub fn follow(servers: mpsc::Receiver<Vec<IpAddr>>, set: impl Fn() + Send + 'sta
 fn ask_all(servers: &[IpAddr], told: &mut bool) -> bool {
     let mut reasons = Vec::new();
     for server in servers {
-        match sntp::ask(SocketAddr::new(*server, sntp::PORT)).and_then(|offset| correct(offset).map(|()| offset)) {
+        match sntp::ask(SocketAddr::new(*server, sntp::PORT))
+            .and_then(|offset| correct(offset).map(|()| offset))
+        {
             Ok(offset) => {
                 console::say(format_args!("time: {offset:+.3} s from {server}"));
                 *told = false;
@@ -73,7 +79,10 @@ fn ask_all(servers: &[IpAddr], told: &mut bool) -> bool {
         }
     }
     if !*told {
-        console::say(format_args!("time: no server answers ({}); trying on", reasons.join("; ")));
+        console::say(format_args!(
+            "time: no server answers ({}); trying on",
+            reasons.join("; ")
+        ));
         *told = true;
     }
     false

@@ -16,7 +16,11 @@ const UNIX_EPOCH: u64 = 2_208_988_800;
 
 /// How far our calendar is behind the server's, in seconds.
 pub fn ask(server: SocketAddr) -> io::Result<f64> {
-    let any: IpAddr = if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let any: IpAddr = if server.is_ipv4() {
+        Ipv4Addr::UNSPECIFIED.into()
+    } else {
+        Ipv6Addr::UNSPECIFIED.into()
+    };
     let socket = UdpSocket::bind(SocketAddr::new(any, 0))?;
     socket.connect(server)?;
     socket.set_read_timeout(Some(ANSWER_WITHIN))?;
@@ -61,12 +65,20 @@ fn offset(answer: &[u8], nonce: [u8; 8], sent: Duration, received: Duration) -> 
 
 /// Seconds since 1970. The 32-bit count wraps in 2036: small numbers belong to the second era.
 fn timestamp(bytes: &[u8]) -> f64 {
-    let number = |bytes: &[u8]| bytes.iter().fold(0_u64, |number, byte| number << 8 | u64::from(*byte));
+    let number = |bytes: &[u8]| {
+        bytes
+            .iter()
+            .fold(0_u64, |number, byte| number << 8 | u64::from(*byte))
+    };
     let (seconds, fraction) = (number(&bytes[..4]), number(&bytes[4..8]));
     if seconds == 0 && fraction == 0 {
         return 0.0;
     }
-    let seconds = if seconds < UNIX_EPOCH { seconds + (1 << 32) } else { seconds };
+    let seconds = if seconds < UNIX_EPOCH {
+        seconds + (1 << 32)
+    } else {
+        seconds
+    };
     (seconds - UNIX_EPOCH) as f64 + fraction as f64 / 4_294_967_296.0
 }
 
@@ -81,7 +93,12 @@ mod tests {
         packet[0] = 4 << 3 | 4;
         packet[1] = 2;
         packet[24..32].copy_from_slice(&NONCE);
-        for (at, value) in [(32, arrived.0), (36, arrived.1), (40, transmitted.0), (44, transmitted.1)] {
+        for (at, value) in [
+            (32, arrived.0),
+            (36, arrived.1),
+            (40, transmitted.0),
+            (44, transmitted.1),
+        ] {
             packet[at..at + 4].copy_from_slice(&value.to_be_bytes());
         }
         packet
@@ -95,7 +112,12 @@ mod tests {
     #[test]
     fn the_offset_is_the_mean_of_both_ways() {
         let packet = answer((ntp(1_700_000_100), 0), (ntp(1_700_000_100), 1 << 31));
-        let offset = offset(&packet, NONCE, Duration::from_secs(1_700_000_000), Duration::from_millis(1_700_000_001_500));
+        let offset = offset(
+            &packet,
+            NONCE,
+            Duration::from_secs(1_700_000_000),
+            Duration::from_millis(1_700_000_001_500),
+        );
         assert!((offset.unwrap() - 99.5).abs() < 1e-6);
     }
 

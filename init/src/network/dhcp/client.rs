@@ -5,7 +5,11 @@ use super::{
     message::{self, Client, Lease, Reply, Request},
     state::{Action, Machine},
 };
-use crate::{console, network::netlink::Link, sys::{clock, packet_socket::PacketSocket}};
+use crate::{
+    console,
+    network::netlink::Link,
+    sys::{clock, packet_socket::PacketSocket},
+};
 use std::{
     io,
     net::{Ipv4Addr, UdpSocket},
@@ -20,10 +24,20 @@ pub enum Change {
 
 /// Runs the client until its socket fails, as when the interface goes away.
 pub fn run(link: &Link, hostname: Option<String>, mut changed: impl FnMut(Change)) -> io::Result<()> {
-    let client = Client { mac: link.mac.clone(), hostname };
+    let client = Client {
+        mac: link.mac.clone(),
+        hostname,
+    };
     let started = clock::since_boot();
     let mut machine = Machine::new(started);
-    let mut exchange = Exchange { link, client, xid: new_xid()?, packets: Some(PacketSocket::open(link.index)?), udp: None, started };
+    let mut exchange = Exchange {
+        link,
+        client,
+        xid: new_xid()?,
+        packets: Some(PacketSocket::open(link.index)?),
+        udp: None,
+        started,
+    };
     loop {
         let now = clock::since_boot();
         let actions = match exchange.receive(machine.next().saturating_sub(now))? {
@@ -63,7 +77,12 @@ fn new_xid() -> io::Result<u32> {
 
 impl Exchange<'_> {
     fn encode(&self, request: &Request) -> Vec<u8> {
-        message::encode(&self.client, self.xid, clock::since_boot().saturating_sub(self.started), request)
+        message::encode(
+            &self.client,
+            self.xid,
+            clock::since_boot().saturating_sub(self.started),
+            request,
+        )
     }
 
     fn broadcast(&mut self, request: &Request) -> io::Result<()> {
@@ -77,20 +96,31 @@ impl Exchange<'_> {
         }
         match self.packets.as_ref().map(|packets| packets.broadcast(&packet)) {
             // A link that is down or a full queue mends; the next try comes anyway.
-            Some(Err(error)) if matches!(error.raw_os_error(), Some(libc::ENETDOWN | libc::ENOBUFS)) => Ok(()),
+            Some(Err(error)) if matches!(error.raw_os_error(), Some(libc::ENETDOWN | libc::ENOBUFS)) => {
+                Ok(())
+            }
             Some(result) => result,
             None => Ok(()),
         }
     }
 
     fn unicast(&mut self, request: &Request, server: Ipv4Addr) -> io::Result<()> {
-        let Request::Extend { address } = *request else { return Ok(()) };
+        let Request::Extend { address } = *request else {
+            return Ok(());
+        };
         let bytes = self.encode(request);
         if self.udp.is_none() {
             self.udp = Some(UdpSocket::bind((address, frame::CLIENT_PORT))?);
         }
-        if let Some(Err(error)) = self.udp.as_ref().map(|udp| udp.send_to(&bytes, (server, frame::SERVER_PORT))) {
-            console::say(format_args!("{}: asking {server} for more time: {error}", self.link.name));
+        if let Some(Err(error)) = self
+            .udp
+            .as_ref()
+            .map(|udp| udp.send_to(&bytes, (server, frame::SERVER_PORT)))
+        {
+            console::say(format_args!(
+                "{}: asking {server} for more time: {error}",
+                self.link.name
+            ));
         }
         Ok(())
     }
@@ -121,7 +151,9 @@ impl Exchange<'_> {
                     None
                 }
             };
-            if let Some(reply) = datagram.and_then(|bytes| message::decode(&bytes, &self.client.mac, self.xid)) {
+            if let Some(reply) =
+                datagram.and_then(|bytes| message::decode(&bytes, &self.client.mac, self.xid))
+            {
                 return Ok(Some(reply));
             }
         }

@@ -24,8 +24,14 @@ pub fn to_servers(source: Ipv4Addr, payload: &[u8]) -> Vec<u8> {
     packet.extend((udp_length as u16).to_be_bytes());
     packet.extend([0, 0]);
     packet.extend(payload);
-    let pseudo_header: u32 = packet[12..IP_HEADER].chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum();
-    let sum = checksum(&packet[IP_HEADER..], pseudo_header + u32::from(UDP) + udp_length as u32);
+    let pseudo_header: u32 = packet[12..IP_HEADER]
+        .chunks(2)
+        .map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1]))
+        .sum();
+    let sum = checksum(
+        &packet[IP_HEADER..],
+        pseudo_header + u32::from(UDP) + udp_length as u32,
+    );
     // Zero means "no checksum" (RFC 768).
     let sum = if sum == 0 { 0xffff } else { sum };
     packet[IP_HEADER + 6..IP_HEADER + 8].copy_from_slice(&sum.to_be_bytes());
@@ -36,7 +42,10 @@ pub fn to_servers(source: Ipv4Addr, payload: &[u8]) -> Vec<u8> {
 /// interfaces leave it unfinished, and the transaction number and hardware address are.
 pub fn to_client(packet: &[u8]) -> Option<&[u8]> {
     let header = usize::from(packet.first()? & 0x0f) * 4;
-    let whole = packet[0] >> 4 == 4 && packet.get(9) == Some(&UDP) && packet.get(6)? & 0x3f == 0 && packet.get(7) == Some(&0);
+    let whole = packet[0] >> 4 == 4
+        && packet.get(9) == Some(&UDP)
+        && packet.get(6)? & 0x3f == 0
+        && packet.get(7) == Some(&0);
     let udp = packet.get(header..).filter(|_| whole && header >= IP_HEADER)?;
     let length = usize::from(u16::from_be_bytes([*udp.get(4)?, *udp.get(5)?]));
     if udp.get(0..2)? != SERVER_PORT.to_be_bytes() || udp.get(2..4)? != CLIENT_PORT.to_be_bytes() {
@@ -66,7 +75,11 @@ mod tests {
         for payload in [&b"odd"[..], b"even", &[0xff; 300]] {
             let packet = to_servers(Ipv4Addr::UNSPECIFIED, payload);
             assert_eq!(packet.len(), 28 + payload.len());
-            assert_eq!(checksum(&packet[..20], 0), 0, "a header summed with its checksum gives zero");
+            assert_eq!(
+                checksum(&packet[..20], 0),
+                0,
+                "a header summed with its checksum gives zero"
+            );
             let pseudo = 0xffff_u32 * 2 + 17 + (8 + payload.len()) as u32;
             assert_eq!(checksum(&packet[20..], pseudo), 0);
         }
@@ -74,7 +87,9 @@ mod tests {
 
     #[test]
     fn the_known_example_of_a_checksum() {
-        let header = [0x45, 0, 0, 0x73, 0, 0, 0x40, 0, 0x40, 0x11, 0, 0, 0xc0, 0xa8, 0, 1, 0xc0, 0xa8, 0, 0xc7];
+        let header = [
+            0x45, 0, 0, 0x73, 0, 0, 0x40, 0, 0x40, 0x11, 0, 0, 0xc0, 0xa8, 0, 1, 0xc0, 0xa8, 0, 0xc7,
+        ];
         assert_eq!(checksum(&header, 0), 0xb861);
     }
 

@@ -1,8 +1,8 @@
 //! DHCP messages: what we ask, and what of an answer we use.
 
 use dhcproto::v4::{
-    Decodable, Decoder, DhcpOption, DhcpOptions, Encodable, Encoder, Flags, HType, Message, MessageType, Opcode,
-    OptionCode,
+    Decodable, Decoder, DhcpOption, DhcpOptions, Encodable, Encoder, Flags, HType, Message, MessageType,
+    Opcode, OptionCode,
 };
 use std::{net::Ipv4Addr, time::Duration};
 
@@ -37,9 +37,14 @@ pub struct Client {
 pub enum Request {
     Discover,
     /// Accepts an offer.
-    Select { address: Ipv4Addr, server: Ipv4Addr },
+    Select {
+        address: Ipv4Addr,
+        server: Ipv4Addr,
+    },
     /// Asks for more time; the address is in use already.
-    Extend { address: Ipv4Addr },
+    Extend {
+        address: Ipv4Addr,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,7 +59,11 @@ const SHORTEST_LEASE: Duration = Duration::from_secs(60);
 
 pub fn encode(client: &Client, xid: u32, elapsed: Duration, request: &Request) -> Vec<u8> {
     let mut message = Message::default();
-    message.set_opcode(Opcode::BootRequest).set_htype(HType::Eth).set_xid(xid).set_chaddr(&client.mac[..client.mac.len().min(16)]);
+    message
+        .set_opcode(Opcode::BootRequest)
+        .set_htype(HType::Eth)
+        .set_xid(xid)
+        .set_chaddr(&client.mac[..client.mac.len().min(16)]);
     message.set_secs(u16::try_from(elapsed.as_secs()).unwrap_or(u16::MAX));
     let mut options = DhcpOptions::new();
     let (kind, address, server) = match *request {
@@ -109,7 +118,8 @@ pub fn encode(client: &Client, xid: u32, elapsed: Duration, request: &Request) -
 /// The answer to us, if the bytes are one.
 pub fn decode(bytes: &[u8], mac: &[u8], xid: u32) -> Option<Reply> {
     let message = Message::decode(&mut Decoder::new(bytes)).ok()?;
-    let to_us = message.opcode() == Opcode::BootReply && message.xid() == xid && message.chaddr().starts_with(mac);
+    let to_us =
+        message.opcode() == Opcode::BootReply && message.xid() == xid && message.chaddr().starts_with(mac);
     if !to_us {
         return None;
     }
@@ -127,7 +137,9 @@ fn lease(message: &Message) -> Option<Lease> {
     if address.is_unspecified() {
         return None;
     }
-    let Some(DhcpOption::ServerIdentifier(server)) = options.get(OptionCode::ServerIdentifier) else { return None };
+    let Some(DhcpOption::ServerIdentifier(server)) = options.get(OptionCode::ServerIdentifier) else {
+        return None;
+    };
     let seconds = |option: Option<&DhcpOption>| match option {
         Some(DhcpOption::AddressLeaseTime(s) | DhcpOption::Renewal(s) | DhcpOption::Rebinding(s)) => {
             Some(Duration::from_secs((*s).into()))
@@ -135,10 +147,12 @@ fn lease(message: &Message) -> Option<Lease> {
         _ => None,
     };
     let duration = seconds(options.get(OptionCode::AddressLeaseTime))?.max(SHORTEST_LEASE);
-    let rebind_after =
-        seconds(options.get(OptionCode::Rebinding)).filter(|t2| *t2 < duration).unwrap_or(duration * 7 / 8);
-    let renew_after =
-        seconds(options.get(OptionCode::Renewal)).filter(|t1| *t1 < rebind_after).unwrap_or(duration / 2);
+    let rebind_after = seconds(options.get(OptionCode::Rebinding))
+        .filter(|t2| *t2 < duration)
+        .unwrap_or(duration * 7 / 8);
+    let renew_after = seconds(options.get(OptionCode::Renewal))
+        .filter(|t1| *t1 < rebind_after)
+        .unwrap_or(duration / 2);
     let text = |option: Option<&DhcpOption>| match option {
         Some(DhcpOption::Hostname(name) | DhcpOption::DomainName(name)) => {
             Some(name.trim_end_matches(['\0', '.']).to_lowercase()).filter(|name| is_name(name))
@@ -146,17 +160,23 @@ fn lease(message: &Message) -> Option<Lease> {
         _ => None,
     };
     let addresses = |option: Option<&DhcpOption>| match option {
-        Some(DhcpOption::DomainNameServer(list) | DhcpOption::NtpServers(list) | DhcpOption::Router(list)) => list.clone(),
+        Some(
+            DhcpOption::DomainNameServer(list) | DhcpOption::NtpServers(list) | DhcpOption::Router(list),
+        ) => list.clone(),
         _ => vec![],
     };
     // RFC 3442: with classless routes the router option is ignored.
     let routes = match options.get(OptionCode::ClasslessStaticRoute) {
-        Some(DhcpOption::ClasslessStaticRoute(routes)) => {
-            routes.iter().map(|(net, gateway)| ((net.network(), net.prefix_len()), *gateway)).collect()
-        }
+        Some(DhcpOption::ClasslessStaticRoute(routes)) => routes
+            .iter()
+            .map(|(net, gateway)| ((net.network(), net.prefix_len()), *gateway))
+            .collect(),
         _ => {
             let router = addresses(options.get(OptionCode::Router)).first().copied();
-            router.map(|gateway| ((Ipv4Addr::UNSPECIFIED, 0), gateway)).into_iter().collect()
+            router
+                .map(|gateway| ((Ipv4Addr::UNSPECIFIED, 0), gateway))
+                .into_iter()
+                .collect()
         }
     };
     Some(Lease {
@@ -185,7 +205,9 @@ fn lease(message: &Message) -> Option<Lease> {
 fn is_name(text: &str) -> bool {
     let label = |label: &str| {
         (1..=63).contains(&label.len())
-            && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+            && label
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
             && !label.starts_with('-')
             && !label.ends_with('-')
     };
@@ -201,7 +223,11 @@ pub(super) mod tests {
     /// A server's answer with the given options on top of the usual ones.
     pub(in super::super) fn answer(kind: MessageType, xid: u32, extra: Vec<DhcpOption>) -> Vec<u8> {
         let mut message = Message::default();
-        message.set_opcode(Opcode::BootReply).set_xid(xid).set_chaddr(&MAC).set_yiaddr(Ipv4Addr::new(10, 0, 2, 15));
+        message
+            .set_opcode(Opcode::BootReply)
+            .set_xid(xid)
+            .set_chaddr(&MAC)
+            .set_yiaddr(Ipv4Addr::new(10, 0, 2, 15));
         let usual = [
             DhcpOption::MessageType(kind),
             DhcpOption::ServerIdentifier(Ipv4Addr::new(10, 0, 2, 2)),
@@ -233,17 +259,29 @@ pub(super) mod tests {
             DhcpOption::InterfaceMtu(1450),
         ]);
         assert_eq!((lease.address, lease.prefix), (Ipv4Addr::new(10, 0, 2, 15), 24));
-        assert_eq!(lease.routes, [((Ipv4Addr::UNSPECIFIED, 0), Ipv4Addr::new(10, 0, 2, 2))]);
+        assert_eq!(
+            lease.routes,
+            [((Ipv4Addr::UNSPECIFIED, 0), Ipv4Addr::new(10, 0, 2, 2))]
+        );
         assert_eq!(lease.hostname.as_deref(), Some("node-1"));
         assert_eq!(lease.mtu, Some(1450));
-        assert_eq!((lease.renew_after.as_secs(), lease.rebind_after.as_secs()), (43_200, 75_600));
+        assert_eq!(
+            (lease.renew_after.as_secs(), lease.rebind_after.as_secs()),
+            (43_200, 75_600)
+        );
     }
 
     #[test]
     fn classless_routes_replace_the_router() {
         let net = "10.9.0.0/16".parse().unwrap();
-        let lease = acknowledged(vec![DhcpOption::ClasslessStaticRoute(vec![(net, Ipv4Addr::new(10, 0, 2, 9))])]);
-        assert_eq!(lease.routes, [((Ipv4Addr::new(10, 9, 0, 0), 16), Ipv4Addr::new(10, 0, 2, 9))]);
+        let lease = acknowledged(vec![DhcpOption::ClasslessStaticRoute(vec![(
+            net,
+            Ipv4Addr::new(10, 0, 2, 9),
+        )])]);
+        assert_eq!(
+            lease.routes,
+            [((Ipv4Addr::new(10, 9, 0, 0), 16), Ipv4Addr::new(10, 0, 2, 9))]
+        );
     }
 
     #[test]
@@ -273,21 +311,54 @@ pub(super) mod tests {
 
     #[test]
     fn requests_carry_what_the_rfc_asks_for() {
-        let client = Client { mac: MAC.to_vec(), hostname: Some("node-1".to_owned()) };
+        let client = Client {
+            mac: MAC.to_vec(),
+            hostname: Some("node-1".to_owned()),
+        };
         let address = Ipv4Addr::new(10, 0, 2, 15);
         let server = Ipv4Addr::new(10, 0, 2, 2);
         for (request, kind, ciaddr, requested, identified) in [
-            (Request::Discover, MessageType::Discover, Ipv4Addr::UNSPECIFIED, false, false),
-            (Request::Select { address, server }, MessageType::Request, Ipv4Addr::UNSPECIFIED, true, true),
-            (Request::Extend { address }, MessageType::Request, address, false, false),
+            (
+                Request::Discover,
+                MessageType::Discover,
+                Ipv4Addr::UNSPECIFIED,
+                false,
+                false,
+            ),
+            (
+                Request::Select { address, server },
+                MessageType::Request,
+                Ipv4Addr::UNSPECIFIED,
+                true,
+                true,
+            ),
+            (
+                Request::Extend { address },
+                MessageType::Request,
+                address,
+                false,
+                false,
+            ),
         ] {
             let bytes = encode(&client, 7, Duration::from_secs(3), &request);
             assert!(bytes.len() >= 300);
             let message = Message::decode(&mut Decoder::new(&bytes)).unwrap();
             assert_eq!(message.opts().msg_type(), Some(kind));
-            assert_eq!((message.xid(), message.secs(), message.ciaddr()), (7, 3, ciaddr), "{request:?}");
-            assert_eq!(message.opts().contains(OptionCode::RequestedIpAddress), requested, "{request:?}");
-            assert_eq!(message.opts().contains(OptionCode::ServerIdentifier), identified, "{request:?}");
+            assert_eq!(
+                (message.xid(), message.secs(), message.ciaddr()),
+                (7, 3, ciaddr),
+                "{request:?}"
+            );
+            assert_eq!(
+                message.opts().contains(OptionCode::RequestedIpAddress),
+                requested,
+                "{request:?}"
+            );
+            assert_eq!(
+                message.opts().contains(OptionCode::ServerIdentifier),
+                identified,
+                "{request:?}"
+            );
         }
     }
 }

@@ -41,7 +41,10 @@ pub struct Machine {
 
 impl Machine {
     pub fn new(now: Duration) -> Self {
-        Self { state: State::Looking { tries: 0 }, next: now }
+        Self {
+            state: State::Looking { tries: 0 },
+            next: now,
+        }
     }
 
     pub fn next(&self) -> Duration {
@@ -56,7 +59,9 @@ impl Machine {
                 self.next = now;
                 self.time(now)
             }
-            (State::Selecting { .. } | State::Bound { .. }, Reply::Acknowledge(lease)) => self.bind(lease, now),
+            (State::Selecting { .. } | State::Bound { .. }, Reply::Acknowledge(lease)) => {
+                self.bind(lease, now)
+            }
             (State::Selecting { offer, .. }, Reply::Refuse) => {
                 let report = format!("{} refused {}; looking again", offer.server, offer.address);
                 self.look_again(now, vec![Action::Report(report)])
@@ -82,23 +87,37 @@ impl Machine {
                 self.next = now + wait;
                 let mut actions = vec![Action::Broadcast(Request::Discover)];
                 if *tries > 1 {
-                    let report = format!("no DHCP server answers (try {tries}; next in {} s)", wait.as_secs());
+                    let report = format!(
+                        "no DHCP server answers (try {tries}; next in {} s)",
+                        wait.as_secs()
+                    );
                     actions.push(Action::Report(report));
                 }
                 actions
             }
             State::Selecting { offer, tries } if *tries >= SELECT_TRIES => {
-                let report = format!("{} offered {} and then fell silent; looking again", offer.server, offer.address);
+                let report = format!(
+                    "{} offered {} and then fell silent; looking again",
+                    offer.server, offer.address
+                );
                 self.look_again(now, vec![Action::Report(report)])
             }
             State::Selecting { offer, tries } => {
                 self.next = now + wait(*tries);
                 *tries += 1;
-                vec![Action::Broadcast(Request::Select { address: offer.address, server: offer.server })]
+                vec![Action::Broadcast(Request::Select {
+                    address: offer.address,
+                    server: offer.server,
+                })]
             }
             State::Bound { lease, since } => {
                 let age = now.saturating_sub(*since);
-                let (request, until) = (Request::Extend { address: lease.address }, *since);
+                let (request, until) = (
+                    Request::Extend {
+                        address: lease.address,
+                    },
+                    *since,
+                );
                 if age >= lease.duration {
                     let report = format!("the lease of {} has ended; looking again", lease.address);
                     let drop = Action::Drop(lease.clone());
@@ -119,7 +138,8 @@ impl Machine {
     fn bind(&mut self, lease: Lease, now: Duration) -> Vec<Action> {
         let mut actions = Vec::new();
         match &self.state {
-            State::Bound { lease: old, .. } if old.address == lease.address && old.prefix == lease.prefix => {}
+            State::Bound { lease: old, .. } if old.address == lease.address && old.prefix == lease.prefix => {
+            }
             State::Bound { lease: old, .. } => actions.push(Action::Drop(old.clone())),
             _ => actions.push(Action::Report(format!(
                 "{}/{} from {} for {} s",
@@ -186,9 +206,19 @@ mod tests {
     fn discover_offer_request_acknowledge() {
         let mut machine = Machine::new(at(0));
         assert_eq!(machine.time(at(0)), [Action::Broadcast(Request::Discover)]);
-        let request = Request::Select { address: ADDRESS.into(), server: [10, 0, 2, 2].into() };
-        assert_eq!(machine.reply(Reply::Offer(lease(ADDRESS)), at(1)), [Action::Broadcast(request)]);
-        assert_eq!(machine.reply(Reply::Offer(lease([10, 0, 2, 99])), at(1)), [], "the first offer is taken");
+        let request = Request::Select {
+            address: ADDRESS.into(),
+            server: [10, 0, 2, 2].into(),
+        };
+        assert_eq!(
+            machine.reply(Reply::Offer(lease(ADDRESS)), at(1)),
+            [Action::Broadcast(request)]
+        );
+        assert_eq!(
+            machine.reply(Reply::Offer(lease([10, 0, 2, 99])), at(1)),
+            [],
+            "the first offer is taken"
+        );
         let actions = machine.reply(Reply::Acknowledge(lease(ADDRESS)), at(2));
         assert_eq!(actions.last(), Some(&Action::Use(lease(ADDRESS))));
         assert_eq!(machine.next(), at(502));
@@ -218,8 +248,13 @@ mod tests {
     #[test]
     fn a_lease_is_renewed_then_rebound_then_given_up() {
         let mut machine = bound();
-        let extend = Request::Extend { address: ADDRESS.into() };
-        assert_eq!(machine.time(at(502)), [Action::Unicast(extend.clone(), [10, 0, 2, 2].into())]);
+        let extend = Request::Extend {
+            address: ADDRESS.into(),
+        };
+        assert_eq!(
+            machine.time(at(502)),
+            [Action::Unicast(extend.clone(), [10, 0, 2, 2].into())]
+        );
         let mut now = machine.next();
         while now < at(877) {
             assert!(matches!(machine.time(now)[..], [Action::Unicast(..)]), "{now:?}");
@@ -229,7 +264,10 @@ mod tests {
         assert_eq!(machine.time(now), [Action::Broadcast(extend)]);
         while machine.next() < at(1002) {
             let now = machine.next();
-            assert!(matches!(machine.time(now)[..], [Action::Broadcast(..)]), "{now:?}");
+            assert!(
+                matches!(machine.time(now)[..], [Action::Broadcast(..)]),
+                "{now:?}"
+            );
         }
         let actions = machine.time(at(1002));
         assert_eq!(actions.last(), Some(&Action::Drop(lease(ADDRESS))));
@@ -241,7 +279,10 @@ mod tests {
     fn a_renewed_lease_begins_again_and_a_new_address_replaces_the_old() {
         let mut machine = bound();
         machine.time(at(502));
-        assert_eq!(machine.reply(Reply::Acknowledge(lease(ADDRESS)), at(503)), [Action::Use(lease(ADDRESS))]);
+        assert_eq!(
+            machine.reply(Reply::Acknowledge(lease(ADDRESS)), at(503)),
+            [Action::Use(lease(ADDRESS))]
+        );
         assert_eq!(machine.next(), at(1003));
         machine.time(at(1003));
         let other = lease([10, 0, 2, 16]);
@@ -262,7 +303,10 @@ mod tests {
         let mut machine = Machine::new(at(0));
         machine.time(at(0));
         machine.reply(Reply::Offer(lease(ADDRESS)), at(1));
-        assert!(matches!(machine.reply(Reply::Refuse, at(1))[..], [Action::Report(_)]));
+        assert!(matches!(
+            machine.reply(Reply::Refuse, at(1))[..],
+            [Action::Report(_)]
+        ));
         assert_eq!(machine.time(at(3)), [Action::Broadcast(Request::Discover)]);
     }
 
@@ -273,7 +317,10 @@ mod tests {
         machine.reply(Reply::Offer(lease(ADDRESS)), at(1));
         for _ in 1..SELECT_TRIES {
             let now = machine.next();
-            assert!(matches!(machine.time(now)[..], [Action::Broadcast(Request::Select { .. })]));
+            assert!(matches!(
+                machine.time(now)[..],
+                [Action::Broadcast(Request::Select { .. })]
+            ));
         }
         let now = machine.next();
         assert!(matches!(&machine.time(now)[..], [Action::Report(text)] if text.contains("fell silent")));
