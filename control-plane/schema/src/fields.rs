@@ -86,10 +86,11 @@ impl Walk<'_> {
             | (_, Value::Null) => Ok(()),
             (FieldType::Int64, Value::Number(number)) if number.is_i64() => Ok(()),
             (FieldType::Int32 | FieldType::IntOrString, Value::Number(number)) if number.as_i64().is_some_and(|number| i32::try_from(number).is_ok()) => Ok(()),
-            (FieldType::Bytes, Value::String(text)) => match STANDARD.decode(text.as_bytes()) {
-                Ok(_) => Ok(()),
-                Err(_) => Err(format!("illegal base64 data at input byte {}", base64_offset(text))),
-            },
+            (FieldType::Bytes, Value::String(text)) => {
+                // Line breaks are no part of the encoding.
+                text.retain(|c| !matches!(c, '\r' | '\n'));
+                STANDARD.decode(text.as_bytes()).map(drop).map_err(|_| format!("illegal base64 data at input byte {}", base64_offset(text)))
+            }
             (FieldType::Quantity, Value::String(_) | Value::Number(_)) => {
                 let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
                 let quantity = Quantity::parse(text.trim()).ok_or(quantity::MALFORMED)?;

@@ -41,7 +41,7 @@ impl Quantity {
         } else if let Some((_, exponent)) = DECIMAL.iter().find(|(name, _)| *name == suffix) {
             (scaled(mantissa, 9 - scale + exponent)?, Format::DecimalSi)
         } else {
-            let exponent: i32 = suffix.strip_prefix(['e', 'E'])?.parse().ok()?;
+            let exponent: i32 = suffix.strip_prefix(['e', 'E'])?.parse().ok().filter(|exponent: &i32| exponent.unsigned_abs() < 1000)?;
             (scaled(mantissa, 9 - scale + exponent)?, Format::DecimalExponent)
         };
         Some(Self { nano: if negative { -nano } else { nano }, format })
@@ -130,7 +130,7 @@ mod tests {
 
     #[test]
     fn refuses_what_is_no_quantity() {
-        for text in ["", "x", "1x", "1.2.3", "--1", "1Kii", "1e", "Gi", "1 Gi"] {
+        for text in ["", "x", "1x", "1e2147483647", "9e99", "1.2.3", "--1", "1Kii", "1e", "Gi", "1 Gi"] {
             assert!(Quantity::parse(text).is_none(), "{text}");
         }
     }
