@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 /// The mount point of cgroup v2.
 pub const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 
+const OPEN_FILES: u64 = 1_048_576;
+
 pub fn read() -> Host {
     let controllers = fs::read_to_string(Path::new(CGROUP_ROOT).join("cgroup.controllers")).unwrap_or_default();
     let last = fs::read_to_string("/proc/sys/kernel/cap_last_cap").unwrap_or_default();
@@ -18,7 +20,18 @@ pub fn read() -> Host {
         last_capability: last.trim().parse().unwrap_or(40),
         apparmor: fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.starts_with('Y')),
         devices,
+        open_files: open_files(),
     }
+}
+
+/// Raises this process's own limit as far as the machine lets it: containers inherit from it.
+fn open_files() -> u64 {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let wanted = Rlimit { current: Some(OPEN_FILES), maximum: Some(OPEN_FILES) };
+    if let Err(error) = setrlimit(Resource::Nofile, wanted) {
+        tracing::debug!(%error, "the limit of open files stays");
+    }
+    getrlimit(Resource::Nofile).maximum.unwrap_or(OPEN_FILES)
 }
 
 /// This boot's identity: what was made in another is gone.

@@ -38,7 +38,7 @@ impl Reference {
             _ => (rest, None),
         };
         let (host, path) = match name.split_once('/') {
-            Some((first, path)) if first.contains(['.', ':']) || first == "localhost" => (first, path.to_owned()),
+            Some((first, path)) if first == "localhost" || (first.contains(['.', ':']) && is_host(first)) => (first, path.to_owned()),
             _ => (DEFAULT_HOST, name.to_owned()),
         };
         let repository =
@@ -91,6 +91,11 @@ pub fn is_digest(text: &str) -> bool {
 
 pub fn is_hex64(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+}
+
+fn is_host(host: &str) -> bool {
+    host.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '[')
+        && host.chars().all(|c| c.is_ascii_alphanumeric() || ".:-[]".contains(c))
 }
 
 fn is_tag(tag: &str) -> bool {

@@ -34,6 +34,8 @@ pub struct Host {
     pub last_capability: usize,
     pub apparmor: bool,
     pub devices: Vec<DeviceNode>,
+    /// The most files that a process may have open.
+    pub open_files: u64,
 }
 
 /// A device node to make in a container.
@@ -75,6 +77,9 @@ pub struct Input<'a> {
 const ALWAYS_MASKED: &str = "/proc/cmdline";
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// Enough for servers; programs that loop over every possible descriptor stay quick.
+const SOFT_OPEN_FILES: u64 = 65_536;
+
 /// The spec as JSON, and the controllers whose limits had to be left out.
 pub fn generate(input: &Input) -> Result<(Value, Vec<&'static str>), SpecError> {
     let config = input.config;
@@ -91,7 +96,7 @@ pub fn generate(input: &Input) -> Result<(Value, Vec<&'static str>), SpecError> 
         "env": environment(config, input.image, input.hostname, input.user),
         "cwd": working_dir(config, input.image),
         "capabilities": capabilities.to_json(),
-        "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 65_536, "hard": 1_048_576}],
+        "rlimits": [{"type": "RLIMIT_NOFILE", "soft": input.host.open_files.min(SOFT_OPEN_FILES), "hard": input.host.open_files}],
         "oomScoreAdj": asked.oom_score_adj,
     });
     if security.no_new_privs {

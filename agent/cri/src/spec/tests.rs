@@ -17,6 +17,7 @@ fn spec_of(config: &v1::ContainerConfig) -> Value {
         controllers: ["cpu", "memory"].map(String::from).into(),
         last_capability: 40,
         apparmor: false,
+        open_files: 4096,
         devices: vec![DeviceNode { path: "/dev/kvm".into(), block: false, major: 10, minor: 232, mode: 0o600, uid: 0, gid: 0 }],
     };
     let input = Input {
