@@ -23,21 +23,16 @@ pub async fn run(flags: flags::All) -> anyhow::Result<()> {
     disk::create_directory(&directory)?;
     let _lock = disk::lock(&directory.join("lock"))?;
     let own_address = own_address(flags.serving.bind_address);
-    let request = |port| {
-        founding::request(
-            &flags.founding,
-            &flags.cluster,
-            advertise_address,
-            own_address,
-            port,
-        )
-    };
-    founding::found(&flags.founding, &request(flags.serving.secure_port)?)?;
+    let request = |server| founding::request(&flags.founding, &flags.cluster, advertise_address, server);
+    founding::found(&flags.founding, &request(None)?)?;
 
     let server = apiserver::run(server_config(&flags, &directory, advertise_address).await?).await?;
     let port = server.address.port();
-    // Port 0 is known only now.
-    founding::found(&flags.founding, &request(port)?)?;
+    // The kubeconfigs name the port, and port 0 is known only now.
+    founding::found(
+        &flags.founding,
+        &request(Some(SocketAddr::new(own_address, port)))?,
+    )?;
 
     let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
     let ready = async {

@@ -9,6 +9,8 @@ mod founding;
 mod objects;
 mod process;
 
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
 
 /// A Kubernetes control plane.
@@ -33,9 +35,19 @@ enum Role {
     Found(flags::Found),
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
     let command = Command::parse();
     process::set_up();
+    match run(command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("control-plane: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let outcome = runtime.block_on(async {
         match command.role {

@@ -163,7 +163,7 @@ mod tests {
         let lines = POLICY.lines().filter(|line| !line.starts_with('#')).count();
         let objects: Vec<_> = objects
             .into_iter()
-            .filter(|object| !object.name.starts_with("ironlet:"))
+            .filter(|object| !object.name.starts_with("ironlet:controller:"))
             .collect();
         let rules: usize = objects
             .iter()

@@ -3,25 +3,29 @@
 mod plan;
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use jiff::Timestamp;
 use pki::BootstrapToken;
 
+use plan::FileWrite;
 pub use plan::{Founding, files};
 
-use crate::{files as disk, flags};
+use crate::files::{self as disk, FileError};
+use crate::flags;
+
+const WRITERS: usize = 8;
 
 /// `control-plane found`.
 pub fn run(flags: &flags::Found) -> anyhow::Result<()> {
+    let server = SocketAddr::new(flags.advertise_address, flags.secure_port);
     let request = request(
         &flags.founding,
         &flags.cluster,
         flags.advertise_address,
-        flags.advertise_address,
-        flags.secure_port,
+        Some(server),
     )?;
     disk::create_directory(&flags.founding.data_dir)?;
     let _lock = disk::lock(&flags.founding.data_dir.join("lock"))?;
@@ -43,14 +47,7 @@ pub fn found(flags: &flags::Founding, request: &Founding) -> anyhow::Result<()> 
     }
     let writes = plan::plan(&existing, &request, Timestamp::now())
         .with_context(|| format!("--data-dir {}", directory.display()))?;
-    for write in &writes {
-        let path = directory.join(write.name);
-        if let Some(parent) = path.parent() {
-            disk::create_directory(parent)?;
-        }
-        disk::write(&path, &write.content)?;
-        tracing::info!(file = %path.display(), why = write.why, "written");
-    }
+    write_all(directory, &writes)?;
     if let Some(path) = &flags.bootstrap_token_file
         && disk::read_optional(path)?.is_none()
     {
@@ -61,13 +58,40 @@ pub fn found(flags: &flags::Founding, request: &Founding) -> anyhow::Result<()> 
     Ok(())
 }
 
-/// What the flags ask for. `server` is the address our own components use.
+/// Each write waits for the disk, so they wait together; all but the last, which vouches for the others.
+fn write_all(directory: &Path, writes: &[FileWrite]) -> Result<(), FileError> {
+    let write = |write: &FileWrite| {
+        let path = directory.join(write.name);
+        disk::write(&path, &write.content)?;
+        tracing::info!(file = %path.display(), why = write.why, "written");
+        Ok(())
+    };
+    for parent in writes.iter().filter_map(|write| Path::new(write.name).parent()) {
+        disk::create_directory(&directory.join(parent))?;
+    }
+    let Some((last, others)) = writes.split_last() else {
+        return Ok(());
+    };
+    std::thread::scope(|scope| {
+        let chunks = others.chunks(others.len().div_ceil(WRITERS).max(1));
+        let threads: Vec<_> = chunks
+            .map(|chunk| scope.spawn(move || chunk.iter().try_for_each(write)))
+            .collect();
+        threads.into_iter().try_for_each(|thread| {
+            thread
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    })?;
+    write(last)
+}
+
+/// What the flags ask for. `server` is where our own components find the API server, when that is known.
 pub fn request(
     founding: &flags::Founding,
     cluster: &flags::Cluster,
     advertise_address: IpAddr,
-    server: IpAddr,
-    port: u16,
+    server: Option<SocketAddr>,
 ) -> anyhow::Result<Founding> {
     let mut names: Vec<String> = hostname().into_iter().collect();
     let mut addresses = Vec::new();
@@ -79,7 +103,7 @@ pub fn request(
     }
     Ok(Founding {
         advertise_address,
-        server: crate::components::url(server, port),
+        server: server.map(|server| crate::components::url(server.ip(), server.port())),
         service_address: first_address(&cluster.service_cluster_ip_range)?,
         cluster_domain: cluster.cluster_domain.clone(),
         names,

@@ -121,8 +121,8 @@ pub fn file_names() -> impl Iterator<Item = &'static str> {
 #[derive(Debug, Clone)]
 pub struct Founding {
     pub advertise_address: IpAddr,
-    /// URL our own components and the administrator use.
-    pub server: String,
+    /// URL our own components and the administrator use; without it no kubeconfig is written yet.
+    pub server: Option<String>,
     /// Address of the `kubernetes` Service.
     pub service_address: IpAddr,
     pub cluster_domain: String,
@@ -253,7 +253,8 @@ pub fn plan(
     }
 
     let authority = &authorities[files::CA];
-    for (name, user, groups) in KUBECONFIGS {
+    let servers = wanted.server.iter().cycle();
+    for ((name, user, groups), server) in KUBECONFIGS.into_iter().zip(servers) {
         let request = LeafRequest::client(Subject::new(user, groups));
         let kept = file(name).and_then(|text| kept_credentials(text, authority, &request, now));
         let why = if kept.is_some() {
@@ -275,7 +276,7 @@ pub fn plan(
         let content = Kubeconfig {
             cluster: CLUSTER_NAME.into(),
             user: user.into(),
-            server: wanted.server.clone(),
+            server: server.clone(),
             ca_pem: authority.certificate_pem().into(),
             credentials,
         }
@@ -418,7 +419,7 @@ mod tests {
     fn wanted() -> Founding {
         Founding {
             advertise_address: "192.168.76.11".parse().unwrap(),
-            server: "https://127.0.0.1:6443".into(),
+            server: Some("https://127.0.0.1:6443".into()),
             service_address: "10.96.0.1".parse().unwrap(),
             cluster_domain: "cluster.local".into(),
             names: vec!["master-1".into()],
@@ -486,7 +487,7 @@ mod tests {
         assert_eq!(names[..4], renewed);
         assert_eq!(names.len(), 6, "{names:?}");
 
-        moved.server = "https://127.0.0.1:7443".into();
+        moved.server = Some("https://127.0.0.1:7443".into());
         let before = Kubeconfig::parse(&files[files::ADMIN]).unwrap();
         let writes = plan(&files, &moved, now()).unwrap();
         let names = apply(&mut files, writes);
