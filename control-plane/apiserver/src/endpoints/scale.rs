@@ -16,6 +16,9 @@ use crate::selectors;
 use crate::state::ApiServer;
 use crate::status::{ApiError, Cause};
 
+/// The Scale to reach from a workload's current state.
+type Wanted = Box<dyn Fn(&Value) -> Result<Value, ApiError> + Send + Sync>;
+
 pub async fn answer(server: &ApiServer, request: &ResourceRequest) -> Result<Response<Body>, ApiError> {
     let (resource, info) = (&request.resource, &request.info);
     let subresource = resource.subresource("scale").ok_or_else(ApiError::no_such_path)?;
@@ -32,7 +35,7 @@ pub async fn answer(server: &ApiServer, request: &ResourceRequest) -> Result<Res
         }
         verb => {
             let options = WriteOptions::parse(&request.query, "UpdateOptions")?;
-            let wanted: Box<dyn Fn(&Value) -> Result<Value, ApiError> + Send + Sync> = if verb == "update" {
+            let wanted: Wanted = if verb == "update" {
                 let scale = body::decode(
                     &server.registry.catalog(),
                     request,

@@ -33,7 +33,7 @@ impl Network {
             IpAddr::V6(v6) => (u128::from(v6), true, 128),
         };
         let host_bits = width - length.min(width);
-        if length > width || host_bits < 2 || host_bits > 127 {
+        if length > width || !(2..=127).contains(&host_bits) {
             return None;
         }
         let size = 1u128 << host_bits;
