@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::context::Context;
+use crate::runtime::unmet;
 
 pub use lease::run as run_lease;
 pub use machine::Machine;
@@ -156,25 +157,12 @@ impl NodeLoop {
                 return Err(format!("container runtime is down: {error}"));
             }
         };
-        let mut problems = Vec::new();
-        let conditions = answer.status.map(|status| status.conditions).unwrap_or_default();
-        for (kind, what) in [("RuntimeReady", "container runtime is not ready"), ("NetworkReady", "container runtime network not ready")] {
-            match conditions.iter().find(|condition| condition.r#type == kind) {
-                Some(condition) if condition.status => {}
-                Some(condition) => problems.push(format!(
-                    "{what}: {kind}=false reason:{} message:{}",
-                    condition.reason, condition.message
-                )),
-                None => problems.push(format!("{what}: the runtime does not report {kind}")),
-            }
-        }
-        if problems.is_empty() {
-            return Ok(());
-        }
-        if problems.iter().any(|problem| problem.contains("NetworkReady")) {
+        let network = unmet(&answer, "NetworkReady");
+        if network.is_some() {
             self.pod_cidrs.clear();
         }
-        Err(problems.join(", "))
+        let problems: Vec<String> = unmet(&answer, "RuntimeReady").into_iter().chain(network).collect();
+        if problems.is_empty() { Ok(()) } else { Err(problems.join(", ")) }
     }
 
     async fn write_status(&self, nodes: &Api<Node>, old: &NodeStatus, new: &NodeStatus) -> Result<(), NodeError> {

@@ -240,10 +240,15 @@ impl PodWorker {
             context.events.warning(pod_reference(pod), "FailedMount", error.to_string());
             return RETRY;
         }
-        if let Some(attempt) = actions.create_sandbox
-            && pod_executor::create_sandbox(&context, pod, attempt).await.is_err()
-        {
-            return RETRY;
+        if let Some(attempt) = actions.create_sandbox {
+            let host_network = pod.spec.as_ref().is_some_and(|spec| spec.host_network == Some(true));
+            if !host_network && let Err(why) = context.runtime.network_ready().await {
+                context.events.warning(pod_reference(pod), "NetworkNotReady", format!("network is not ready: {why}"));
+                return RETRY;
+            }
+            if pod_executor::create_sandbox(&context, pod, attempt).await.is_err() {
+                return RETRY;
+            }
         }
         let observed = match context.runtime.pod(uid(pod)).await {
             Ok(observed) => observed,

@@ -111,6 +111,12 @@ impl Runtime {
         Ok(self.runtime().status(timed(v1::StatusRequest::default())).await?.into_inner())
     }
 
+    /// Whether pods can be given a network; the error is upstream's message of `NetworkReady`.
+    pub async fn network_ready(&self) -> std::result::Result<(), String> {
+        let answer = self.status().await.map_err(|error| format!("container runtime is down: {error}"))?;
+        unmet(&answer, "NetworkReady").map_or(Ok(()), Err)
+    }
+
     pub async fn set_pod_cidr(&self, cidr: &str) -> Result<()> {
         let network_config = Some(v1::NetworkConfig { pod_cidr: cidr.to_owned() });
         let request = v1::UpdateRuntimeConfigRequest { runtime_config: Some(v1::RuntimeConfig { network_config }) };
@@ -268,6 +274,19 @@ impl Runtime {
 
 fn image_spec(image: &str) -> v1::ImageSpec {
     v1::ImageSpec { image: image.to_owned(), user_specified_image: image.to_owned(), ..Default::default() }
+}
+
+/// Why a condition of the runtime does not hold, if so.
+pub fn unmet(answer: &v1::StatusResponse, kind: &str) -> Option<String> {
+    let what = if kind == "NetworkReady" { "container runtime network not ready" } else { "container runtime is not ready" };
+    let conditions = answer.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    match conditions.iter().find(|condition| condition.r#type == kind) {
+        Some(condition) if condition.status => None,
+        Some(condition) => {
+            Some(format!("{what}: {kind}=false reason:{} message:{}", condition.reason, condition.message))
+        }
+        None => Some(format!("{what}: the runtime does not report {kind}")),
+    }
 }
 
 /// The pod that the labels of a sandbox or container name.
