@@ -242,12 +242,11 @@ fn volume(volume: &mut Object) {
     if volume.keys().all(|key| key == "name") {
         volume.insert("emptyDir".into(), json!({}));
     }
-    if let Some(Value::Object(image)) = volume.get_mut("image") {
-        if !image.contains_key("pullPolicy") {
+    if let Some(Value::Object(image)) = volume.get_mut("image")
+        && !image.contains_key("pullPolicy") {
             let policy = pull_policy(image.get("reference").and_then(Value::as_str).unwrap_or_default());
             image.insert("pullPolicy".into(), policy.into());
         }
-    }
 }
 
 fn service_spec(spec: &mut Object) {

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use crate::catalog::Kind;
 use crate::quantity::{self, Quantity};
 use crate::time;
-use crate::types::{Field, FieldType, TypeId, Types};
+use crate::types::{Field, FieldType, JSON_SCHEMA, JsonShape, TypeId, Types};
 
 /// Upstream stops collecting strict problems here.
 const MAX_PROBLEMS: usize = 100;
@@ -75,13 +75,31 @@ impl Walk<'_> {
         Ok(())
     }
 
+    /// A schema, a list of them, or something else that needs no look.
+    fn schemas(&mut self, value: &mut Value) -> Result<(), String> {
+        let Some(id) = self.types.by_name(JSON_SCHEMA) else { return Ok(()) };
+        match value {
+            Value::Object(fields) => self.object(id, fields),
+            Value::Array(items) => {
+                for (index, item) in items.iter_mut().enumerate() {
+                    let path = self.path.len();
+                    self.path.push_str(&format!("[{index}]"));
+                    self.schemas(item)?;
+                    self.path.truncate(path);
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn value(&mut self, ty: &FieldType, value: &mut Value, owner: &str) -> Result<(), String> {
         match (ty, &mut *value) {
             (FieldType::String, Value::String(_))
             | (FieldType::Bool, Value::Bool(_))
             | (FieldType::IntOrString, Value::String(_))
             | (FieldType::Double, Value::Number(_))
-            | (FieldType::RawExtension | FieldType::Json(_), _)
+            | (FieldType::RawExtension | FieldType::Json(JsonShape::Raw), _)
             | (FieldType::FieldsV1, Value::Object(_))
             | (_, Value::Null) => Ok(()),
             (FieldType::Int64, Value::Number(number)) if number.is_i64() => Ok(()),
@@ -110,6 +128,7 @@ impl Walk<'_> {
                 Ok(())
             }
             (FieldType::Object(id), Value::Object(fields)) => self.object(*id, fields),
+            (FieldType::Json(shape), free) if *shape != JsonShape::Raw => self.schemas(free),
             (FieldType::List(item) | FieldType::WrappedList(item), Value::Array(items)) => {
                 for (index, entry) in items.iter_mut().enumerate() {
                     let path = self.path.len();

@@ -6,12 +6,11 @@ use serde_json::{Map, Number, Value, json};
 use thiserror::Error;
 
 use crate::time;
-use crate::types::{Field, FieldType, JsonShape, TypeId, Types};
+use crate::types::{Field, FieldType, JSON_SCHEMA, JsonShape, TypeId, Types};
 use crate::wire::{Reader, Wire, put_bytes, put_double, put_varint};
 
 /// Deeper messages are refused (custom resource schemas nest far, attackers farther).
 const MAX_DEPTH: usize = 200;
-const JSON_SCHEMA: &str = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps";
 
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error("{path}: {problem}")]
@@ -159,11 +158,10 @@ fn decode_schema_or(types: &Types, shape: JsonShape, bytes: &[u8], depth: usize)
     let mut reader = Reader(bytes);
     while let Some((number, wire)) = reader.next().map_err(ProtobufError::new)? {
         match (shape, number) {
-            (JsonShape::SchemaOrBool, 1) => {
-                if !result.is_object() {
+            (JsonShape::SchemaOrBool, 1)
+                if !result.is_object() => {
                     result = (wire.varint().map_err(ProtobufError::new)? != 0).into();
                 }
-            }
             (JsonShape::SchemaOrBool, 2) | (JsonShape::SchemaOrArray | JsonShape::SchemaOrStringArray, 1) => {
                 result = decode_value(types, &schema, wire, depth + 1)?;
             }

@@ -7,6 +7,9 @@ use serde_json::Value;
 
 use crate::facts;
 
+/// What the union-like types of apiextensions hold.
+pub(crate) const JSON_SCHEMA: &str = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps";
+
 /// Index of an object type within its [`Types`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TypeId(pub(crate) u32);

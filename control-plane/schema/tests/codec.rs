@@ -26,7 +26,7 @@ fn value(types: &Types, ty: &FieldType, depth: usize, seed: usize) -> Value {
         FieldType::Int32 => (-3 - seed as i32).into(),
         FieldType::Int64 => (i64::from(i32::MAX) + seed as i64).into(),
         FieldType::Double => 1.5.into(),
-        FieldType::IntOrString if seed % 2 == 0 => 8080.into(),
+        FieldType::IntOrString if seed.is_multiple_of(2) => 8080.into(),
         FieldType::IntOrString => "25%".into(),
         FieldType::Quantity => "1500m".into(),
         FieldType::Time => "2026-01-02T03:04:05Z".into(),

@@ -64,11 +64,10 @@ fn columns(resource: &Resource) -> Value {
 
 fn row(resource: &Resource, object: &Value, options: TableOptions) -> Value {
     let mut row = json!({"cells": cells::of(resource, object, options.now)});
-    if (resource.group.as_str(), resource.plural.as_str()) == ("", "pods") {
-        if let Some(condition) = pods::row_condition(object) {
+    if (resource.group.as_str(), resource.plural.as_str()) == ("", "pods")
+        && let Some(condition) = pods::row_condition(object) {
             row["conditions"] = json!([condition]);
         }
-    }
     match options.include_object {
         IncludeObject::None => {}
         IncludeObject::Object => row["object"] = object.clone(),

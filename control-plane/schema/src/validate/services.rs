@@ -46,11 +46,10 @@ pub(super) fn check(service: &Value) -> Vec<Cause> {
             causes.push(Cause::invalid(&format!("spec.externalIPs[{index}]"), address, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"));
         }
     }
-    if let Some(seconds) = spec.pointer("/sessionAffinityConfig/clientIP/timeoutSeconds") {
-        if seconds.as_i64().is_none_or(|seconds| !(1..=86_400).contains(&seconds)) {
+    if let Some(seconds) = spec.pointer("/sessionAffinityConfig/clientIP/timeoutSeconds")
+        && seconds.as_i64().is_none_or(|seconds| !(1..=86_400).contains(&seconds)) {
             causes.push(Cause::invalid("spec.sessionAffinityConfig.clientIP.timeoutSeconds", seconds, "must be greater than 0 and less than 86400"));
         }
-    }
     causes
 }
 

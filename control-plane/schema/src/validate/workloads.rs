@@ -70,11 +70,10 @@ fn deployment(spec: &Value) -> Vec<Cause> {
     } else {
         causes.extend(rolling_update(strategy, "spec.strategy"));
     }
-    if let (Some(deadline), minimum) = (spec["progressDeadlineSeconds"].as_i64(), spec["minReadySeconds"].as_i64().unwrap_or(0)) {
-        if deadline >= 0 && deadline <= minimum {
+    if let (Some(deadline), minimum) = (spec["progressDeadlineSeconds"].as_i64(), spec["minReadySeconds"].as_i64().unwrap_or(0))
+        && deadline >= 0 && deadline <= minimum {
             causes.push(Cause::invalid("spec.progressDeadlineSeconds", &json!(deadline), "must be greater than minReadySeconds"));
         }
-    }
     causes
 }
 
