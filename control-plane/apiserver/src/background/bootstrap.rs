@@ -19,7 +19,12 @@ const AUTOUPDATE: &str = "rbac.authorization.kubernetes.io/autoupdate";
 pub async fn ensure(server: &ApiServer) -> Result<(), ApiError> {
     try_join_all(NAMESPACES.iter().map(|name| namespace(server, name))).await?;
     service(server).await?;
-    try_join_all(system_priority_classes().into_iter().map(|class| priority_class(server, class))).await?;
+    try_join_all(
+        system_priority_classes()
+            .into_iter()
+            .map(|class| priority_class(server, class)),
+    )
+    .await?;
     // Together, so that the store can group them.
     try_join_all(bootstrap_policy().into_iter().map(|entry| policy(server, entry))).await?;
     Ok(())
