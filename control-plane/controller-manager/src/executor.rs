@@ -30,6 +30,8 @@ pub enum Error {
         message: String,
         code: u16,
         reason: String,
+        /// The first of the status' causes.
+        cause: String,
     },
     #[error("{0}")]
     Observation(String),
@@ -45,6 +47,11 @@ impl Error {
 
     pub fn is_conflict(&self) -> bool {
         matches!(self, Self::Request { code: 409, reason, .. } if reason == "Conflict")
+    }
+
+    /// The namespace is on its way out; nothing can, or need, be put into it.
+    pub fn is_namespace_terminating(&self) -> bool {
+        matches!(self, Self::Request { cause, .. } if cause == "NamespaceTerminating")
     }
 
     /// A POST was refused.
@@ -126,9 +133,13 @@ impl Executor {
         while !creates.is_empty() {
             let now: Vec<_> = creates.drain(..batch.min(creates.len())).collect();
             let results = futures::future::join_all(now.iter().map(|(at, body, announce)| async move {
-                let result = self.write(Method::POST, at, "application/json", body).await;
-                self.announce(announce.as_deref(), result.as_ref());
-                result
+                match self.write(Method::POST, at, "application/json", body).await {
+                    Err(error) if error.is_namespace_terminating() => Ok(()),
+                    result => {
+                        self.announce(announce.as_deref(), result.as_ref());
+                        result.map(|_| ())
+                    }
+                }
             }));
             for result in results.await {
                 result?;
@@ -210,12 +221,13 @@ impl Executor {
         } else {
             format!("{}?{FIELD_MANAGER}", at.url)
         };
-        let failed = |message: String, code: u16, reason: String| Error::Request {
+        let failed = |message: String, code: u16, reason: String, cause: String| Error::Request {
             method: method.clone(),
             url: at.url.clone(),
             message,
             code,
             reason,
+            cause,
         };
         let request = Request::builder()
             .method(method.clone())
@@ -223,13 +235,17 @@ impl Executor {
             .header(http::header::CONTENT_TYPE, media_type)
             .header(http::header::ACCEPT, "application/json")
             .body(body.to_string().into_bytes())
-            .map_err(|error| failed(error.to_string(), 0, String::new()))?;
+            .map_err(|error| failed(error.to_string(), 0, String::new(), String::new()))?;
         self.client
             .request::<Value>(request)
             .await
             .map_err(|error| match error {
-                kube::Error::Api(status) => failed(status.message, status.code, status.reason),
-                other => failed(other.to_string(), 0, String::new()),
+                kube::Error::Api(status) => {
+                    let causes = status.details.map(|d| d.causes).unwrap_or_default();
+                    let cause = causes.into_iter().next().map(|c| c.reason).unwrap_or_default();
+                    failed(status.message, status.code, status.reason, cause)
+                }
+                other => failed(other.to_string(), 0, String::new(), String::new()),
             })
     }
 

@@ -110,6 +110,11 @@ impl Cluster {
         info.pods.insert(pod.uid().to_owned(), pod);
     }
 
+    /// A pod that is on a node.
+    pub fn pod(&self, uid: &str) -> Option<&Arc<PodInfo>> {
+        self.nodes.get(self.places.get(uid)?)?.pods.get(uid)
+    }
+
     /// True when the pod was on a node.
     pub fn remove_pod(&mut self, uid: &str) -> bool {
         let Some(place) = self.places.remove(uid) else {

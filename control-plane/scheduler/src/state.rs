@@ -101,13 +101,13 @@ impl Shared {
             if let Some(node) = api::pod::node_name(&info.pod) {
                 state.queue.remove(info.uid());
                 let confirmed = state.assumed.remove(info.uid());
-                let known = state.cluster.remove_pod(info.uid());
+                let old = state.cluster.pod(info.uid()).filter(|_| !confirmed);
+                match old {
+                    None => events.push(ClusterEvent::PodAdded),
+                    Some(old) if matters(old, &info) => events.push(ClusterEvent::PodUpdated),
+                    Some(_) => {}
+                }
                 state.cluster.set_pod(info.clone(), node);
-                events.push(if known && !confirmed {
-                    ClusterEvent::PodUpdated
-                } else {
-                    ClusterEvent::PodAdded
-                });
             } else if !state.assumed.contains(info.uid()) {
                 let gated = info
                     .spec()
@@ -200,6 +200,13 @@ impl State {
             events.push(ClusterEvent::PodRemoved);
         }
     }
+}
+
+/// Did anything change that another pod's placement depends on?
+fn matters(old: &PodInfo, new: &PodInfo) -> bool {
+    old.labels() != new.labels()
+        || old.requests != new.requests
+        || api::pod::is_terminating(&old.pod) != api::pod::is_terminating(&new.pod)
 }
 
 fn node_changes(old: &Node, new: &Node) -> Vec<ClusterEvent> {

@@ -65,13 +65,11 @@ pub fn reconcile(observed: &Observed, now: Timestamp) -> Vec<Action> {
         .as_ref()
         .and_then(|s| s.conditions.clone())
         .unwrap_or_default();
+    let mut unknown = Vec::new();
     if observed.silent_for > grace {
-        let unknown = unknown_conditions(node, now);
-        if !unknown.is_empty() {
-            plan.push(Action::strategic_status(node, json!({"conditions": unknown})));
-            for condition in unknown {
-                condition::set(&mut conditions, condition);
-            }
+        unknown = unknown_conditions(node, now);
+        for condition in &unknown {
+            condition::set(&mut conditions, condition.clone());
         }
     }
     let taints = wanted_taints(observed, &conditions, now);
@@ -81,6 +79,10 @@ pub fn reconcile(observed: &Observed, now: Timestamp) -> Vec<Action> {
             .all(|t| node::taints(node).iter().any(|old| same(old, t)));
     if !same_taints {
         plan.push(Action::patch_as_seen(node, json!({"spec": {"taints": taints}})));
+    }
+    // After the taints, whose patch holds only for the node as it was seen.
+    if !unknown.is_empty() {
+        plan.push(Action::strategic_status(node, json!({"conditions": unknown})));
     }
     if condition::find(Some(&conditions), "Ready").is_some_and(|c| c.status != "True") {
         let pods: Vec<Arc<Pod>> = (observed.pods)()
@@ -244,7 +246,7 @@ mod tests {
     #[test]
     fn silence_makes_conditions_unknown_and_taints_and_pods_unready() {
         let plan = run(&node("True", json!({})), 51, false);
-        let Action::StrategicPatch { patch, .. } = &plan[0] else {
+        let Action::StrategicPatch { patch, .. } = &plan[1] else {
             panic!("{plan:?}")
         };
         let list = patch["status"]["conditions"].as_array().unwrap();
