@@ -43,7 +43,10 @@ pub struct HeaderReader {
 
 impl HeaderReader {
     pub fn new() -> Self {
-        Self { inflate: Decompress::new(false), started: false }
+        Self {
+            inflate: Decompress::new(false),
+            started: false,
+        }
     }
 
     /// The headers of a block, names in lower case; `None` when it is damaged.
@@ -77,7 +80,9 @@ impl HeaderReader {
         loop {
             out.reserve(4096);
             let (read, written) = (self.inflate.total_in(), self.inflate.total_out());
-            self.inflate.decompress_vec(input, &mut out, FlushDecompress::Sync).ok()?;
+            self.inflate
+                .decompress_vec(input, &mut out, FlushDecompress::Sync)
+                .ok()?;
             input = input.get((self.inflate.total_in() - read) as usize..)?;
             let quiet = self.inflate.total_out() == written;
             if out.len() > MAX_BLOCK {
@@ -122,13 +127,15 @@ pub fn empty_block(first: bool) -> Vec<u8> {
     out
 }
 
-/// A stored deflate block: not compressed at all, which every inflater takes.
+/// A stored deflate block: not compressed at all, which every inflater takes. The empty block after it is zlib's sync
+/// flush, without which Go's inflater reads on for a next block, meets the end and fails for good.
 fn stored(bytes: &[u8]) -> Vec<u8> {
     let length = bytes.len() as u16;
     let mut out = vec![0];
     out.extend(length.to_le_bytes());
     out.extend((!length).to_le_bytes());
     out.extend(bytes);
+    out.extend([0, 0, 0, 0xff, 0xff]);
     out
 }
 
@@ -171,14 +178,21 @@ mod tests {
         let mut reader = HeaderReader::new();
         for block in [first, second] {
             let headers = reader.read(&block).unwrap();
-            assert_eq!((headers["streamtype"].as_str(), headers["port"].as_str()), ("error", "80"));
+            assert_eq!(
+                (headers["streamtype"].as_str(), headers["port"].as_str()),
+                ("error", "80")
+            );
         }
     }
 
     #[test]
     fn damaged_blocks_are_refused() {
         assert!(HeaderReader::new().read(&[]).is_none());
-        assert!(HeaderReader::new().read(&[0x78, 0x01, 0xff, 0xff, 0xff]).is_none());
+        assert!(
+            HeaderReader::new()
+                .read(&[0x78, 0x01, 0xff, 0xff, 0xff])
+                .is_none()
+        );
         let mut long = block(&[("a", "b")]);
         let at = long.len() - 5;
         long[at] = 0xff;
@@ -186,7 +200,10 @@ mod tests {
     }
 
     fn hex(text: &str) -> Vec<u8> {
-        (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
+        (0..text.len())
+            .step_by(2)
+            .map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap())
+            .collect()
     }
 
     const FIRST: &str = "78f9e3c6a7c202e50e703a2b294a4dcc851625aca9a0808614cb45a024cc646100000000ffff";
