@@ -76,21 +76,26 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// Takes on services that are not known yet; order is start order, its reverse is stop order.
+    /// Takes on services that are not known yet; order is start order, its reverse is stop order. One that is known
+    /// and does not run at the moment will start as it is described now.
     pub fn add(&mut self, services: Vec<Service>) {
         for service in services {
-            if !self.knows(&service.name) {
-                self.entries.push(Entry {
+            match self
+                .entries
+                .iter_mut()
+                .find(|entry| entry.service.name == service.name)
+            {
+                Some(entry) if matches!(entry.state, State::Waiting | State::BackOff { .. }) => {
+                    entry.service = service
+                }
+                Some(_) => {}
+                None => self.entries.push(Entry {
                     service,
                     state: State::Waiting,
                     failures: 0,
-                });
+                }),
             }
         }
-    }
-
-    pub fn knows(&self, name: &str) -> bool {
-        self.entries.iter().any(|entry| entry.service.name == name)
     }
 
     pub fn service(&self, name: &str) -> Option<&Service> {
@@ -395,6 +400,34 @@ mod tests {
             "{report}"
         );
         assert_eq!(starts(&supervisor.step(Event::Tick, at(0.5))), ["agent"]);
+    }
+
+    #[test]
+    fn a_service_starts_as_it_is_described_at_that_moment() {
+        let mut supervisor = master();
+        supervisor.step(Event::Tick, at(0.0));
+        supervisor.step(started("found", 10), at(0.0));
+        let changed = |name| Service {
+            args: vec!["--more".to_owned()],
+            ..service(name, Kind::Daemon, &["found"])
+        };
+        supervisor.add(vec![changed("found"), changed("etcd")]);
+        assert_eq!(supervisor.service("etcd").unwrap().args, ["--more"]);
+        assert_eq!(
+            supervisor.service("found").unwrap().kind,
+            Kind::Oneshot,
+            "what runs stays what it is"
+        );
+        assert_eq!(
+            starts(&supervisor.step(
+                Event::Exited {
+                    pid: 10,
+                    exit: Exit::Code(0)
+                },
+                at(1.0)
+            )),
+            ["etcd"]
+        );
     }
 
     #[test]
