@@ -28,14 +28,20 @@ pub enum ClientError {
 }
 
 fn config(server: &str) -> Result<Config, ClientError> {
-    Ok(Config::new(server.parse().map_err(|_| ClientError::Server(server.to_owned()))?))
+    Ok(Config::new(
+        server
+            .parse()
+            .map_err(|_| ClientError::Server(server.to_owned()))?,
+    ))
 }
 
 fn trusting(server: &str, ca_pem: &str) -> Result<Config, ClientError> {
     let mut config = config(server)?;
     let mut roots = Vec::new();
     for pem in pki::split_bundle(ca_pem) {
-        let der = <rustls::pki_types::CertificateDer as rustls::pki_types::pem::PemObject>::from_pem_slice(pem.as_bytes());
+        let der = <rustls::pki_types::CertificateDer as rustls::pki_types::pem::PemObject>::from_pem_slice(
+            pem.as_bytes(),
+        );
         roots.push(der.map_err(|error| ClientError::Ca(error.to_string()))?.to_vec());
     }
     config.root_cert = Some(roots);
@@ -76,8 +82,11 @@ fn build(config: &Config, certificate: Option<Arc<dyn ResolvesClientCert>>) -> R
     connector.set_keepalive_retries(Some(3));
     connector.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
     connector.set_nodelay(true);
-    let connector =
-        hyper_rustls::HttpsConnectorBuilder::new().with_tls_config(tls).https_only().enable_http1().wrap_connector(connector);
+    let connector = hyper_rustls::HttpsConnectorBuilder::new()
+        .with_tls_config(tls)
+        .https_only()
+        .enable_http1()
+        .wrap_connector(connector);
     let http = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(connector);
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())

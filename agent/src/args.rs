@@ -51,7 +51,12 @@ pub struct Agent {
     #[arg(long, value_name = "DOMAIN", default_value = "cluster.local")]
     pub cluster_domain: String,
     /// Networks of all pods, one of each family
-    #[arg(long, value_name = "CIDR,…", value_delimiter = ',', default_value = "10.244.0.0/16")]
+    #[arg(
+        long,
+        value_name = "CIDR,…",
+        value_delimiter = ',',
+        default_value = "10.244.0.0/16"
+    )]
     pub cluster_cidr: Vec<IpNet>,
     /// Address the kubelet's API listens on
     #[arg(long, value_name = "IP", default_value = "0.0.0.0")]
@@ -103,7 +108,9 @@ fn endpoint(value: &str) -> Result<String, String> {
 
 fn node_name(value: &str) -> Result<String, String> {
     let label = |label: &str| {
-        let inner = label.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
+        let inner = label
+            .bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
         !label.is_empty() && inner && !label.starts_with('-') && !label.ends_with('-')
     };
     if value.len() <= 253 && value.split('.').all(label) {
@@ -113,7 +120,9 @@ fn node_name(value: &str) -> Result<String, String> {
 }
 
 fn server(value: &str) -> Result<String, String> {
-    let authority = value.strip_prefix("https://").map(|rest| rest.trim_end_matches('/'));
+    let authority = value
+        .strip_prefix("https://")
+        .map(|rest| rest.trim_end_matches('/'));
     match authority.and_then(|authority| authority.rsplit_once(':')) {
         Some((host, port)) if !host.is_empty() && !host.contains('/') && port.parse::<u16>().is_ok() => {
             Ok(value.trim_end_matches('/').to_owned())
@@ -134,32 +143,52 @@ fn ca_hash(value: &str) -> Result<String, String> {
 fn labels(value: &str) -> Result<Labels, String> {
     let pairs = value.split(',').filter(|pair| !pair.is_empty());
     let pairs = pairs.map(|pair| {
-        let (key, value) = pair.split_once('=').ok_or_else(|| format!("{pair:?} is not KEY=VALUE"))?;
-        if key.is_empty() { Err(format!("{pair:?} has no key")) } else { Ok((key.to_owned(), value.to_owned())) }
+        let (key, value) = pair
+            .split_once('=')
+            .ok_or_else(|| format!("{pair:?} is not KEY=VALUE"))?;
+        if key.is_empty() {
+            Err(format!("{pair:?} has no key"))
+        } else {
+            Ok((key.to_owned(), value.to_owned()))
+        }
     });
     pairs.collect::<Result<_, _>>().map(Labels)
 }
 
 fn taints(value: &str) -> Result<Taints, String> {
     let taints = value.split(',').filter(|taint| !taint.is_empty()).map(|text| {
-        let (pair, effect) = text.rsplit_once(':').ok_or_else(|| format!("{text:?} is not KEY=VALUE:EFFECT"))?;
+        let (pair, effect) = text
+            .rsplit_once(':')
+            .ok_or_else(|| format!("{text:?} is not KEY=VALUE:EFFECT"))?;
         if !["NoSchedule", "PreferNoSchedule", "NoExecute"].contains(&effect) {
-            return Err(format!("{text:?}: effect must be NoSchedule, PreferNoSchedule or NoExecute"));
+            return Err(format!(
+                "{text:?}: effect must be NoSchedule, PreferNoSchedule or NoExecute"
+            ));
         }
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
         if key.is_empty() {
             return Err(format!("{text:?} has no key"));
         }
         let value = (!value.is_empty()).then(|| value.to_owned());
-        Ok(Taint { key: key.to_owned(), value, effect: effect.to_owned(), time_added: None })
+        Ok(Taint {
+            key: key.to_owned(),
+            value,
+            effect: effect.to_owned(),
+            time_added: None,
+        })
     });
     taints.collect::<Result<_, _>>().map(Taints)
 }
 
 fn mirror(value: &str) -> Result<cri::RegistryMirror, String> {
     match value.split_once('=') {
-        Some((host, url)) if !host.is_empty() && (url.starts_with("http://") || url.starts_with("https://")) => {
-            Ok(cri::RegistryMirror { host: host.to_owned(), url: url.to_owned() })
+        Some((host, url))
+            if !host.is_empty() && (url.starts_with("http://") || url.starts_with("https://")) =>
+        {
+            Ok(cri::RegistryMirror {
+                host: host.to_owned(),
+                url: url.to_owned(),
+            })
         }
         _ => Err("expected HOST=http(s)://…".into()),
     }
@@ -177,9 +206,23 @@ mod tests {
 
     #[test]
     fn labels_and_taints() {
-        let agent = parse(&["--node-labels", "a=1,b=", "--node-taints", "k=v:NoSchedule,x:NoExecute"]).unwrap();
-        assert_eq!(agent.node_labels.0, BTreeMap::from([("a".into(), "1".into()), ("b".into(), "".into())]));
-        let taints: Vec<_> = agent.node_taints.0.iter().map(|t| (t.key.as_str(), t.value.as_deref(), t.effect.as_str())).collect();
+        let agent = parse(&[
+            "--node-labels",
+            "a=1,b=",
+            "--node-taints",
+            "k=v:NoSchedule,x:NoExecute",
+        ])
+        .unwrap();
+        assert_eq!(
+            agent.node_labels.0,
+            BTreeMap::from([("a".into(), "1".into()), ("b".into(), "".into())])
+        );
+        let taints: Vec<_> = agent
+            .node_taints
+            .0
+            .iter()
+            .map(|t| (t.key.as_str(), t.value.as_deref(), t.effect.as_str()))
+            .collect();
         assert_eq!(taints, [("k", Some("v"), "NoSchedule"), ("x", None, "NoExecute")]);
         assert!(parse(&[]).unwrap().node_labels.0.is_empty());
     }
@@ -200,18 +243,38 @@ mod tests {
             let error = parse(&[flag, value]).unwrap_err();
             assert!(error.contains(flag), "{flag} {value}: {error}");
         }
-        let error = parse(&["--bootstrap-server", "https://h:1", "--bootstrap-ca-hash", "sha256:12"]).unwrap_err();
+        let error = parse(&[
+            "--bootstrap-server",
+            "https://h:1",
+            "--bootstrap-ca-hash",
+            "sha256:12",
+        ])
+        .unwrap_err();
         assert!(error.contains("--bootstrap-ca-hash"), "{error}");
     }
 
     #[test]
     fn the_runtimes_flags() {
         let cri = Cri::try_parse_from([
-            "cri", "--listen", "unix:///s", "--root-dir", "/r", "--registry-mirror", "docker.io=http://m:5000",
+            "cri",
+            "--listen",
+            "unix:///s",
+            "--root-dir",
+            "/r",
+            "--registry-mirror",
+            "docker.io=http://m:5000",
         ]);
         let mirrors = cri.unwrap().registry_mirrors;
-        assert_eq!(mirrors, [cri::RegistryMirror { host: "docker.io".into(), url: "http://m:5000".into() }]);
-        let error = Cri::try_parse_from(["cri", "--listen", "s", "--root-dir", "/r"]).unwrap_err().to_string();
+        assert_eq!(
+            mirrors,
+            [cri::RegistryMirror {
+                host: "docker.io".into(),
+                url: "http://m:5000".into()
+            }]
+        );
+        let error = Cri::try_parse_from(["cri", "--listen", "s", "--root-dir", "/r"])
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("--listen"), "{error}");
     }
 }

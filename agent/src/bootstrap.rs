@@ -25,14 +25,22 @@ pub enum JoinError {
     Unreachable { server: String, reason: String },
     #[error("API server {0} has no ConfigMap kube-public/cluster-info to join with")]
     NoClusterInfo(String),
-    #[error("bootstrap token {id:?} is not known to the cluster at {server}: cluster-info carries no signature of it")]
+    #[error(
+        "bootstrap token {id:?} is not known to the cluster at {server}: cluster-info carries no signature of it"
+    )]
     TokenUnknown { id: String, server: String },
     #[error("bootstrap token {id:?}: its secret is not the one known to the cluster at {server}")]
     TokenSecret { id: String, server: String },
-    #[error("the cluster at {server} does not accept bootstrap token {id:?} (expired, or not for authentication)")]
+    #[error(
+        "the cluster at {server} does not accept bootstrap token {id:?} (expired, or not for authentication)"
+    )]
     TokenRefused { id: String, server: String },
     #[error("cluster CA hash mismatch: expected {expected}, the cluster at {server} has {found}")]
-    CaHash { expected: String, found: String, server: String },
+    CaHash {
+        expected: String,
+        found: String,
+        server: String,
+    },
     #[error("cluster-info of {server}: {reason}")]
     ClusterInfo { server: String, reason: String },
     #[error(transparent)]
@@ -76,11 +84,13 @@ impl Join<'_> {
         let ca_pem = self.verify(&cluster_info, &token)?;
         let client = api_client::with_token(self.server, &ca_pem, &token.reveal())?;
         let none = SubjectAltNames::default();
-        let issued = certificate_request::obtain(&client, &certificate_request::CLIENT, self.node_name, &none).await;
+        let issued =
+            certificate_request::obtain(&client, &certificate_request::CLIENT, self.node_name, &none).await;
         let issued = issued.map_err(|error| match error {
-            RequestError::Api(api) if is_unauthorized(&api) => {
-                JoinError::TokenRefused { id: token.id().to_owned(), server: self.server.to_owned() }
-            }
+            RequestError::Api(api) if is_unauthorized(&api) => JoinError::TokenRefused {
+                id: token.id().to_owned(),
+                server: self.server.to_owned(),
+            },
             other => other.into(),
         })?;
         Ok(Kubeconfig {
@@ -100,14 +110,18 @@ impl Join<'_> {
         let client = api_client::unverified(self.server)?;
         let api: Api<ConfigMap> = Api::namespaced(client, "kube-public");
         let fetched = tokio::time::timeout(Duration::from_secs(20), api.get_opt("cluster-info")).await;
-        let unreachable = |reason: String| JoinError::Unreachable { server: self.server.to_owned(), reason };
+        let unreachable = |reason: String| JoinError::Unreachable {
+            server: self.server.to_owned(),
+            reason,
+        };
         match fetched {
             Err(_) => Err(unreachable("no answer within 20 s".into())),
             Ok(Ok(Some(found))) => Ok(found),
             Ok(Ok(None)) => Err(JoinError::NoClusterInfo(self.server.to_owned())),
-            Ok(Err(kube::Error::Api(status))) => {
-                Err(JoinError::ClusterInfo { server: self.server.to_owned(), reason: status.message.clone() })
-            }
+            Ok(Err(kube::Error::Api(status))) => Err(JoinError::ClusterInfo {
+                server: self.server.to_owned(),
+                reason: status.message.clone(),
+            }),
             Ok(Err(error)) => Err(unreachable(innermost(&error))),
         }
     }
@@ -115,23 +129,41 @@ impl Join<'_> {
     /// The cluster's CA, once the token has vouched for it and the pin, if any, matches.
     fn verify(&self, cluster_info: &ConfigMap, token: &BootstrapToken) -> Result<String, JoinError> {
         let server = || self.server.to_owned();
-        let invalid = |reason: String| JoinError::ClusterInfo { server: server(), reason };
+        let invalid = |reason: String| JoinError::ClusterInfo {
+            server: server(),
+            reason,
+        };
         let data = cluster_info.data.clone().unwrap_or_default();
-        let content = data.get("kubeconfig").ok_or_else(|| invalid("it has no kubeconfig".into()))?;
+        let content = data
+            .get("kubeconfig")
+            .ok_or_else(|| invalid("it has no kubeconfig".into()))?;
         let id = || token.id().to_owned();
         let signature = data.get(&format!("jws-kubeconfig-{}", token.id()));
-        let signature = signature.ok_or_else(|| JoinError::TokenUnknown { id: id(), server: server() })?;
+        let signature = signature.ok_or_else(|| JoinError::TokenUnknown {
+            id: id(),
+            server: server(),
+        })?;
         pki::verify_cluster_info(content, signature, token).map_err(|error| match error {
-            DiscoveryError::Mismatch => JoinError::TokenSecret { id: id(), server: server() },
+            DiscoveryError::Mismatch => JoinError::TokenSecret {
+                id: id(),
+                server: server(),
+            },
             DiscoveryError::Format => invalid(error.to_string()),
         })?;
         let kubeconfig = Kubeconfig::parse(content).map_err(|error| invalid(error.to_string()))?;
         if let Some(expected) = self.ca_hash {
-            let pins = pki::split_bundle(&kubeconfig.ca_pem).iter().map(|pem| pki::ca_pin(pem)).collect::<Result<Vec<_>, _>>();
+            let pins = pki::split_bundle(&kubeconfig.ca_pem)
+                .iter()
+                .map(|pem| pki::ca_pin(pem))
+                .collect::<Result<Vec<_>, _>>();
             let pins = pins.map_err(|error| invalid(error.to_string()))?;
             if !pins.iter().any(|pin| pin == expected) {
                 let (expected, found) = (expected.to_owned(), pins.join(", "));
-                return Err(JoinError::CaHash { expected, found, server: server() });
+                return Err(JoinError::CaHash {
+                    expected,
+                    found,
+                    server: server(),
+                });
             }
         }
         Ok(kubeconfig.ca_pem)
@@ -168,8 +200,14 @@ mod tests {
         };
         let content = kubeconfig.render();
         let signature = pki::cluster_info_signature(&content, signer);
-        let data = [("kubeconfig".to_owned(), content), (format!("jws-kubeconfig-{}", signer.id()), signature)];
-        ConfigMap { data: Some(data.into()), ..Default::default() }
+        let data = [
+            ("kubeconfig".to_owned(), content),
+            (format!("jws-kubeconfig-{}", signer.id()), signature),
+        ];
+        ConfigMap {
+            data: Some(data.into()),
+            ..Default::default()
+        }
     }
 
     #[test]
@@ -180,16 +218,33 @@ mod tests {
         let info = cluster_info(ca.certificate_pem(), &ours);
         let pin = pki::ca_pin(ca.certificate_pem()).unwrap();
         let verify = |token: &BootstrapToken, ca_hash: Option<&str>| {
-            let join = Join { server: SERVER, token_file: Path::new("/t"), ca_hash, node_name: "n" };
+            let join = Join {
+                server: SERVER,
+                token_file: Path::new("/t"),
+                ca_hash,
+                node_name: "n",
+            };
             join.verify(&info, token).map_err(|error| error.to_string())
         };
         assert_eq!(verify(&ours, None), Ok(ca.certificate_pem().to_owned()));
         assert!(verify(&ours, Some(&pin)).is_ok());
         let other = format!("sha256:{}", "0".repeat(64));
         for (token, pin_given, expected) in [
-            (&token("zzzzzz.0123456789abcdef"), None, "is not known to the cluster".to_owned()),
-            (&token("abcdef.0000000000000000"), None, "its secret is not the one".to_owned()),
-            (&ours, Some(other.as_str()), format!("expected {other}, the cluster at {SERVER} has {pin}")),
+            (
+                &token("zzzzzz.0123456789abcdef"),
+                None,
+                "is not known to the cluster".to_owned(),
+            ),
+            (
+                &token("abcdef.0000000000000000"),
+                None,
+                "its secret is not the one".to_owned(),
+            ),
+            (
+                &ours,
+                Some(other.as_str()),
+                format!("expected {other}, the cluster at {SERVER} has {pin}"),
+            ),
         ] {
             let error = verify(token, pin_given).unwrap_err();
             assert!(error.contains(&expected), "{error}");
@@ -204,9 +259,17 @@ mod tests {
             listener.local_addr().unwrap().port()
         };
         let server = format!("https://127.0.0.1:{port}");
-        let join = Join { server: &server, token_file: Path::new("/t"), ca_hash: None, node_name: "n" };
+        let join = Join {
+            server: &server,
+            token_file: Path::new("/t"),
+            ca_hash: None,
+            node_name: "n",
+        };
         let error = join.fetch_cluster_info().await.unwrap_err().to_string();
-        assert!(error.starts_with(&format!("API server {server} cannot be reached: ")), "{error}");
+        assert!(
+            error.starts_with(&format!("API server {server} cannot be reached: ")),
+            "{error}"
+        );
         assert!(error.to_lowercase().contains("refused"), "{error}");
     }
 }

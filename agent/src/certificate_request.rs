@@ -6,8 +6,8 @@ use jiff::Timestamp;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::{Api, PostParams};
 use kube::Client;
+use kube::api::{Api, PostParams};
 use pki::{CertificateRequest, PrivateKey, Subject, SubjectAltNames};
 use thiserror::Error;
 use tracing::info;
@@ -39,10 +39,14 @@ pub struct Kind {
     pub usages: &'static [&'static str],
 }
 
-pub const CLIENT: Kind =
-    Kind { signer: "kubernetes.io/kube-apiserver-client-kubelet", usages: &["digital signature", "client auth"] };
-pub const SERVING: Kind =
-    Kind { signer: "kubernetes.io/kubelet-serving", usages: &["digital signature", "server auth"] };
+pub const CLIENT: Kind = Kind {
+    signer: "kubernetes.io/kube-apiserver-client-kubelet",
+    usages: &["digital signature", "client auth"],
+};
+pub const SERVING: Kind = Kind {
+    signer: "kubernetes.io/kubelet-serving",
+    usages: &["digital signature", "server auth"],
+};
 
 /// A key with the certificate issued for it, both PEM.
 #[derive(Clone)]
@@ -67,7 +71,10 @@ pub async fn obtain(
     let request = CertificateRequest::create(&key, &node_subject(node_name), alt_names)?;
     let requests: Api<CertificateSigningRequest> = Api::all(client.clone());
     let object = CertificateSigningRequest {
-        metadata: ObjectMeta { generate_name: Some("csr-".into()), ..Default::default() },
+        metadata: ObjectMeta {
+            generate_name: Some("csr-".into()),
+            ..Default::default()
+        },
         spec: CertificateSigningRequestSpec {
             request: ByteString(request.into_bytes()),
             signer_name: kind.signer.into(),
@@ -77,14 +84,24 @@ pub async fn obtain(
         status: None,
     };
     let api = |error| RequestError::Api(Box::new(error));
-    let created = requests.create(&PostParams::default(), &object).await.map_err(api)?;
+    let created = requests
+        .create(&PostParams::default(), &object)
+        .await
+        .map_err(api)?;
     let name = created.metadata.name.unwrap_or_default();
     info!(request = name, signer = kind.signer, "certificate requested");
     let mut polls = 0;
     loop {
-        let request = requests.get_opt(&name).await.map_err(api)?.ok_or_else(|| RequestError::Deleted(name.clone()))?;
+        let request = requests
+            .get_opt(&name)
+            .await
+            .map_err(api)?
+            .ok_or_else(|| RequestError::Deleted(name.clone()))?;
         if let Some(certificate) = issued(&name, &request)? {
-            return Ok(Issued { certificate_pem: certificate, key_pem: key.to_pem() });
+            return Ok(Issued {
+                certificate_pem: certificate,
+                key_pem: key.to_pem(),
+            });
         }
         polls += 1;
         tokio::time::sleep(if polls < QUICK_POLLS { POLL } else { SLOW_POLL }).await;
@@ -93,31 +110,50 @@ pub async fn obtain(
 
 /// The certificate of a signed request; none while it is undecided.
 fn issued(name: &str, request: &CertificateSigningRequest) -> Result<Option<String>, RequestError> {
-    let Some(status) = &request.status else { return Ok(None) };
+    let Some(status) = &request.status else {
+        return Ok(None);
+    };
     for condition in status.conditions.iter().flatten() {
         let message = || condition.message.clone().unwrap_or_default();
         match condition.type_.as_str() {
-            "Denied" => return Err(RequestError::Denied { name: name.to_owned(), message: message() }),
-            "Failed" => return Err(RequestError::Failed { name: name.to_owned(), message: message() }),
+            "Denied" => {
+                return Err(RequestError::Denied {
+                    name: name.to_owned(),
+                    message: message(),
+                });
+            }
+            "Failed" => {
+                return Err(RequestError::Failed {
+                    name: name.to_owned(),
+                    message: message(),
+                });
+            }
             _ => {}
         }
     }
-    let Some(certificate) = status.certificate.as_ref().filter(|bytes| !bytes.0.is_empty()) else { return Ok(None) };
-    String::from_utf8(certificate.0.clone()).map(Some).map_err(|_| RequestError::Encoding)
+    let Some(certificate) = status.certificate.as_ref().filter(|bytes| !bytes.0.is_empty()) else {
+        return Ok(None);
+    };
+    String::from_utf8(certificate.0.clone())
+        .map(Some)
+        .map_err(|_| RequestError::Encoding)
 }
 
 /// When to replace a certificate: between 70 and 90 % of its lifetime, spread by `seed` so that nodes take turns.
 pub fn renewal(not_before: Timestamp, not_after: Timestamp, seed: u64) -> Timestamp {
     let lifetime = not_after.duration_since(not_before).as_secs().max(0);
     let permille = 700 + i64::try_from(seed % 200).unwrap_or(0);
-    let after = jiff::SignedDuration::from_secs(lifetime / 1000 * permille + lifetime % 1000 * permille / 1000);
+    let after =
+        jiff::SignedDuration::from_secs(lifetime / 1000 * permille + lifetime % 1000 * permille / 1000);
     not_before.checked_add(after).unwrap_or(not_after)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use k8s_openapi::api::certificates::v1::{CertificateSigningRequestCondition, CertificateSigningRequestStatus};
+    use k8s_openapi::api::certificates::v1::{
+        CertificateSigningRequestCondition, CertificateSigningRequestStatus,
+    };
 
     fn request(condition: &str, certificate: &str) -> CertificateSigningRequest {
         let condition = CertificateSigningRequestCondition {
@@ -129,17 +165,30 @@ mod tests {
             conditions: Some(vec![condition]),
             certificate: Some(ByteString(certificate.into())),
         };
-        CertificateSigningRequest { status: Some(status), ..Default::default() }
+        CertificateSigningRequest {
+            status: Some(status),
+            ..Default::default()
+        }
     }
 
     #[test]
     fn verdicts() {
-        assert!(issued("x", &CertificateSigningRequest::default()).unwrap().is_none());
+        assert!(
+            issued("x", &CertificateSigningRequest::default())
+                .unwrap()
+                .is_none()
+        );
         assert!(issued("x", &request("Approved", "")).unwrap().is_none());
-        assert_eq!(issued("x", &request("Approved", "PEM")).unwrap().as_deref(), Some("PEM"));
+        assert_eq!(
+            issued("x", &request("Approved", "PEM")).unwrap().as_deref(),
+            Some("PEM")
+        );
         let denied = issued("x", &request("Denied", "")).unwrap_err().to_string();
         assert_eq!(denied, "certificate request x was denied: why");
-        assert!(matches!(issued("x", &request("Failed", "")), Err(RequestError::Failed { .. })));
+        assert!(matches!(
+            issued("x", &request("Failed", "")),
+            Err(RequestError::Failed { .. })
+        ));
     }
 
     #[test]

@@ -26,7 +26,11 @@ const RETRY: Duration = Duration::from_secs(60);
 #[derive(Debug, Error)]
 pub enum IdentityError {
     #[error("{operation} {path}: {source}", path = path.display())]
-    File { operation: &'static str, path: PathBuf, source: std::io::Error },
+    File {
+        operation: &'static str,
+        path: PathBuf,
+        source: std::io::Error,
+    },
     #[error("certificate or key: {0}")]
     Pem(String),
     #[error("self-signed certificate: {0}")]
@@ -70,7 +74,8 @@ impl ResolvesServerCert for Current {
 
 fn certified(issued: &Issued) -> Result<CertifiedKey, IdentityError> {
     let pem = |error: &dyn std::fmt::Display| IdentityError::Pem(error.to_string());
-    let chain = CertificateDer::pem_slice_iter(issued.certificate_pem.as_bytes()).collect::<Result<Vec<_>, _>>();
+    let chain =
+        CertificateDer::pem_slice_iter(issued.certificate_pem.as_bytes()).collect::<Result<Vec<_>, _>>();
     let key = PrivateKeyDer::from_pem_slice(issued.key_pem.as_bytes()).map_err(|error| pem(&error))?;
     let key = rustls::crypto::ring::sign::any_supported_type(&key).map_err(|error| pem(&error))?;
     Ok(CertifiedKey::new(chain.map_err(|error| pem(&error))?, key))
@@ -80,7 +85,11 @@ fn certified(issued: &Issued) -> Result<CertifiedKey, IdentityError> {
 pub fn write_private(path: &Path, content: &str) -> Result<(), IdentityError> {
     let fail = |operation, path: &Path| {
         let path = path.to_owned();
-        move |source| IdentityError::File { operation, path, source }
+        move |source| IdentityError::File {
+            operation,
+            path,
+            source,
+        }
     };
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).map_err(fail("create", parent))?;
@@ -94,7 +103,9 @@ pub fn write_private(path: &Path, content: &str) -> Result<(), IdentityError> {
         .mode(0o600)
         .open(&temporary)
         .map_err(fail("create", &temporary))?;
-    file.write_all(content.as_bytes()).and_then(|()| file.sync_all()).map_err(fail("write", &temporary))?;
+    file.write_all(content.as_bytes())
+        .and_then(|()| file.sync_all())
+        .map_err(fail("write", &temporary))?;
     fs::rename(&temporary, path).map_err(fail("rename", &temporary))
 }
 
@@ -114,9 +125,13 @@ pub fn usable_kubeconfig(path: &Path, now: Timestamp) -> Result<Kubeconfig, Stri
 
 pub fn credentials(kubeconfig: &Kubeconfig) -> Option<Issued> {
     match &kubeconfig.credentials {
-        Credentials::ClientCertificate { certificate_pem, key_pem } => {
-            Some(Issued { certificate_pem: certificate_pem.clone(), key_pem: key_pem.clone() })
-        }
+        Credentials::ClientCertificate {
+            certificate_pem,
+            key_pem,
+        } => Some(Issued {
+            certificate_pem: certificate_pem.clone(),
+            key_pem: key_pem.clone(),
+        }),
         _ => None,
     }
 }
@@ -126,15 +141,23 @@ pub fn self_signed(node_name: &str, names: &SubjectAltNames) -> Result<Issued, I
     let fail = |error: pki::AuthorityError| IdentityError::SelfSigned(error.to_string());
     let now = Timestamp::now();
     let authority = CertificateAuthority::generate(&format!("{node_name}-ca"), now).map_err(fail)?;
-    let leaf = authority.issue(&LeafRequest::server(node_subject(node_name), names.clone()), now).map_err(fail)?;
-    Ok(Issued { certificate_pem: leaf.certificate_pem, key_pem: leaf.key_pem })
+    let leaf = authority
+        .issue(&LeafRequest::server(node_subject(node_name), names.clone()), now)
+        .map_err(fail)?;
+    Ok(Issued {
+        certificate_pem: leaf.certificate_pem,
+        key_pem: leaf.key_pem,
+    })
 }
 
 /// Certificate and key in one file, as upstream keeps them.
 pub fn read_pair(path: &Path, now: Timestamp) -> Option<Issued> {
     let text = fs::read_to_string(path).ok()?;
     let info = CertificateInfo::from_pem(&text).ok()?;
-    (info.not_after > now).then(|| Issued { certificate_pem: text.clone(), key_pem: text })
+    (info.not_after > now).then(|| Issued {
+        certificate_pem: text.clone(),
+        key_pem: text,
+    })
 }
 
 /// What renewing one certificate takes.
@@ -152,9 +175,15 @@ pub struct Renewal {
 impl Renewal {
     /// Obtains the certificate when there is none, then a new one before each ends.
     pub async fn keep_fresh(mut self) {
-        let seed = self.node_name.bytes().fold(7_u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(byte)));
+        let seed = self.node_name.bytes().fold(7_u64, |sum, byte| {
+            sum.wrapping_mul(31).wrapping_add(u64::from(byte))
+        });
         loop {
-            if let Some(due) = self.certificate_pem.as_deref().and_then(|pem| CertificateInfo::from_pem(pem).ok()) {
+            if let Some(due) = self
+                .certificate_pem
+                .as_deref()
+                .and_then(|pem| CertificateInfo::from_pem(pem).ok())
+            {
                 let due = renewal(due.not_before, due.not_after, seed);
                 let left = Duration::try_from(due.duration_since(Timestamp::now())).unwrap_or_default();
                 if !left.is_zero() {
@@ -193,7 +222,14 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("agent-identity-{}", std::process::id()));
         let path = dir.join("sub/kubeconfig");
         assert!(usable_kubeconfig(&path, Timestamp::now()).is_err());
-        let issued = self_signed("n", &SubjectAltNames { dns_names: vec!["n".into()], ..Default::default() }).unwrap();
+        let issued = self_signed(
+            "n",
+            &SubjectAltNames {
+                dns_names: vec!["n".into()],
+                ..Default::default()
+            },
+        )
+        .unwrap();
         let kubeconfig = Kubeconfig {
             cluster: "c".into(),
             user: "u".into(),
@@ -207,8 +243,14 @@ mod tests {
         write_private(&path, &kubeconfig.render()).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(usable_kubeconfig(&path, Timestamp::now()), Ok(kubeconfig));
-        let later = Timestamp::now().checked_add(jiff::SignedDuration::from_hours(24 * 365 * 20)).unwrap();
-        assert!(usable_kubeconfig(&path, later).unwrap_err().starts_with("its certificate expired at "));
+        let later = Timestamp::now()
+            .checked_add(jiff::SignedDuration::from_hours(24 * 365 * 20))
+            .unwrap();
+        assert!(
+            usable_kubeconfig(&path, later)
+                .unwrap_err()
+                .starts_with("its certificate expired at ")
+        );
         write_private(&path, "replaced").unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "replaced");
         fs::remove_dir_all(&dir).unwrap();
@@ -216,8 +258,14 @@ mod tests {
 
     #[test]
     fn a_replaced_certificate_is_the_one_presented() {
-        let names = SubjectAltNames { dns_names: vec!["n".into()], ..Default::default() };
-        let (first, second) = (self_signed("n", &names).unwrap(), self_signed("n", &names).unwrap());
+        let names = SubjectAltNames {
+            dns_names: vec!["n".into()],
+            ..Default::default()
+        };
+        let (first, second) = (
+            self_signed("n", &names).unwrap(),
+            self_signed("n", &names).unwrap(),
+        );
         let current = Current::new(&first).unwrap();
         let before = current.get().cert[0].clone();
         current.replace(&second).unwrap();

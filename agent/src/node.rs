@@ -26,7 +26,8 @@ pub async fn run(args: Agent) -> anyhow::Result<()> {
     };
     let node_ip = match args.node_ip {
         Some(ip) => ip,
-        None => default_address().context("--node-ip is not given and there is no default route to take it from")?,
+        None => default_address()
+            .context("--node-ip is not given and there is no default route to take it from")?,
     };
     let kubeconfig = tokio::select! {
         kubeconfig = kubeconfig(&args, &node_name) => kubeconfig?,
@@ -67,7 +68,10 @@ pub async fn run(args: Agent) -> anyhow::Result<()> {
         cluster_cidrs: args.cluster_cidr.clone(),
         health_port: args.proxy_healthz_port,
     };
-    let routes = network::RoutesConfig { node_name, cluster_cidrs: args.cluster_cidr };
+    let routes = network::RoutesConfig {
+        node_name,
+        cluster_cidrs: args.cluster_cidr,
+    };
     let background = [
         tokio::spawn(renew_client.keep_fresh()),
         tokio::spawn(renew_serving.keep_fresh()),
@@ -95,12 +99,20 @@ async fn kubeconfig(args: &Agent, node_name: &str) -> anyhow::Result<Kubeconfig>
         );
     };
     let ca_hash = args.bootstrap_ca_hash.as_deref();
-    let kubeconfig = Join { server, token_file, ca_hash, node_name }.until_joined().await;
+    let kubeconfig = Join {
+        server,
+        token_file,
+        ca_hash,
+        node_name,
+    }
+    .until_joined()
+    .await;
     identity::write_private(path, &kubeconfig.render())?;
     Ok(kubeconfig)
 }
 
-type Store = Box<dyn Fn(&crate::certificate_request::Issued) -> Result<(), identity::IdentityError> + Send + Sync>;
+type Store =
+    Box<dyn Fn(&crate::certificate_request::Issued) -> Result<(), identity::IdentityError> + Send + Sync>;
 
 fn store_in_kubeconfig(path: PathBuf, kubeconfig: Kubeconfig) -> Store {
     Box::new(move |issued| {
@@ -108,7 +120,14 @@ fn store_in_kubeconfig(path: PathBuf, kubeconfig: Kubeconfig) -> Store {
             certificate_pem: issued.certificate_pem.clone(),
             key_pem: issued.key_pem.clone(),
         };
-        identity::write_private(&path, &Kubeconfig { credentials, ..kubeconfig.clone() }.render())
+        identity::write_private(
+            &path,
+            &Kubeconfig {
+                credentials,
+                ..kubeconfig.clone()
+            }
+            .render(),
+        )
     })
 }
 
@@ -119,8 +138,11 @@ fn serving_certificate(
     node_name: &str,
     node_ip: IpAddr,
 ) -> anyhow::Result<(Renewal, Arc<Current>)> {
-    let names =
-        SubjectAltNames { dns_names: vec![node_name.to_owned()], ip_addresses: vec![node_ip], ..Default::default() };
+    let names = SubjectAltNames {
+        dns_names: vec![node_name.to_owned()],
+        ip_addresses: vec![node_ip],
+        ..Default::default()
+    };
     let path = args.root_dir.join("pki/kubelet-server-current.pem");
     let stored = identity::read_pair(&path, Timestamp::now());
     let certificate_pem = stored.as_ref().map(|issued| issued.certificate_pem.clone());

@@ -38,7 +38,10 @@ impl PodNetwork for Adapter {
             host_ip: mapping.host_ip,
         });
         let name = format!("{}/{}", pod.namespace, pod.name);
-        self.0.attach(&pod.sandbox_id, &name, &pod.netns, ports.collect()).await.map_err(refused)
+        self.0
+            .attach(&pod.sandbox_id, &name, &pod.netns, ports.collect())
+            .await
+            .map_err(refused)
     }
 
     async fn detach(&self, sandbox_id: &str, _netns: Option<&Path>) -> Result<(), PodNetworkError> {

@@ -10,7 +10,8 @@ use crate::pod_network::Adapter;
 
 pub async fn run(args: args::Cri) -> anyhow::Result<()> {
     let directory = args.root_dir.join("network");
-    let network = network::PodNetwork::new(&directory).with_context(|| format!("pod network in {}", directory.display()))?;
+    let network = network::PodNetwork::new(&directory)
+        .with_context(|| format!("pod network in {}", directory.display()))?;
     let listen = PathBuf::from(args.listen.trim_start_matches("unix://"));
     let config = cri::Config {
         listen,

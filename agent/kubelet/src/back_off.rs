@@ -88,7 +88,10 @@ mod tests {
     fn remaining_counts_from_the_failure() {
         let mut back_off = BackOff::default();
         back_off.advance("c", at(100), at(100));
-        assert_eq!(back_off.remaining("c", at(103), at(105)), Some(Duration::from_secs(8)));
+        assert_eq!(
+            back_off.remaining("c", at(103), at(105)),
+            Some(Duration::from_secs(8))
+        );
         assert_eq!(back_off.remaining("c", at(103), at(113)), None);
         assert_eq!(back_off.remaining("other", at(103), at(105)), None);
     }

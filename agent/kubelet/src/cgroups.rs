@@ -21,7 +21,9 @@ impl Cgroups {
     /// Creates the hierarchy's upper levels with every controller that the machine offers.
     pub fn new(root: &Path) -> Self {
         match prepare(root) {
-            Ok(()) => Self { root: Some(root.to_owned()) },
+            Ok(()) => Self {
+                root: Some(root.to_owned()),
+            },
             Err(error) => {
                 warn!(root = %root.display(), %error, "no cgroup v2 controllers: pods run without resource limits");
                 Self { root: None }
@@ -68,7 +70,10 @@ impl Cgroups {
 
 fn prepare(root: &Path) -> std::io::Result<()> {
     let available = fs::read_to_string(root.join("cgroup.controllers"))?;
-    if !available.split_whitespace().any(|controller| controller == "memory") {
+    if !available
+        .split_whitespace()
+        .any(|controller| controller == "memory")
+    {
         return Err(std::io::Error::other("the memory controller is not available"));
     }
     enable_controllers(root);
@@ -109,12 +114,20 @@ fn limits(pod: &Pod) -> Vec<(&'static str, String)> {
     let requests = api::resources::pod_requests(pod);
     let limits = api::resources::pod_limits(pod);
     let limited = |name: &str| {
-        pod.spec.iter().flat_map(|spec| &spec.containers).all(|container| {
-            let limits = container.resources.as_ref().and_then(|resources| resources.limits.as_ref());
-            limits.is_some_and(|limits| limits.contains_key(name))
-        })
+        pod.spec
+            .iter()
+            .flat_map(|spec| &spec.containers)
+            .all(|container| {
+                let limits = container
+                    .resources
+                    .as_ref()
+                    .and_then(|resources| resources.limits.as_ref());
+                limits.is_some_and(|limits| limits.contains_key(name))
+            })
     };
-    let cpu_shares = requests.get("cpu").map_or(shares(0), |quantity| shares(quantity.milli_value()));
+    let cpu_shares = requests
+        .get("cpu")
+        .map_or(shares(0), |quantity| shares(quantity.milli_value()));
     let mut files = vec![("cpu.weight", weight(cpu_shares).to_string())];
     if let Some(cpu) = limits.get("cpu").filter(|_| limited("cpu")) {
         files.push(("cpu.max", format!("{} {CPU_PERIOD}", quota(cpu.milli_value()))));
@@ -142,14 +155,28 @@ mod tests {
     use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
     fn pod(limits: &[(&str, &str)]) -> Pod {
-        let limits: std::collections::BTreeMap<_, _> =
-            limits.iter().map(|(k, v)| ((*k).to_owned(), Quantity((*v).to_owned()))).collect();
+        let limits: std::collections::BTreeMap<_, _> = limits
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), Quantity((*v).to_owned())))
+            .collect();
         // As the API server's defaults leave it: requests are limits.
         let requests = Some(limits.clone());
-        let resources = ResourceRequirements { limits: Some(limits), requests, ..Default::default() };
-        let container = Container { resources: Some(resources), ..Default::default() };
-        let mut pod =
-            Pod { spec: Some(PodSpec { containers: vec![container], ..Default::default() }), ..Default::default() };
+        let resources = ResourceRequirements {
+            limits: Some(limits),
+            requests,
+            ..Default::default()
+        };
+        let container = Container {
+            resources: Some(resources),
+            ..Default::default()
+        };
+        let mut pod = Pod {
+            spec: Some(PodSpec {
+                containers: vec![container],
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
         pod.metadata.uid = Some("u".into());
         pod
     }
@@ -161,7 +188,10 @@ mod tests {
         let cgroups = Cgroups::new(dir.path());
         assert_eq!(cgroups.parent(&pod(&[])), "/kubepods/besteffort/podu");
         assert_eq!(cgroups.parent(&pod(&[("cpu", "1")])), "/kubepods/burstable/podu");
-        assert_eq!(cgroups.parent(&pod(&[("cpu", "1"), ("memory", "1Gi")])), "/kubepods/podu");
+        assert_eq!(
+            cgroups.parent(&pod(&[("cpu", "1"), ("memory", "1Gi")])),
+            "/kubepods/podu"
+        );
         cgroups.create(&pod(&[])).unwrap();
         assert!(dir.path().join("kubepods/besteffort/podu").is_dir());
     }
@@ -178,7 +208,11 @@ mod tests {
     #[test]
     fn pod_limits_are_sums() {
         let files = limits(&pod(&[("cpu", "1500m"), ("memory", "64Mi")]));
-        let expected = [("cpu.weight", "59"), ("cpu.max", "150000 100000"), ("memory.max", "67108864")];
+        let expected = [
+            ("cpu.weight", "59"),
+            ("cpu.max", "150000 100000"),
+            ("memory.max", "67108864"),
+        ];
         assert_eq!(files, expected.map(|(file, value)| (file, value.to_owned())));
     }
 }

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use cri_api::v1::{
-    ContainerConfig, ContainerMetadata, Device, ImageSpec, KeyValue, LinuxContainerConfig, Mount, MountPropagation,
-    Signal,
+    ContainerConfig, ContainerMetadata, Device, ImageSpec, KeyValue, LinuxContainerConfig, Mount,
+    MountPropagation, Signal,
 };
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 
@@ -14,9 +14,9 @@ use crate::context::{Context, name, namespace, uid};
 use crate::env;
 use crate::field_path::{Addresses, pod_field};
 use crate::resources::{container_resources, resource_field};
+use crate::runtime;
 use crate::security_context::{ImageUser, container_security};
 use crate::volumes::{VolumeError, mount_source};
-use crate::runtime;
 
 /// What is settled before a container can be described.
 pub struct Prepared<'a> {
@@ -38,9 +38,18 @@ pub fn container_config(
     prepared: &Prepared,
 ) -> Result<ContainerConfig, VolumeError> {
     let spec = pod.spec.clone().unwrap_or_default();
-    let lookup = |name: &str| prepared.env.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
+    let lookup = |name: &str| {
+        prepared
+            .env
+            .iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.clone())
+    };
     let expand_all = |list: &Option<Vec<String>>| -> Vec<String> {
-        list.iter().flatten().map(|word| env::expand(word, &lookup)).collect()
+        list.iter()
+            .flatten()
+            .map(|word| env::expand(word, &lookup))
+            .collect()
     };
     let labels = HashMap::from([
         (runtime::CONTAINER_NAME.to_owned(), container.name.clone()),
@@ -48,19 +57,36 @@ pub fn container_config(
         (runtime::POD_NAMESPACE.to_owned(), namespace(pod).to_owned()),
         (runtime::POD_UID.to_owned(), uid(pod).to_owned()),
     ]);
-    let message_path = container.termination_message_path.as_deref().unwrap_or("/dev/termination-log");
+    let message_path = container
+        .termination_message_path
+        .as_deref()
+        .unwrap_or("/dev/termination-log");
     let message_policy = container.termination_message_policy.as_deref().unwrap_or("File");
     let annotations = HashMap::from([
         (runtime::CONTAINER_HASH.to_owned(), container_hash(container)),
         (runtime::MESSAGE_PATH.to_owned(), message_path.to_owned()),
         (runtime::MESSAGE_POLICY.to_owned(), message_policy.to_owned()),
-        (runtime::MESSAGE_FILE.to_owned(), prepared.message_file.display().to_string()),
-        ("io.kubernetes.container.restartCount".to_owned(), prepared.attempt.to_string()),
+        (
+            runtime::MESSAGE_FILE.to_owned(),
+            prepared.message_file.display().to_string(),
+        ),
+        (
+            "io.kubernetes.container.restartCount".to_owned(),
+            prepared.attempt.to_string(),
+        ),
     ]);
-    let stop_signal = container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.stop_signal.as_deref());
-    let stop_signal = stop_signal.and_then(Signal::from_str_name).unwrap_or(Signal::RuntimeDefault);
+    let stop_signal = container
+        .lifecycle
+        .as_ref()
+        .and_then(|lifecycle| lifecycle.stop_signal.as_deref());
+    let stop_signal = stop_signal
+        .and_then(Signal::from_str_name)
+        .unwrap_or(Signal::RuntimeDefault);
     Ok(ContainerConfig {
-        metadata: Some(ContainerMetadata { name: container.name.clone(), attempt: prepared.attempt }),
+        metadata: Some(ContainerMetadata {
+            name: container.name.clone(),
+            attempt: prepared.attempt,
+        }),
         image: Some(ImageSpec {
             image: prepared.image_ref.clone(),
             user_specified_image: container.image.clone().unwrap_or_default(),
@@ -69,7 +95,14 @@ pub fn container_config(
         command: expand_all(&container.command),
         args: expand_all(&container.args),
         working_dir: container.working_dir.clone().unwrap_or_default(),
-        envs: prepared.env.iter().map(|(key, value)| KeyValue { key: key.clone(), value: value.clone() }).collect(),
+        envs: prepared
+            .env
+            .iter()
+            .map(|(key, value)| KeyValue {
+                key: key.clone(),
+                value: value.clone(),
+            })
+            .collect(),
         mounts: mounts(pod, &spec, container, prepared, message_path)?,
         devices: Vec::<Device>::new(),
         labels,
@@ -103,7 +136,13 @@ fn mounts(
         };
         let volume = prepared.volumes.get(&mount.name);
         let volume = volume.ok_or_else(|| fail(format!("volume \"{}\" not found", mount.name)))?;
-        let lookup = |name: &str| prepared.env.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
+        let lookup = |name: &str| {
+            prepared
+                .env
+                .iter()
+                .find(|(key, _)| key == name)
+                .map(|(_, value)| value.clone())
+        };
         let sub_path = match &mount.sub_path_expr {
             Some(expression) => env::expand(expression, &lookup),
             None => mount.sub_path.clone().unwrap_or_default(),
@@ -119,14 +158,24 @@ fn mounts(
         };
         mounts.push(Mount {
             container_path,
-            host_path: mount_source(volume, &sub_path).map_err(fail)?.display().to_string(),
+            host_path: mount_source(volume, &sub_path)
+                .map_err(fail)?
+                .display()
+                .to_string(),
             readonly: mount.read_only == Some(true) || is_read_only(pod, &mount.name),
             propagation: propagation as i32,
-            recursive_read_only: matches!(mount.recursive_read_only.as_deref(), Some("Enabled" | "IfPossible")),
+            recursive_read_only: matches!(
+                mount.recursive_read_only.as_deref(),
+                Some("Enabled" | "IfPossible")
+            ),
             ..Default::default()
         });
     }
-    let taken = |path: &str| mounts.iter().any(|mount| mount.container_path.trim_end_matches('/') == path);
+    let taken = |path: &str| {
+        mounts
+            .iter()
+            .any(|mount| mount.container_path.trim_end_matches('/') == path)
+    };
     let mut own = Vec::new();
     if !taken("/etc/hosts") && spec.os.as_ref().is_none_or(|os| os.name == "linux") {
         own.push(("/etc/hosts", prepared.hosts_file));
@@ -144,13 +193,16 @@ fn mounts(
 
 /// Volumes made of projected files are never writable.
 fn is_read_only(pod: &Pod, volume: &str) -> bool {
-    pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()).any(|candidate| {
-        candidate.name == volume
-            && (candidate.config_map.is_some()
-                || candidate.secret.is_some()
-                || candidate.projected.is_some()
-                || candidate.downward_api.is_some())
-    })
+    pod.spec
+        .iter()
+        .flat_map(|spec| spec.volumes.iter().flatten())
+        .any(|candidate| {
+            candidate.name == volume
+                && (candidate.config_map.is_some()
+                    || candidate.secret.is_some()
+                    || candidate.projected.is_some()
+                    || candidate.downward_api.is_some())
+        })
 }
 
 /// Fetches what `env` and `envFrom` refer to; errors are upstream's `CreateContainerConfigError` messages.
@@ -166,45 +218,106 @@ pub async fn environment(
     for from in container.env_from.iter().flatten() {
         let prefix = from.prefix.as_deref().unwrap_or_default();
         let (data, missing) = if let Some(source) = &from.config_map_ref {
-            let data = context.objects.config_map(namespace, &source.name).await.map_err(|e| e.to_string())?;
-            (data, (source.optional != Some(true)).then(|| format!("configmap \"{}\" not found", source.name)))
+            let data = context
+                .objects
+                .config_map(namespace, &source.name)
+                .await
+                .map_err(|e| e.to_string())?;
+            (
+                data,
+                (source.optional != Some(true)).then(|| format!("configmap \"{}\" not found", source.name)),
+            )
         } else if let Some(source) = &from.secret_ref {
-            let data = context.objects.secret(namespace, &source.name).await.map_err(|e| e.to_string())?;
-            (data, (source.optional != Some(true)).then(|| format!("secret \"{}\" not found", source.name)))
+            let data = context
+                .objects
+                .secret(namespace, &source.name)
+                .await
+                .map_err(|e| e.to_string())?;
+            (
+                data,
+                (source.optional != Some(true)).then(|| format!("secret \"{}\" not found", source.name)),
+            )
         } else {
             continue;
         };
         match (data, missing) {
             (Some(data), _) => {
-                sources.from.extend(data.iter().map(|(key, value)| (format!("{prefix}{key}"), text(value))));
+                sources.from.extend(
+                    data.iter()
+                        .map(|(key, value)| (format!("{prefix}{key}"), text(value))),
+                );
             }
             (None, Some(message)) => return Err(message),
             (None, None) => {}
         }
     }
     for (index, variable) in container.env.iter().flatten().enumerate() {
-        let Some(from) = &variable.value_from else { continue };
+        let Some(from) = &variable.value_from else {
+            continue;
+        };
         let value = if let Some(field) = &from.field_ref {
             let value = pod_field(pod, &field.field_path, addresses);
             Some(value.ok_or_else(|| format!("unsupported fieldPath: {}", field.field_path))?)
         } else if let Some(field) = &from.resource_field_ref {
             let named = field.container_name.as_deref().filter(|name| !name.is_empty());
-            let all = pod.spec.iter().flat_map(|s| s.containers.iter().chain(s.init_containers.iter().flatten()));
-            let target = all.into_iter().find(|c| named == Some(&c.name)).unwrap_or(container);
-            let value = resource_field(target, &field.resource, field.divisor.as_ref(), &context.allocatable);
+            let all = pod
+                .spec
+                .iter()
+                .flat_map(|s| s.containers.iter().chain(s.init_containers.iter().flatten()));
+            let target = all
+                .into_iter()
+                .find(|c| named == Some(&c.name))
+                .unwrap_or(container);
+            let value = resource_field(
+                target,
+                &field.resource,
+                field.divisor.as_ref(),
+                &context.allocatable,
+            );
             Some(value.ok_or_else(|| format!("unsupported container resource : {}", field.resource))?)
         } else if let Some(key) = &from.config_map_key_ref {
-            let data = context.objects.config_map(namespace, &key.name).await.map_err(|e| e.to_string())?;
-            key_value(data, &key.key, key.optional, "configmap", "ConfigMap", namespace, &key.name)?
+            let data = context
+                .objects
+                .config_map(namespace, &key.name)
+                .await
+                .map_err(|e| e.to_string())?;
+            key_value(
+                data,
+                &key.key,
+                key.optional,
+                "configmap",
+                "ConfigMap",
+                namespace,
+                &key.name,
+            )?
         } else if let Some(key) = &from.secret_key_ref {
-            let data = context.objects.secret(namespace, &key.name).await.map_err(|e| e.to_string())?;
-            key_value(data, &key.key, key.optional, "secret", "Secret", namespace, &key.name)?
+            let data = context
+                .objects
+                .secret(namespace, &key.name)
+                .await
+                .map_err(|e| e.to_string())?;
+            key_value(
+                data,
+                &key.key,
+                key.optional,
+                "secret",
+                "Secret",
+                namespace,
+                &key.name,
+            )?
         } else {
-            return Err(format!("env {} has a valueFrom of a kind this kubelet does not support", variable.name));
+            return Err(format!(
+                "env {} has a valueFrom of a kind this kubelet does not support",
+                variable.name
+            ));
         };
         sources.values.insert(index, value);
     }
-    let links = pod.spec.as_ref().and_then(|spec| spec.enable_service_links).unwrap_or(true);
+    let links = pod
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.enable_service_links)
+        .unwrap_or(true);
     let services = context.services.state();
     let variables = env::service_variables(services.iter().map(AsRef::as_ref), namespace, links);
     Ok(env::merge(container, &sources, &variables))

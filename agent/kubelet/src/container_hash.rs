@@ -19,9 +19,19 @@ mod tests {
 
     #[test]
     fn only_name_and_image_matter() {
-        let base = Container { name: "a".into(), image: Some("b:1".into()), ..Default::default() };
-        let command = Container { command: Some(vec!["x".into()]), ..base.clone() };
-        let image = Container { image: Some("b:2".into()), ..base.clone() };
+        let base = Container {
+            name: "a".into(),
+            image: Some("b:1".into()),
+            ..Default::default()
+        };
+        let command = Container {
+            command: Some(vec!["x".into()]),
+            ..base.clone()
+        };
+        let image = Container {
+            image: Some("b:2".into()),
+            ..base.clone()
+        };
         assert_eq!(container_hash(&base), container_hash(&command));
         assert_ne!(container_hash(&base), container_hash(&image));
     }

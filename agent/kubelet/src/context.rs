@@ -41,7 +41,9 @@ impl Context {
 
     /// Upstream's layout, which log collectors know.
     pub fn pod_log_dir(&self, pod: &Pod) -> PathBuf {
-        self.config.pod_logs_dir.join(format!("{}_{}_{}", namespace(pod), name(pod), uid(pod)))
+        self.config
+            .pod_logs_dir
+            .join(format!("{}_{}_{}", namespace(pod), name(pod), uid(pod)))
     }
 }
 

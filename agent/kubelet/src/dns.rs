@@ -43,7 +43,9 @@ pub fn pod_dns(
         append(&mut config.searches, own.searches.iter().flatten());
         for option in own.options.iter().flatten() {
             let Some(name) = &option.name else { continue };
-            config.options.retain(|existing| existing.split(':').next() != Some(name));
+            config
+                .options
+                .retain(|existing| existing.split(':').next() != Some(name));
             config.options.push(match &option.value {
                 Some(value) => format!("{name}:{value}"),
                 None => name.clone(),
@@ -54,10 +56,18 @@ pub fn pod_dns(
 }
 
 fn cluster_first(namespace: &str, cluster_dns: &[IpAddr], domain: &str, node: &DnsConfig) -> DnsConfig {
-    let mut searches = vec![format!("{namespace}.svc.{domain}"), format!("svc.{domain}"), domain.to_owned()];
+    let mut searches = vec![
+        format!("{namespace}.svc.{domain}"),
+        format!("svc.{domain}"),
+        domain.to_owned(),
+    ];
     append(&mut searches, node.searches.iter());
     let servers = cluster_dns.iter().map(ToString::to_string).collect();
-    DnsConfig { servers, searches, options: vec!["ndots:5".into()] }
+    DnsConfig {
+        servers,
+        searches,
+        options: vec!["ndots:5".into()],
+    }
 }
 
 fn append<'a>(list: &mut Vec<String>, more: impl Iterator<Item = &'a String>) {
@@ -75,8 +85,19 @@ mod tests {
 
     fn render(spec: &PodSpec) -> String {
         let node = parse_resolv_conf("# comment\nnameserver 10.0.2.3\nsearch lan\noptions edns0\n");
-        let config = pod_dns(spec, "ns", &["10.96.0.10".parse().unwrap()], "cluster.local", &node);
-        [config.servers.join(","), config.searches.join(","), config.options.join(",")].join(" | ")
+        let config = pod_dns(
+            spec,
+            "ns",
+            &["10.96.0.10".parse().unwrap()],
+            "cluster.local",
+            &node,
+        );
+        [
+            config.servers.join(","),
+            config.searches.join(","),
+            config.options.join(","),
+        ]
+        .join(" | ")
     }
 
     #[test]

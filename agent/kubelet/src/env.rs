@@ -53,11 +53,21 @@ pub fn service_variables<'a>(
     let mut variables = BTreeMap::new();
     for (name, service) in chosen {
         let Some(spec) = &service.spec else { continue };
-        let Some(ip) = spec.cluster_ip.as_deref().filter(|ip| !ip.is_empty() && *ip != "None") else { continue };
+        let Some(ip) = spec
+            .cluster_ip
+            .as_deref()
+            .filter(|ip| !ip.is_empty() && *ip != "None")
+        else {
+            continue;
+        };
         let ports = spec.ports.as_deref().unwrap_or_default();
         let Some(first) = ports.first() else { continue };
         let prefix = variable_name(name);
-        let host = if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() };
+        let host = if ip.contains(':') {
+            format!("[{ip}]")
+        } else {
+            ip.to_owned()
+        };
         let url = |port: &k8s_openapi::api::core::v1::ServicePort| {
             let protocol = port.protocol.as_deref().unwrap_or("TCP").to_lowercase();
             (format!("{protocol}://{host}:{}", port.port), protocol)
@@ -67,7 +77,10 @@ pub fn service_variables<'a>(
         variables.insert(format!("{prefix}_PORT"), url(first).0);
         for port in ports {
             if let Some(name) = port.name.as_deref().filter(|name| !name.is_empty()) {
-                variables.insert(format!("{prefix}_SERVICE_PORT_{}", variable_name(name)), port.port.to_string());
+                variables.insert(
+                    format!("{prefix}_SERVICE_PORT_{}", variable_name(name)),
+                    port.port.to_string(),
+                );
             }
             let (url, protocol) = url(port);
             let port_prefix = format!("{prefix}_PORT_{}_{}", port.port, protocol.to_uppercase());
@@ -94,7 +107,11 @@ pub struct Sources {
 }
 
 /// Merges everything in upstream's order: `envFrom`, then `env` with expansion, then Service variables nobody set.
-pub fn merge(container: &Container, sources: &Sources, services: &BTreeMap<String, String>) -> Vec<(String, String)> {
+pub fn merge(
+    container: &Container,
+    sources: &Sources,
+    services: &BTreeMap<String, String>,
+) -> Vec<(String, String)> {
     let mut result: BTreeMap<String, String> = sources.from.iter().cloned().collect();
     let mut own: BTreeMap<String, String> = BTreeMap::new();
     for (index, variable) in container.env.iter().flatten().enumerate() {
@@ -144,7 +161,11 @@ mod tests {
         service.metadata.name = Some(name.into());
         service.spec = Some(ServiceSpec {
             cluster_ip: Some(ip.into()),
-            ports: Some(vec![ServicePort { name: Some("http".into()), port: 80, ..Default::default() }]),
+            ports: Some(vec![ServicePort {
+                name: Some("http".into()),
+                port: 80,
+                ..Default::default()
+            }]),
             ..Default::default()
         });
         service
@@ -163,7 +184,11 @@ mod tests {
         assert_eq!(linked["MY_DB_PORT"], "tcp://10.96.0.7:80");
         assert_eq!(linked["MY_DB_SERVICE_PORT_HTTP"], "80");
         assert_eq!(linked["MY_DB_PORT_80_TCP_ADDR"], "10.96.0.7");
-        assert!(!linked.keys().any(|key| key.starts_with("HEADLESS") || key.starts_with("HIDDEN")));
+        assert!(
+            !linked
+                .keys()
+                .any(|key| key.starts_with("HEADLESS") || key.starts_with("HIDDEN"))
+        );
         let unlinked = service_variables(services.iter(), "app", false);
         assert!(unlinked.keys().all(|key| key.starts_with("KUBERNETES_")) && !unlinked.is_empty());
     }
@@ -179,8 +204,16 @@ mod tests {
             env: Some(vec![
                 variable("A", "own"),
                 variable("B", "$(A)-$(SVC)-$(MISSING)"),
-                EnvVar { name: "C".into(), value_from: Some(EnvVarSource::default()), ..Default::default() },
-                EnvVar { name: "D".into(), value_from: Some(EnvVarSource::default()), ..Default::default() },
+                EnvVar {
+                    name: "C".into(),
+                    value_from: Some(EnvVarSource::default()),
+                    ..Default::default()
+                },
+                EnvVar {
+                    name: "D".into(),
+                    value_from: Some(EnvVarSource::default()),
+                    ..Default::default()
+                },
             ]),
             ..Default::default()
         };
@@ -188,9 +221,22 @@ mod tests {
             from: vec![("A".into(), "from".into()), ("E".into(), "from".into())],
             values: [(2, Some("fetched".to_owned())), (3, None)].into(),
         };
-        let services = [("SVC".to_owned(), "s".to_owned()), ("A".to_owned(), "service".to_owned())].into();
+        let services = [
+            ("SVC".to_owned(), "s".to_owned()),
+            ("A".to_owned(), "service".to_owned()),
+        ]
+        .into();
         let merged = merge(&container, &sources, &services);
-        let expected = [("A", "own"), ("B", "own-s-$(MISSING)"), ("C", "fetched"), ("E", "from"), ("SVC", "s")];
-        assert_eq!(merged, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        let expected = [
+            ("A", "own"),
+            ("B", "own-s-$(MISSING)"),
+            ("C", "fetched"),
+            ("E", "from"),
+            ("SVC", "s"),
+        ];
+        assert_eq!(
+            merged,
+            expected.map(|(name, value)| (name.to_owned(), value.to_owned()))
+        );
     }
 }

@@ -6,8 +6,17 @@ use k8s_openapi::api::core::v1::{HostAlias, PodSpec};
 
 /// The pod's host name and, where it has a subdomain, its fully qualified name.
 pub fn host_names(pod_name: &str, namespace: &str, spec: &PodSpec, domain: &str) -> (String, Option<String>) {
-    let host = spec.hostname.as_deref().filter(|name| !name.is_empty()).unwrap_or(pod_name);
-    let host: String = host.chars().take(63).collect::<String>().trim_end_matches(['-', '.']).to_owned();
+    let host = spec
+        .hostname
+        .as_deref()
+        .filter(|name| !name.is_empty())
+        .unwrap_or(pod_name);
+    let host: String = host
+        .chars()
+        .take(63)
+        .collect::<String>()
+        .trim_end_matches(['-', '.'])
+        .to_owned();
     if let Some(name) = spec.hostname_override.as_deref().filter(|name| !name.is_empty()) {
         return (name.to_owned(), None);
     }
@@ -70,7 +79,10 @@ mod tests {
             (spec(Some("h"), None), "h", None),
             (spec(Some("h"), Some("s")), "h", Some("h.s.ns.svc.cluster.local")),
         ] {
-            assert_eq!(host_names("web-0", "ns", &spec, "cluster.local"), (host.into(), full.map(Into::into)));
+            assert_eq!(
+                host_names("web-0", "ns", &spec, "cluster.local"),
+                (host.into(), full.map(Into::into))
+            );
         }
         let long = "a".repeat(62) + "-b";
         assert_eq!(host_names(&long, "ns", &spec(None, None), "d").0, "a".repeat(62));
@@ -78,8 +90,16 @@ mod tests {
 
     #[test]
     fn file_contents() {
-        let aliases = [HostAlias { ip: "1.2.3.4".into(), hostnames: Some(vec!["a".into(), "b".into()]) }];
-        let text = pod_hosts(&["10.244.0.5".parse().unwrap()], "h", Some("h.s.ns.svc.d"), &aliases);
+        let aliases = [HostAlias {
+            ip: "1.2.3.4".into(),
+            hostnames: Some(vec!["a".into(), "b".into()]),
+        }];
+        let text = pod_hosts(
+            &["10.244.0.5".parse().unwrap()],
+            "h",
+            Some("h.s.ns.svc.d"),
+            &aliases,
+        );
         assert!(text.contains("\n10.244.0.5\th.s.ns.svc.d\th\n"));
         assert!(text.ends_with("\n\n# Entries added by HostAliases.\n1.2.3.4\ta\tb\n"));
         assert!(node_hosts("127.0.0.1 localhost\n", &[]).ends_with("127.0.0.1 localhost\n"));

@@ -22,7 +22,10 @@ impl EventRecorder {
     pub fn start(client: kube::Client, node_name: &str) -> Self {
         let (queue, receiver) = mpsc::channel(QUEUE);
         tokio::spawn(write_events(client, node_name.to_owned(), receiver));
-        Self { queue, node_name: node_name.to_owned() }
+        Self {
+            queue,
+            node_name: node_name.to_owned(),
+        }
     }
 
     pub fn normal(&self, about: ObjectReference, reason: &str, message: impl Into<String>) {
@@ -45,7 +48,13 @@ impl EventRecorder {
     }
 
     fn send(&self, about: ObjectReference, kind: &'static str, reason: &str, message: String) {
-        let notice = Notice { source: "kubelet", about, kind, reason: reason.to_owned(), message };
+        let notice = Notice {
+            source: "kubelet",
+            about,
+            kind,
+            reason: reason.to_owned(),
+            message,
+        };
         if self.queue.try_send(notice).is_err() {
             debug!(reason, "event dropped, the queue is full");
         }
@@ -66,7 +75,10 @@ pub fn pod_reference(pod: &Pod) -> ObjectReference {
 
 /// Names the container inside its pod as upstream does, `spec.containers{name}`.
 pub fn container_reference(pod: &Pod, list: &str, name: &str) -> ObjectReference {
-    ObjectReference { field_path: Some(format!("spec.{list}{{{name}}}")), ..pod_reference(pod) }
+    ObjectReference {
+        field_path: Some(format!("spec.{list}{{{name}}}")),
+        ..pod_reference(pod)
+    }
 }
 
 async fn write_events(client: kube::Client, node_name: String, mut queue: mpsc::Receiver<Notice>) {
@@ -74,10 +86,18 @@ async fn write_events(client: kube::Client, node_name: String, mut queue: mpsc::
     while let Some(notice) = queue.recv().await {
         let result = match correlator.record(notice.clone(), Timestamp::now()) {
             Record::Create(event) => create(&client, &event).await,
-            Record::Repeat { namespace, name, count, last } => {
+            Record::Repeat {
+                namespace,
+                name,
+                count,
+                last,
+            } => {
                 let events: Api<Event> = Api::namespaced(client.clone(), &namespace);
                 let patch = json!({ "count": count, "lastTimestamp": last });
-                match events.patch(&name, &PatchParams::default(), &Patch::Merge(patch)).await {
+                match events
+                    .patch(&name, &PatchParams::default(), &Patch::Merge(patch))
+                    .await
+                {
                     Err(kube::Error::Api(status)) if status.code == 404 => {
                         correlator.forget(&name);
                         match correlator.record(notice, Timestamp::now()) {

@@ -21,7 +21,12 @@ pub fn pod_field(pod: &Pod, path: &str, addresses: &Addresses) -> Option<String>
             "metadata.annotations" => &metadata.annotations,
             _ => return None,
         };
-        return Some(map.as_ref().and_then(|map| map.get(key)).cloned().unwrap_or_default());
+        return Some(
+            map.as_ref()
+                .and_then(|map| map.get(key))
+                .cloned()
+                .unwrap_or_default(),
+        );
     }
     let spec = pod.spec.as_ref();
     let joined = |ips: &[IpAddr]| ips.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
@@ -43,7 +48,10 @@ pub fn pod_field(pod: &Pod, path: &str, addresses: &Addresses) -> Option<String>
 }
 
 fn format_map(map: Option<&BTreeMap<String, String>>) -> String {
-    let lines = map.into_iter().flatten().map(|(key, value)| format!("{key}={value:?}"));
+    let lines = map
+        .into_iter()
+        .flatten()
+        .map(|(key, value)| format!("{key}={value:?}"));
     lines.collect::<Vec<_>>().join("\n")
 }
 
@@ -55,8 +63,12 @@ mod tests {
     fn paths() {
         let mut pod = Pod::default();
         pod.metadata.name = Some("p".into());
-        pod.metadata.labels = Some([("a".to_owned(), "1".to_owned()), ("b".to_owned(), "2".to_owned())].into());
-        let addresses = Addresses { pod: vec!["10.0.0.2".parse().unwrap(), "fd00::2".parse().unwrap()], host: vec![] };
+        pod.metadata.labels =
+            Some([("a".to_owned(), "1".to_owned()), ("b".to_owned(), "2".to_owned())].into());
+        let addresses = Addresses {
+            pod: vec!["10.0.0.2".parse().unwrap(), "fd00::2".parse().unwrap()],
+            host: vec![],
+        };
         for (path, expected) in [
             ("metadata.name", Some("p")),
             ("metadata.labels", Some("a=\"1\"\nb=\"2\"")),

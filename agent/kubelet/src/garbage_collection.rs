@@ -21,8 +21,14 @@ const PERIOD: Duration = Duration::from_secs(60);
 fn stale_containers(containers: &[Container]) -> Vec<String> {
     let mut by_name: BTreeMap<(String, String), Vec<&Container>> = BTreeMap::new();
     for container in containers {
-        let Some(pod) = identity(&container.labels) else { continue };
-        let name = container.metadata.as_ref().map(|metadata| metadata.name.clone()).unwrap_or_default();
+        let Some(pod) = identity(&container.labels) else {
+            continue;
+        };
+        let name = container
+            .metadata
+            .as_ref()
+            .map(|metadata| metadata.name.clone())
+            .unwrap_or_default();
         by_name.entry((pod.uid, name)).or_default().push(container);
     }
     let mut stale = Vec::new();
@@ -36,7 +42,10 @@ fn stale_containers(containers: &[Container]) -> Vec<String> {
 
 /// Sandboxes to remove: not ready, and neither the newest of their pod nor home to a container.
 fn stale_sandboxes(sandboxes: &[PodSandbox], containers: &[Container]) -> Vec<String> {
-    let occupied: BTreeSet<&str> = containers.iter().map(|container| container.pod_sandbox_id.as_str()).collect();
+    let occupied: BTreeSet<&str> = containers
+        .iter()
+        .map(|container| container.pod_sandbox_id.as_str())
+        .collect();
     let mut newest: BTreeMap<String, i64> = BTreeMap::new();
     for sandbox in sandboxes {
         if let Some(pod) = identity(&sandbox.labels) {
@@ -45,7 +54,9 @@ fn stale_sandboxes(sandboxes: &[PodSandbox], containers: &[Container]) -> Vec<St
         }
     }
     let stale = sandboxes.iter().filter(|sandbox| {
-        let Some(pod) = identity(&sandbox.labels) else { return false };
+        let Some(pod) = identity(&sandbox.labels) else {
+            return false;
+        };
         sandbox.state == PodSandboxState::SandboxNotready as i32
             && newest.get(&pod.uid) != Some(&sandbox.created_at)
             && !occupied.contains(sandbox.id.as_str())
@@ -76,13 +87,22 @@ async fn collect(context: &Context, pods: &Pods) -> Result<(), runtime::RuntimeE
         context.runtime.remove_sandbox(&id).await?;
     }
     let mut wanted: BTreeSet<String> = pods.all().iter().map(|pod| uid(pod).to_owned()).collect();
-    wanted.extend(sandboxes.iter().filter_map(|sandbox| identity(&sandbox.labels)).map(|pod| pod.uid));
+    wanted.extend(
+        sandboxes
+            .iter()
+            .filter_map(|sandbox| identity(&sandbox.labels))
+            .map(|pod| pod.uid),
+    );
     remove_directories(context, &wanted);
     Ok(())
 }
 
 fn remove_directories(context: &Context, wanted: &BTreeSet<String>) {
-    for entry in std::fs::read_dir(context.config.root_dir.join("pods")).into_iter().flatten().flatten() {
+    for entry in std::fs::read_dir(context.config.root_dir.join("pods"))
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
         let uid = entry.file_name().to_string_lossy().into_owned();
         if !wanted.contains(&uid) {
             info!(uid, "removing the directory of a pod that is gone");
@@ -92,7 +112,11 @@ fn remove_directories(context: &Context, wanted: &BTreeSet<String>) {
             context.cgroups.remove(&uid);
         }
     }
-    for entry in std::fs::read_dir(&context.config.pod_logs_dir).into_iter().flatten().flatten() {
+    for entry in std::fs::read_dir(&context.config.pod_logs_dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
         let name = entry.file_name().to_string_lossy().into_owned();
         let uid = name.rsplit('_').next().unwrap_or_default();
         if name.matches('_').count() == 2 && !wanted.contains(uid) {
@@ -108,14 +132,19 @@ mod tests {
     use std::collections::HashMap;
 
     fn labels() -> HashMap<String, String> {
-        [runtime::POD_UID, runtime::POD_NAME, runtime::POD_NAMESPACE].map(|key| (key.to_owned(), "p".to_owned())).into()
+        [runtime::POD_UID, runtime::POD_NAME, runtime::POD_NAMESPACE]
+            .map(|key| (key.to_owned(), "p".to_owned()))
+            .into()
     }
 
     fn container(id: &str, name: &str, state: ContainerState, created_at: i64, sandbox: &str) -> Container {
         Container {
             id: id.into(),
             pod_sandbox_id: sandbox.into(),
-            metadata: Some(ContainerMetadata { name: name.into(), attempt: 0 }),
+            metadata: Some(ContainerMetadata {
+                name: name.into(),
+                attempt: 0,
+            }),
             state: state as i32,
             created_at,
             labels: labels(),
@@ -149,7 +178,13 @@ mod tests {
             sandbox("occupied", 2, PodSandboxState::SandboxNotready),
             sandbox("newest", 3, PodSandboxState::SandboxNotready),
         ];
-        let containers = [container("a", "a", ContainerState::ContainerExited, 1, "occupied")];
+        let containers = [container(
+            "a",
+            "a",
+            ContainerState::ContainerExited,
+            1,
+            "occupied",
+        )];
         assert_eq!(stale_sandboxes(&sandboxes, &containers), ["empty"]);
     }
 }

@@ -30,7 +30,11 @@ fn policy(container: &Container) -> PullPolicy {
             let image = container.image.as_deref().unwrap_or_default();
             let name = image.rsplit('/').next().unwrap_or_default();
             let latest = !image.contains('@') && (!name.contains(':') || name.ends_with(":latest"));
-            if latest { PullPolicy::Always } else { PullPolicy::IfNotPresent }
+            if latest {
+                PullPolicy::Always
+            } else {
+                PullPolicy::IfNotPresent
+            }
         }
     }
 }
@@ -54,13 +58,22 @@ pub struct PresentImage {
 
 impl From<Image> for PresentImage {
     fn from(image: Image) -> Self {
-        let user = ImageUser { uid: image.uid.map(|uid| uid.value), name: image.username };
-        Self { reference: image.id, user }
+        let user = ImageUser {
+            uid: image.uid.map(|uid| uid.value),
+            name: image.username,
+        };
+        Self {
+            reference: image.id,
+            user,
+        }
     }
 }
 
 fn waiting(reason: &str, message: String) -> Waiting {
-    Waiting { reason: reason.into(), message }
+    Waiting {
+        reason: reason.into(),
+        message,
+    }
 }
 
 impl ImagePuller {
@@ -96,8 +109,15 @@ impl ImagePuller {
         }
         let key = format!("{}_{name}", uid(pod));
         if let Some(message) = self.still_backing_off(&key) {
-            events.normal(about.clone(), "BackOff", format!("Back-off pulling image \"{name}\""));
-            return Err(waiting("ImagePullBackOff", format!("Back-off pulling image \"{name}\": {message}")));
+            events.normal(
+                about.clone(),
+                "BackOff",
+                format!("Back-off pulling image \"{name}\""),
+            );
+            return Err(waiting(
+                "ImagePullBackOff",
+                format!("Back-off pulling image \"{name}\": {message}"),
+            ));
         }
         self.pull(context, pod, name, &key, about, sandbox).await
     }
@@ -113,7 +133,12 @@ impl ImagePuller {
     pub fn forget_pod(&self, uid: &str) {
         let prefix = format!("{uid}_");
         let mut state = self.back_off.lock().unwrap_or_else(|e| e.into_inner());
-        let keys: Vec<String> = state.failures.keys().filter(|key| key.starts_with(&prefix)).cloned().collect();
+        let keys: Vec<String> = state
+            .failures
+            .keys()
+            .filter(|key| key.starts_with(&prefix))
+            .cloned()
+            .collect();
         for key in keys {
             state.failures.remove(&key);
             state.delays.reset(&key);
@@ -123,7 +148,10 @@ impl ImagePuller {
     fn still_backing_off(&self, key: &str) -> Option<String> {
         let state = self.back_off.lock().unwrap_or_else(|e| e.into_inner());
         let (failed, message) = state.failures.get(key)?;
-        state.delays.remaining(key, *failed, Timestamp::now()).map(|_| message.clone())
+        state
+            .delays
+            .remaining(key, *failed, Timestamp::now())
+            .map(|_| message.clone())
     }
 
     async fn pull(
@@ -146,7 +174,11 @@ impl ImagePuller {
         let error = match pulled {
             Ok(Some(image)) => {
                 let took = started.elapsed();
-                info!(image = name, milliseconds = took.as_millis() as u64, "image pulled");
+                info!(
+                    image = name,
+                    milliseconds = took.as_millis() as u64,
+                    "image pulled"
+                );
                 let message = format!(
                     "Successfully pulled image \"{name}\" in {:.3}s ({:.3}s including waiting). Image size: {} bytes.",
                     took.as_secs_f64(),
@@ -166,7 +198,9 @@ impl ImagePuller {
         {
             let mut state = self.back_off.lock().unwrap_or_else(|e| e.into_inner());
             state.delays.advance(key, now, now);
-            state.failures.insert(key.to_owned(), (now, format!("ErrImagePull: {error}")));
+            state
+                .failures
+                .insert(key.to_owned(), (now, format!("ErrImagePull: {error}")));
         }
         let message = format!("Failed to pull image \"{name}\": {error}");
         events.warning(about.clone(), "Failed", message);
@@ -178,10 +212,23 @@ impl ImagePuller {
 /// Credentials for the image's registry from the pod's `imagePullSecrets`.
 async fn pull_secret(context: &Context, pod: &Pod, image: &str) -> Option<AuthConfig> {
     let registry = registry(image);
-    for reference in pod.spec.iter().flat_map(|spec| spec.image_pull_secrets.iter().flatten()) {
-        let Ok(Some(data)) = context.objects.secret(namespace(pod), &reference.name).await else { continue };
-        let config = data.get(".dockerconfigjson").and_then(|data| serde_json::from_slice::<DockerConfig>(data).ok());
-        let entry = config.and_then(|config| config.auths.into_iter().find(|(host, _)| host_of(host) == registry));
+    for reference in pod
+        .spec
+        .iter()
+        .flat_map(|spec| spec.image_pull_secrets.iter().flatten())
+    {
+        let Ok(Some(data)) = context.objects.secret(namespace(pod), &reference.name).await else {
+            continue;
+        };
+        let config = data
+            .get(".dockerconfigjson")
+            .and_then(|data| serde_json::from_slice::<DockerConfig>(data).ok());
+        let entry = config.and_then(|config| {
+            config
+                .auths
+                .into_iter()
+                .find(|(host, _)| host_of(host) == registry)
+        });
         if let Some((_, entry)) = entry {
             return Some(AuthConfig {
                 username: entry.username,
@@ -218,7 +265,11 @@ fn registry(image: &str) -> String {
 fn host_of(entry: &str) -> String {
     let host = entry.trim_start_matches("https://").trim_start_matches("http://");
     let host = host.split('/').next().unwrap_or_default();
-    if host == "index.docker.io" { "docker.io".to_owned() } else { host.to_owned() }
+    if host == "index.docker.io" {
+        "docker.io".to_owned()
+    } else {
+        host.to_owned()
+    }
 }
 
 #[cfg(test)]
@@ -246,9 +297,12 @@ mod tests {
 
     #[test]
     fn registries() {
-        for (image, expected) in
-            [("busybox", "docker.io"), ("a/b", "docker.io"), ("r.io/a", "r.io"), ("localhost/a", "localhost")]
-        {
+        for (image, expected) in [
+            ("busybox", "docker.io"),
+            ("a/b", "docker.io"),
+            ("r.io/a", "r.io"),
+            ("localhost/a", "localhost"),
+        ] {
             assert_eq!(registry(image), expected);
         }
         assert_eq!(host_of("https://index.docker.io/v1/"), "docker.io");

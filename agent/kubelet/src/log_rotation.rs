@@ -48,10 +48,18 @@ async fn rotate_all(context: &Context) -> Result<(), crate::runtime::RuntimeErro
 fn set_aside(log: &Path, now: Timestamp) -> std::io::Result<()> {
     let name = log.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let directory = log.parent().unwrap_or(Path::new("/"));
-    fs::rename(log, directory.join(format!("{name}.{}", now.strftime("%Y%m%d-%H%M%S%.9f"))))?;
+    fs::rename(
+        log,
+        directory.join(format!("{name}.{}", now.strftime("%Y%m%d-%H%M%S%.9f"))),
+    )?;
     let mut earlier: Vec<PathBuf> = fs::read_dir(directory)?
         .flatten()
-        .filter(|entry| entry.file_name().to_string_lossy().starts_with(&format!("{name}.")))
+        .filter(|entry| {
+            entry
+                .file_name()
+                .to_string_lossy()
+                .starts_with(&format!("{name}."))
+        })
         .map(|entry| entry.path())
         .collect();
     earlier.sort();

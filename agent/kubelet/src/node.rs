@@ -49,8 +49,13 @@ struct NodeLoop {
 
 /// Registers the node and reports its status until told to stop.
 pub async fn run(context: Arc<Context>, machine: Machine, stop: CancellationToken) {
-    let mut node =
-        NodeLoop { context, machine, pod_cidrs: Vec::new(), registered: false, written: None };
+    let mut node = NodeLoop {
+        context,
+        machine,
+        pod_cidrs: Vec::new(),
+        registered: false,
+        written: None,
+    };
     let mut quick = Duration::from_millis(200);
     while !stop.is_cancelled() {
         let pause = match node.sync().await {
@@ -97,9 +102,10 @@ impl NodeLoop {
         let now = Timestamp::now();
         let old = node.status.clone().unwrap_or_default();
         let new = status::node_status(&facts, &old, now);
-        let due = self.written.as_ref().is_none_or(|(_, at)| {
-            Duration::try_from(now.duration_since(*at)).unwrap_or_default() >= REPORT
-        });
+        let due = self
+            .written
+            .as_ref()
+            .is_none_or(|(_, at)| Duration::try_from(now.duration_since(*at)).unwrap_or_default() >= REPORT);
         if due || status::is_changed(&old, &new) {
             self.write_status(&nodes, &old, &new).await?;
             self.tell_transition(&old, &new);
@@ -113,7 +119,10 @@ impl NodeLoop {
         let wanted = status::initial_node(&self.context.config);
         let node = match existing {
             None => {
-                let created = nodes.create(&PostParams::default(), &wanted).await.map_err(boxed)?;
+                let created = nodes
+                    .create(&PostParams::default(), &wanted)
+                    .await
+                    .map_err(boxed)?;
                 info!(node = self.context.config.node_name, "node registered");
                 created
             }
@@ -125,12 +134,17 @@ impl NodeLoop {
                 } else {
                     let patch = json!({ "metadata": { "labels": labels } });
                     let name = &self.context.config.node_name;
-                    nodes.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await.map_err(boxed)?
+                    nodes
+                        .patch(name, &PatchParams::default(), &Patch::Merge(patch))
+                        .await
+                        .map_err(boxed)?
                 }
             }
         };
         if !self.registered {
-            self.context.events.normal(self.context.events.node(), "Starting", "Starting kubelet.");
+            self.context
+                .events
+                .normal(self.context.events.node(), "Starting", "Starting kubelet.");
         }
         self.registered = true;
         Ok(node)
@@ -161,25 +175,47 @@ impl NodeLoop {
         if network.is_some() {
             self.pod_cidrs.clear();
         }
-        let problems: Vec<String> = unmet(&answer, "RuntimeReady").into_iter().chain(network).collect();
-        if problems.is_empty() { Ok(()) } else { Err(problems.join(", ")) }
+        let problems: Vec<String> = unmet(&answer, "RuntimeReady")
+            .into_iter()
+            .chain(network)
+            .collect();
+        if problems.is_empty() {
+            Ok(())
+        } else {
+            Err(problems.join(", "))
+        }
     }
 
-    async fn write_status(&self, nodes: &Api<Node>, old: &NodeStatus, new: &NodeStatus) -> Result<(), NodeError> {
+    async fn write_status(
+        &self,
+        nodes: &Api<Node>,
+        old: &NodeStatus,
+        new: &NodeStatus,
+    ) -> Result<(), NodeError> {
         let mut status = serde_json::to_value(new).unwrap_or_default();
         // The address list merges by type: old addresses must be named to go.
         let kinds = |status: &NodeStatus| -> Vec<String> {
-            status.addresses.iter().flatten().map(|address| address.type_.clone()).collect()
+            status
+                .addresses
+                .iter()
+                .flatten()
+                .map(|address| address.type_.clone())
+                .collect()
         };
         let now = kinds(new);
         let gone = kinds(old).into_iter().filter(|kind| !now.contains(kind));
-        let gone: Vec<Value> = gone.map(|kind| json!({ "$patch": "delete", "type": kind })).collect();
+        let gone: Vec<Value> = gone
+            .map(|kind| json!({ "$patch": "delete", "type": kind }))
+            .collect();
         if let Some(addresses) = status.get_mut("addresses").and_then(Value::as_array_mut) {
             addresses.extend(gone);
         }
         let patch = json!({ "status": status });
         let name = &self.context.config.node_name;
-        nodes.patch_status(name, &PatchParams::default(), &Patch::Strategic(patch)).await.map_err(boxed)?;
+        nodes
+            .patch_status(name, &PatchParams::default(), &Patch::Strategic(patch))
+            .await
+            .map_err(boxed)?;
         debug!(node = name, "node status written");
         Ok(())
     }
@@ -187,15 +223,26 @@ impl NodeLoop {
     fn tell_transition(&self, old: &NodeStatus, new: &NodeStatus) {
         let ready = |status: &NodeStatus| {
             let conditions = status.conditions.iter().flatten();
-            conditions.into_iter().find(|condition| condition.type_ == "Ready").map(|condition| condition.status.clone())
+            conditions
+                .into_iter()
+                .find(|condition| condition.type_ == "Ready")
+                .map(|condition| condition.status.clone())
         };
         let (before, after) = (ready(old), ready(new));
         if before == after {
             return;
         }
-        let reason = if after.as_deref() == Some("True") { "NodeReady" } else { "NodeNotReady" };
+        let reason = if after.as_deref() == Some("True") {
+            "NodeReady"
+        } else {
+            "NodeNotReady"
+        };
         let name = &self.context.config.node_name;
         info!(node = name, reason, "node readiness changed");
-        self.context.events.normal(self.context.events.node(), reason, format!("Node {name} status is now: {reason}"));
+        self.context.events.normal(
+            self.context.events.node(),
+            reason,
+            format!("Node {name} status is now: {reason}"),
+        );
     }
 }

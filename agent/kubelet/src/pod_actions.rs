@@ -67,7 +67,11 @@ fn restarts_after(container: &Container, spec: &PodSpec, exit_code: i32) -> bool
             return true;
         }
     }
-    match container.restart_policy.as_deref().unwrap_or(pod_restart_policy(spec)) {
+    match container
+        .restart_policy
+        .as_deref()
+        .unwrap_or(pod_restart_policy(spec))
+    {
         "Never" => false,
         "OnFailure" => exit_code != 0,
         _ => true,
@@ -91,7 +95,9 @@ pub fn should_restart(container: &Container, pod: &Pod, observed: &RuntimePod) -
 }
 
 pub fn compute_pod_actions(pod: &Pod, observed: &RuntimePod, verdicts: &ProbeVerdicts) -> PodActions {
-    let Some(spec) = &pod.spec else { return PodActions::default() };
+    let Some(spec) = &pod.spec else {
+        return PodActions::default();
+    };
     let mut actions = PodActions::default();
     if let Some(attempt) = new_sandbox_attempt(spec, observed) {
         actions.kill_pod = true;
@@ -108,7 +114,9 @@ pub fn compute_pod_actions(pod: &Pod, observed: &RuntimePod, verdicts: &ProbeVer
 
 /// The attempt number of the sandbox to create when the present one cannot be used (upstream's `PodSandboxChanged`).
 fn new_sandbox_attempt(spec: &PodSpec, observed: &RuntimePod) -> Option<u32> {
-    let Some(newest) = observed.sandbox() else { return Some(0) };
+    let Some(newest) = observed.sandbox() else {
+        return Some(0);
+    };
     let next = newest.attempt + 1;
     if observed.sandboxes.iter().filter(|sandbox| sandbox.ready).count() > 1 || !newest.ready {
         return Some(next);
@@ -135,7 +143,11 @@ fn plan_new_sandbox(spec: &PodSpec, observed: &RuntimePod, attempt: u32, actions
         return;
     }
     actions.create_sandbox = Some(attempt);
-    if spec.init_containers.as_ref().is_some_and(|containers| !containers.is_empty()) {
+    if spec
+        .init_containers
+        .as_ref()
+        .is_some_and(|containers| !containers.is_empty())
+    {
         actions.start_init = vec![0];
     } else {
         actions.start = start;
@@ -153,7 +165,10 @@ fn plan_init_containers(
     if containers.is_empty() {
         return true;
     }
-    let was_initialized = spec.containers.iter().any(|container| observed.container(&container.name).is_some());
+    let was_initialized = spec
+        .containers
+        .iter()
+        .any(|container| observed.container(&container.name).is_some());
     let mut initialized = was_initialized;
     // Until the pod is initialized the latest init container with a status tells how far it has come;
     // the earlier ones matter only where they are sidecars.
@@ -185,9 +200,13 @@ fn plan_init_containers(
             ContainerState::Running if !sidecar => {}
             ContainerState::Running => {
                 if let Some(probe) = verdicts.failures.get(&status.id) {
-                    actions.kill.push(probe_kill(status, *probe, "Init container", true));
+                    actions
+                        .kill
+                        .push(probe_kill(status, *probe, "Init container", true));
                     actions.start_init.push(index);
-                } else if leads && (container.startup_probe.is_none() || verdicts.started.contains(&status.id)) {
+                } else if leads
+                    && (container.startup_probe.is_none() || verdicts.started.contains(&status.id))
+                {
                     advance(index, containers.len(), &mut initialized, actions);
                 }
             }
@@ -239,7 +258,8 @@ fn plan_containers(
                         actions.kill.push(ContainerToKill {
                             id: unknown.id.clone(),
                             name: container.name.clone(),
-                            message: "Container is in \"unknown\" state, try killing it before restart".into(),
+                            message: "Container is in \"unknown\" state, try killing it before restart"
+                                .into(),
                             probe: None,
                         });
                     }
@@ -251,14 +271,19 @@ fn plan_containers(
             actions.kill.push(ContainerToKill {
                 id: status.id.clone(),
                 name: container.name.clone(),
-                message: format!("Container {} definition changed, will be restarted", container.name),
+                message: format!(
+                    "Container {} definition changed, will be restarted",
+                    container.name
+                ),
                 probe: None,
             });
             actions.start.push(index);
         } else if let Some(probe) = verdicts.failures.get(&status.id) {
             // A container killed for its probe ends with a failure.
             let restart = restarts_after(container, spec, 137);
-            actions.kill.push(probe_kill(status, *probe, "Container", restart));
+            actions
+                .kill
+                .push(probe_kill(status, *probe, "Container", restart));
             if restart {
                 actions.start.push(index);
             }
@@ -295,11 +320,18 @@ mod tests {
     use ContainerState::{Exited, Running};
 
     fn container(name: &str) -> Container {
-        Container { name: name.into(), image: Some("i".into()), ..Default::default() }
+        Container {
+            name: name.into(),
+            image: Some("i".into()),
+            ..Default::default()
+        }
     }
 
     fn sidecar(name: &str) -> Container {
-        Container { restart_policy: Some("Always".into()), ..container(name) }
+        Container {
+            restart_policy: Some("Always".into()),
+            ..container(name)
+        }
     }
 
     fn pod(policy: &str, init: Vec<Container>, containers: Vec<Container>) -> Pod {
@@ -309,7 +341,10 @@ mod tests {
             containers,
             ..Default::default()
         };
-        Pod { spec: Some(spec), ..Default::default() }
+        Pod {
+            spec: Some(spec),
+            ..Default::default()
+        }
     }
 
     fn observed(containers: &[(&str, ContainerState, i32)]) -> RuntimePod {
@@ -359,7 +394,11 @@ mod tests {
         let verdicts = ProbeVerdicts::default();
         for (pod, observed, expected) in [
             (plain("Always"), &none, "kill-pod sandbox:0 start:0"),
-            (pod("Always", vec![container("i")], vec![container("a")]), &none, "kill-pod sandbox:0 init:0"),
+            (
+                pod("Always", vec![container("i")], vec![container("a")]),
+                &none,
+                "kill-pod sandbox:0 init:0",
+            ),
             (plain("Always"), &dead, "kill-pod sandbox:1 start:0"),
             (plain("Never"), &dead, "kill-pod"),
             (plain("OnFailure"), &dead, "kill-pod"),
@@ -382,7 +421,11 @@ mod tests {
             ("Never", vec![("a", Exited, 1), ("b", Running, 0)], ""),
             ("Never", vec![("a", Exited, 1), ("b", Exited, 0)], "kill-pod"),
         ] {
-            assert_eq!(plan(&two(policy), &observed(&states), &verdicts), expected, "{policy} {states:?}");
+            assert_eq!(
+                plan(&two(policy), &observed(&states), &verdicts),
+                expected,
+                "{policy} {states:?}"
+            );
         }
     }
 
@@ -391,7 +434,10 @@ mod tests {
         let mut changed = pod("Never", vec![], vec![container("a")]);
         changed.spec.as_mut().unwrap().containers[0].image = Some("new".into());
         let states = observed(&[("a", Running, 0)]);
-        assert_eq!(plan(&changed, &states, &ProbeVerdicts::default()), "kill:a start:0");
+        assert_eq!(
+            plan(&changed, &states, &ProbeVerdicts::default()),
+            "kill:a start:0"
+        );
     }
 
     #[test]
@@ -401,14 +447,20 @@ mod tests {
             ..Default::default()
         };
         let states = observed(&[("a", Running, 0), ("b", Running, 0)]);
-        for (policy, expected) in [("Always", "kill:a start:0"), ("OnFailure", "kill:a start:0"), ("Never", "kill:a")]
-        {
+        for (policy, expected) in [
+            ("Always", "kill:a start:0"),
+            ("OnFailure", "kill:a start:0"),
+            ("Never", "kill:a"),
+        ] {
             let pod = pod(policy, vec![], vec![container("a"), container("b")]);
             assert_eq!(plan(&pod, &states, &verdicts), expected, "{policy}");
         }
         let pod = pod("Always", vec![], vec![container("a"), container("b")]);
         let actions = compute_pod_actions(&pod, &states, &verdicts);
-        assert_eq!(actions.kill[0].message, "Container a failed liveness probe, will be restarted");
+        assert_eq!(
+            actions.kill[0].message,
+            "Container a failed liveness probe, will be restarted"
+        );
     }
 
     #[test]
@@ -422,9 +474,17 @@ mod tests {
             ("Always", vec![("i", Exited, 1)], "init:0"),
             ("Never", vec![("i", Exited, 1)], "kill-pod"),
             ("Always", vec![("i", Exited, 0), ("j", Exited, 0)], "start:0"),
-            ("Always", vec![("i", Exited, 0), ("j", Exited, 0), ("a", Running, 0)], ""),
+            (
+                "Always",
+                vec![("i", Exited, 0), ("j", Exited, 0), ("a", Running, 0)],
+                "",
+            ),
         ] {
-            assert_eq!(plan(&make(policy), &observed(&states), &verdicts), expected, "{policy} {states:?}");
+            assert_eq!(
+                plan(&make(policy), &observed(&states), &verdicts),
+                expected,
+                "{policy} {states:?}"
+            );
         }
     }
 
@@ -436,10 +496,22 @@ mod tests {
             ("Always", vec![("s", Running, 0)], "init:1"),
             ("Always", vec![("s", Exited, 1), ("i", Running, 0)], "init:0"),
             ("Always", vec![("s", Running, 0), ("i", Exited, 0)], "start:0"),
-            ("Never", vec![("s", Exited, 0), ("i", Exited, 0), ("a", Running, 0)], "init:0"),
-            ("Never", vec![("s", Running, 0), ("i", Exited, 0), ("a", Exited, 0)], "kill-pod"),
+            (
+                "Never",
+                vec![("s", Exited, 0), ("i", Exited, 0), ("a", Running, 0)],
+                "init:0",
+            ),
+            (
+                "Never",
+                vec![("s", Running, 0), ("i", Exited, 0), ("a", Exited, 0)],
+                "kill-pod",
+            ),
         ] {
-            assert_eq!(plan(&make(policy), &observed(&states), &verdicts), expected, "{policy} {states:?}");
+            assert_eq!(
+                plan(&make(policy), &observed(&states), &verdicts),
+                expected,
+                "{policy} {states:?}"
+            );
         }
     }
 
@@ -450,7 +522,10 @@ mod tests {
         let pod = pod("Always", vec![probed], vec![container("a")]);
         let states = observed(&[("s", Running, 0)]);
         assert_eq!(plan(&pod, &states, &ProbeVerdicts::default()), "");
-        let started = ProbeVerdicts { started: ["s-id".to_owned()].into(), ..Default::default() };
+        let started = ProbeVerdicts {
+            started: ["s-id".to_owned()].into(),
+            ..Default::default()
+        };
         assert_eq!(plan(&pod, &states, &started), "start:0");
     }
 
@@ -467,7 +542,17 @@ mod tests {
         }]);
         let pod = pod("Never", vec![], vec![ruled, container("b")]);
         let verdicts = ProbeVerdicts::default();
-        assert_eq!(plan(&pod, &observed(&[("a", Exited, 42), ("b", Running, 0)]), &verdicts), "start:0");
-        assert_eq!(plan(&pod, &observed(&[("a", Exited, 1), ("b", Running, 0)]), &verdicts), "");
+        assert_eq!(
+            plan(
+                &pod,
+                &observed(&[("a", Exited, 42), ("b", Running, 0)]),
+                &verdicts
+            ),
+            "start:0"
+        );
+        assert_eq!(
+            plan(&pod, &observed(&[("a", Exited, 1), ("b", Running, 0)]), &verdicts),
+            ""
+        );
     }
 }

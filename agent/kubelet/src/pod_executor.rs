@@ -27,7 +27,11 @@ const MINIMUM_GRACE: Duration = Duration::from_secs(2);
 /// The container called `name` and the specification's list that holds it.
 pub fn find_container<'a>(pod: &'a Pod, name: &str) -> Option<(&'static str, &'a Container)> {
     let spec = pod.spec.as_ref()?;
-    let init = spec.init_containers.iter().flatten().map(|container| ("initContainers", container));
+    let init = spec
+        .init_containers
+        .iter()
+        .flatten()
+        .map(|container| ("initContainers", container));
     let regular = spec.containers.iter().map(|container| ("containers", container));
     init.chain(regular).find(|(_, container)| container.name == name)
 }
@@ -36,14 +40,22 @@ pub fn find_container<'a>(pod: &'a Pod, name: &str) -> Option<(&'static str, &'a
 pub async fn create_sandbox(context: &Context, pod: &Pod, attempt: u32) -> Result<String, String> {
     let log_dir = context.pod_log_dir(pod);
     let result = match fs::create_dir_all(&log_dir) {
-        Ok(()) => context.runtime.run_sandbox(sandbox_config(context, pod, attempt)).await.map_err(|e| e.to_string()),
+        Ok(()) => context
+            .runtime
+            .run_sandbox(sandbox_config(context, pod, attempt))
+            .await
+            .map_err(|e| e.to_string()),
         Err(error) => Err(format!("create {}: {error}", log_dir.display())),
     };
     match &result {
-        Ok(sandbox) => info!(pod = name(pod), namespace = namespace(pod), %sandbox, attempt, "sandbox running"),
+        Ok(sandbox) => {
+            info!(pod = name(pod), namespace = namespace(pod), %sandbox, attempt, "sandbox running")
+        }
         Err(error) => {
             let message = format!("Failed to create pod sandbox: {error}");
-            context.events.warning(pod_reference(pod), "FailedCreatePodSandBox", message);
+            context
+                .events
+                .warning(pod_reference(pod), "FailedCreatePodSandBox", message);
         }
     }
     result
@@ -66,11 +78,18 @@ pub async fn start_container(context: &Context, pod: &Pod, start: ContainerStart
     let events = &context.events;
     let fail = |reason: &str, message: String| {
         events.warning(about.clone(), "Failed", format!("Error: {message}"));
-        Waiting { reason: reason.into(), message }
+        Waiting {
+            reason: reason.into(),
+            message,
+        }
     };
     let sandbox: PodSandboxConfig = sandbox_config(context, pod, start.sandbox_attempt);
-    let image = context.images.ensure(context, pod, container, &about, sandbox.clone()).await?;
-    verify_non_root(pod, container, &image.user).map_err(|message| fail("CreateContainerConfigError", message))?;
+    let image = context
+        .images
+        .ensure(context, pod, container, &about, sandbox.clone())
+        .await?;
+    verify_non_root(pod, container, &image.user)
+        .map_err(|message| fail("CreateContainerConfigError", message))?;
     let env = container_config::environment(context, pod, container, &start.addresses).await;
     let env = env.map_err(|message| fail("CreateContainerConfigError", message))?;
     let files = write_files(context, pod, container, start.attempt, &start.addresses.pod);
@@ -87,18 +106,41 @@ pub async fn start_container(context: &Context, pod: &Pod, start: ContainerStart
     let config = container_config::container_config(context, pod, container, &prepared);
     let config = config.map_err(|error| fail("CreateContainerConfigError", error.to_string()))?;
     let log_dir = context.pod_log_dir(pod).join(&container.name);
-    fs::create_dir_all(&log_dir)
-        .map_err(|error| fail("CreateContainerError", format!("create {}: {error}", log_dir.display())))?;
-    let created = context.runtime.create_container(start.sandbox_id, config, sandbox).await;
+    fs::create_dir_all(&log_dir).map_err(|error| {
+        fail(
+            "CreateContainerError",
+            format!("create {}: {error}", log_dir.display()),
+        )
+    })?;
+    let created = context
+        .runtime
+        .create_container(start.sandbox_id, config, sandbox)
+        .await;
     let id = created.map_err(|error| fail("CreateContainerError", error.message()))?;
     events.normal(about.clone(), "Created", "Container created");
     let started = context.runtime.start_container(&id).await;
     started.map_err(|error| fail("RunContainerError", error.message()))?;
     events.normal(about.clone(), "Started", "Container started");
-    info!(pod = name(pod), namespace = namespace(pod), container = container.name, attempt = start.attempt, "container started");
-    let hook = container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.post_start.as_ref());
+    info!(
+        pod = name(pod),
+        namespace = namespace(pod),
+        container = container.name,
+        attempt = start.attempt,
+        "container started"
+    );
+    let hook = container
+        .lifecycle
+        .as_ref()
+        .and_then(|lifecycle| lifecycle.post_start.as_ref());
     if let Some(hook) = hook
-        && let Err(error) = lifecycle::run_hook(context, hook, container, &id, start.addresses.pod.first().copied()).await
+        && let Err(error) = lifecycle::run_hook(
+            context,
+            hook,
+            container,
+            &id,
+            start.addresses.pod.first().copied(),
+        )
+        .await
     {
         events.warning(about.clone(), "FailedPostStartHook", "PostStartHook failed");
         let grace = Duration::from_secs(grace_seconds(pod, None));
@@ -106,7 +148,10 @@ pub async fn start_container(context: &Context, pod: &Pod, start: ContainerStart
         if let Err(error) = context.runtime.stop_container(&id, grace).await {
             warn!(pod = name(pod), container = container.name, %error, "container not stopped after its hook failed");
         }
-        return Err(Waiting { reason: "PostStartHookError".into(), message: error });
+        return Err(Waiting {
+            reason: "PostStartHookError".into(),
+            message: error,
+        });
     }
     Ok(())
 }
@@ -121,7 +166,8 @@ fn write_files(
 ) -> Result<(PathBuf, PathBuf), String> {
     let pod_dir = context.pod_dir(uid(pod));
     let container_dir = pod_dir.join("containers").join(&container.name);
-    fs::create_dir_all(&container_dir).map_err(|error| format!("create {}: {error}", container_dir.display()))?;
+    fs::create_dir_all(&container_dir)
+        .map_err(|error| format!("create {}: {error}", container_dir.display()))?;
     let spec = pod.spec.clone().unwrap_or_default();
     let aliases = spec.host_aliases.as_deref().unwrap_or_default();
     let text = if spec.host_network == Some(true) {
@@ -137,13 +183,18 @@ fn write_files(
     fs::write(&message_file, "").map_err(|error| format!("write {}: {error}", message_file.display()))?;
     // The container may run as any user.
     let open = std::os::unix::fs::PermissionsExt::from_mode(0o666);
-    fs::set_permissions(&message_file, open).map_err(|error| format!("chmod {}: {error}", message_file.display()))?;
+    fs::set_permissions(&message_file, open)
+        .map_err(|error| format!("chmod {}: {error}", message_file.display()))?;
     Ok((hosts_file, message_file))
 }
 
 /// The grace period in force: the deletion's, a probe's own, the pod's.
 pub fn grace_seconds(pod: &Pod, probe: Option<Option<i64>>) -> u64 {
-    let of_pod = pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds).unwrap_or(30);
+    let of_pod = pod
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.termination_grace_period_seconds)
+        .unwrap_or(30);
     let grace = match (pod.metadata.deletion_grace_period_seconds, probe.flatten()) {
         (Some(deletion), _) => deletion,
         (None, Some(own)) => own,
@@ -167,7 +218,13 @@ pub fn probe_grace(container: &Container, failure: ProbeFailure) -> Option<i64> 
     probe?.termination_grace_period_seconds
 }
 
-pub async fn kill_container(context: &Context, pod: &Pod, running: &ObservedContainer, ip: Option<IpAddr>, kill: Kill<'_>) {
+pub async fn kill_container(
+    context: &Context,
+    pod: &Pod,
+    running: &ObservedContainer,
+    ip: Option<IpAddr>,
+    kill: Kill<'_>,
+) {
     let found = find_container(pod, &running.name);
     let about = match found {
         Some((list, _)) => container_reference(pod, list, &running.name),
@@ -182,10 +239,21 @@ pub async fn kill_container(context: &Context, pod: &Pod, running: &ObservedCont
         match tokio::time::timeout(grace, run).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                warn!(pod = name(pod), container = running.name, error, "preStop hook failed");
-                context.events.warning(about, "FailedPreStopHook", "PreStopHook failed");
+                warn!(
+                    pod = name(pod),
+                    container = running.name,
+                    error,
+                    "preStop hook failed"
+                );
+                context
+                    .events
+                    .warning(about, "FailedPreStopHook", "PreStopHook failed");
             }
-            Err(_) => warn!(pod = name(pod), container = running.name, "preStop hook outlived the grace period"),
+            Err(_) => warn!(
+                pod = name(pod),
+                container = running.name,
+                "preStop hook outlived the grace period"
+            ),
         }
         grace = grace.saturating_sub(started.elapsed()).max(MINIMUM_GRACE);
     }
@@ -197,22 +265,51 @@ pub async fn kill_container(context: &Context, pod: &Pod, running: &ObservedCont
 /// Stops containers (sidecars after the others, last one first), then the sandboxes.
 pub async fn kill_pod(context: &Context, pod: &Pod, observed: &RuntimePod, grace: Duration) {
     let started = std::time::Instant::now();
-    let ip = observed.sandbox().and_then(|sandbox| sandbox.ips.first().copied());
-    let is_init = |container: &ObservedContainer| find_container(pod, &container.name).is_some_and(|(list, _)| list == "initContainers");
-    let kill = |container: ObservedContainer| async move {
-        let left = if grace.is_zero() { grace } else { grace.saturating_sub(started.elapsed()).max(MINIMUM_GRACE.min(grace)) };
-        let message = format!("Stopping container {}", container.name);
-        kill_container(context, pod, &container, ip, Kill { message: &message, grace: left }).await;
+    let ip = observed
+        .sandbox()
+        .and_then(|sandbox| sandbox.ips.first().copied());
+    let is_init = |container: &ObservedContainer| {
+        find_container(pod, &container.name).is_some_and(|(list, _)| list == "initContainers")
     };
-    let regular = observed.running_containers().filter(|container| !is_init(container)).cloned();
+    let kill = |container: ObservedContainer| async move {
+        let left = if grace.is_zero() {
+            grace
+        } else {
+            grace
+                .saturating_sub(started.elapsed())
+                .max(MINIMUM_GRACE.min(grace))
+        };
+        let message = format!("Stopping container {}", container.name);
+        kill_container(
+            context,
+            pod,
+            &container,
+            ip,
+            Kill {
+                message: &message,
+                grace: left,
+            },
+        )
+        .await;
+    };
+    let regular = observed
+        .running_containers()
+        .filter(|container| !is_init(container))
+        .cloned();
     futures::future::join_all(regular.map(kill)).await;
     // Sidecars stop in the reverse of their order, when nobody needs them any more.
     let order = |name: &str| {
-        let init = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
+        let init = pod
+            .spec
+            .iter()
+            .flat_map(|spec| spec.init_containers.iter().flatten());
         init.into_iter().position(|container| container.name == name)
     };
-    let mut sidecars: Vec<ObservedContainer> =
-        observed.running_containers().filter(|container| is_init(container)).cloned().collect();
+    let mut sidecars: Vec<ObservedContainer> = observed
+        .running_containers()
+        .filter(|container| is_init(container))
+        .cloned()
+        .collect();
     sidecars.sort_by_key(|container| std::cmp::Reverse(order(&container.name)));
     for sidecar in sidecars {
         kill(sidecar).await;

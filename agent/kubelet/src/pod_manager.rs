@@ -38,14 +38,21 @@ impl Pods {
     }
 
     pub fn all(&self) -> Vec<Pod> {
-        let mut pods: Vec<Pod> = self.lock().values().map(|entry| entry.assignment.borrow().pod.clone()).collect();
+        let mut pods: Vec<Pod> = self
+            .lock()
+            .values()
+            .map(|entry| entry.assignment.borrow().pod.clone())
+            .collect();
         pods.sort_by(|a, b| (namespace(a), name(a)).cmp(&(namespace(b), name(b))));
         pods
     }
 
     pub fn find(&self, pod_namespace: &str, pod_name: &str) -> Option<Pod> {
         let of = |pod: &Pod| namespace(pod) == pod_namespace && name(pod) == pod_name;
-        self.lock().values().map(|entry| entry.assignment.borrow().pod.clone()).find(of)
+        self.lock()
+            .values()
+            .map(|entry| entry.assignment.borrow().pod.clone())
+            .find(of)
     }
 
     fn wake(&self, uid: &str) {
@@ -73,7 +80,13 @@ impl Pods {
         let (sender, receiver) = watch::channel(assignment);
         let wake = Arc::new(Notify::new());
         let worker = PodWorker::new(context.clone(), receiver, wake.clone());
-        entries.insert(key.clone(), Entry { assignment: sender, wake });
+        entries.insert(
+            key.clone(),
+            Entry {
+                assignment: sender,
+                wake,
+            },
+        );
         drop(entries);
         let pods = self.clone();
         tokio::spawn(async move {
@@ -84,7 +97,9 @@ impl Pods {
 
     fn mark_removed(&self, uid: &str) {
         if let Some(entry) = self.lock().get(uid) {
-            entry.assignment.send_modify(|assignment| assignment.removed = true);
+            entry
+                .assignment
+                .send_modify(|assignment| assignment.removed = true);
         }
     }
 }
@@ -127,7 +142,12 @@ pub async fn follow_api(context: Arc<Context>, pods: Pods, synced: watch::Sender
 }
 
 /// Watches the runtime: wakes the workers of pods that changed and clears away orphans.
-pub async fn follow_runtime(context: Arc<Context>, pods: Pods, synced: watch::Receiver<bool>, stop: CancellationToken) {
+pub async fn follow_runtime(
+    context: Arc<Context>,
+    pods: Pods,
+    synced: watch::Receiver<bool>,
+    stop: CancellationToken,
+) {
     let events = Arc::new(Notify::new());
     let streaming = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let stream = tokio::spawn(stream_events(context.clone(), events.clone(), streaming.clone()));
@@ -147,8 +167,11 @@ pub async fn follow_runtime(context: Arc<Context>, pods: Pods, synced: watch::Re
                 if *synced.borrow() {
                     let present = pods.uids();
                     // Twice in a row, so that a pod just assigned is not mistaken.
-                    let orphans: Vec<PodIdentity> =
-                        now.keys().filter(|pod| !present.contains(&pod.uid)).cloned().collect();
+                    let orphans: Vec<PodIdentity> = now
+                        .keys()
+                        .filter(|pod| !present.contains(&pod.uid))
+                        .cloned()
+                        .collect();
                     for orphan in orphans.iter().filter(|orphan| ended.contains_key(*orphan)) {
                         remove_orphan(&context, orphan).await;
                     }
@@ -158,8 +181,11 @@ pub async fn follow_runtime(context: Arc<Context>, pods: Pods, synced: watch::Re
             }
             Err(error) => warn!(%error, "CRI does not list its pods"),
         }
-        let pause =
-            if streaming.load(std::sync::atomic::Ordering::Relaxed) { RELIST_WITH_EVENTS } else { RELIST };
+        let pause = if streaming.load(std::sync::atomic::Ordering::Relaxed) {
+            RELIST_WITH_EVENTS
+        } else {
+            RELIST
+        };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = events.notified() => {}
@@ -205,11 +231,19 @@ async fn stream_events(
 
 /// Removes the remains of a pod that the API server does not have.
 async fn remove_orphan(context: &Context, orphan: &PodIdentity) {
-    info!(pod = orphan.name, namespace = orphan.namespace, uid = orphan.uid, "removing a pod that is no longer wanted");
+    info!(
+        pod = orphan.name,
+        namespace = orphan.namespace,
+        uid = orphan.uid,
+        "removing a pod that is no longer wanted"
+    );
     let result: Result<(), runtime::RuntimeError> = async {
         let observed = context.runtime.pod(&orphan.uid).await?;
         for running in observed.running_containers() {
-            context.runtime.stop_container(&running.id, Duration::from_secs(30)).await?;
+            context
+                .runtime
+                .stop_container(&running.id, Duration::from_secs(30))
+                .await?;
         }
         for container in &observed.containers {
             context.runtime.remove_container(&container.id).await?;

@@ -41,12 +41,27 @@ pub struct Inputs<'a> {
 }
 
 pub fn pod_status(pod: &Pod, observed: &RuntimePod, inputs: &Inputs, now: Timestamp) -> PodStatus {
-    let Some(spec) = &pod.spec else { return PodStatus::default() };
+    let Some(spec) = &pod.spec else {
+        return PodStatus::default();
+    };
     let old = pod.status.clone().unwrap_or_default();
     let init = spec.init_containers.as_deref().unwrap_or_default();
-    let init_statuses = containers::statuses(pod, init, true, old.init_container_statuses.as_deref(), observed, inputs);
-    let statuses =
-        containers::statuses(pod, &spec.containers, false, old.container_statuses.as_deref(), observed, inputs);
+    let init_statuses = containers::statuses(
+        pod,
+        init,
+        true,
+        old.init_container_statuses.as_deref(),
+        observed,
+        inputs,
+    );
+    let statuses = containers::statuses(
+        pod,
+        &spec.containers,
+        false,
+        old.container_statuses.as_deref(),
+        observed,
+        inputs,
+    );
     let mut phase = phase(spec, &init_statuses, &statuses, inputs.terminal);
     // A final phase never changes again.
     if let Some(done @ ("Failed" | "Succeeded")) = old.phase.as_deref() {
@@ -61,15 +76,24 @@ pub fn pod_status(pod: &Pod, observed: &RuntimePod, inputs: &Inputs, now: Timest
         phase: &phase,
         init: &init_statuses,
         containers: &statuses,
-        sandbox_ready: observed.ready_sandbox().is_some_and(|sandbox| sandbox.host_network || !sandbox.ips.is_empty()),
+        sandbox_ready: observed
+            .ready_sandbox()
+            .is_some_and(|sandbox| sandbox.host_network || !sandbox.ips.is_empty()),
         generation,
     };
     let conditions = conditions::conditions(&facts, old.conditions.as_deref().unwrap_or_default(), now);
     let host_network = spec.host_network.unwrap_or(false);
     let pod_ips: Vec<IpAddr> = if host_network {
-        if observed.sandbox().is_some() { inputs.host_ips.to_vec() } else { Vec::new() }
+        if observed.sandbox().is_some() {
+            inputs.host_ips.to_vec()
+        } else {
+            Vec::new()
+        }
     } else {
-        observed.sandbox().map(|sandbox| sandbox.ips.clone()).unwrap_or_default()
+        observed
+            .sandbox()
+            .map(|sandbox| sandbox.ips.clone())
+            .unwrap_or_default()
     };
     // A stopped pod keeps the address that it had.
     let pod_ips: Option<Vec<PodIP>> = match pod_ips.as_slice() {
@@ -79,11 +103,28 @@ pub fn pod_status(pod: &Pod, observed: &RuntimePod, inputs: &Inputs, now: Timest
     PodStatus {
         phase: Some(phase),
         conditions: Some(conditions),
-        message: inputs.failed.as_ref().map(|failed| failed.message.clone()).or(old.message),
-        reason: inputs.failed.as_ref().map(|failed| failed.reason.clone()).or(old.reason),
+        message: inputs
+            .failed
+            .as_ref()
+            .map(|failed| failed.message.clone())
+            .or(old.message),
+        reason: inputs
+            .failed
+            .as_ref()
+            .map(|failed| failed.reason.clone())
+            .or(old.reason),
         host_ip: inputs.host_ips.first().map(ToString::to_string),
-        host_ips: Some(inputs.host_ips.iter().map(|ip| HostIP { ip: ip.to_string() }).collect()),
-        pod_ip: pod_ips.as_ref().and_then(|ips| ips.first()).map(|ip| ip.ip.clone()),
+        host_ips: Some(
+            inputs
+                .host_ips
+                .iter()
+                .map(|ip| HostIP { ip: ip.to_string() })
+                .collect(),
+        ),
+        pod_ip: pod_ips
+            .as_ref()
+            .and_then(|ips| ips.first())
+            .map(|ip| ip.ip.clone()),
         pod_ips,
         start_time: old.start_time.or(Some(Time(now))),
         init_container_statuses: (!init.is_empty()).then_some(init_statuses),
@@ -100,7 +141,10 @@ fn phase(spec: &PodSpec, init: &[ContainerStatus], containers: &[ContainerStatus
     let (mut pending_init, mut failed_init) = (0, 0);
     for container in spec.init_containers.iter().flatten() {
         let state = find(init, &container.name);
-        let last = state.as_ref().and_then(|s| s.last_state.clone()).and_then(|s| s.terminated);
+        let last = state
+            .as_ref()
+            .and_then(|s| s.last_state.clone())
+            .and_then(|s| s.terminated);
         let started = state.as_ref().and_then(|s| s.started).unwrap_or(false);
         let current = state.and_then(|s| s.state).unwrap_or_default();
         if is_sidecar(container) {
@@ -138,7 +182,11 @@ fn phase(spec: &PodSpec, init: &[ContainerStatus], containers: &[ContainerStatus
         }
     }
     let policy = spec.restart_policy.as_deref().unwrap_or("Always");
-    let done = if stopped == succeeded { "Succeeded" } else { "Failed" };
+    let done = if stopped == succeeded {
+        "Succeeded"
+    } else {
+        "Failed"
+    };
     if failed_init > 0 && policy == "Never" {
         return "Failed".to_owned();
     }
@@ -167,7 +215,13 @@ mod tests {
 
     fn pod(policy: &str, init: &[&str], containers: &[&str]) -> Pod {
         let make = |names: &[&str]| -> Vec<Container> {
-            names.iter().map(|name| Container { name: (*name).into(), ..Default::default() }).collect()
+            names
+                .iter()
+                .map(|name| Container {
+                    name: (*name).into(),
+                    ..Default::default()
+                })
+                .collect()
         };
         let spec = PodSpec {
             restart_policy: Some(policy.into()),
@@ -175,7 +229,10 @@ mod tests {
             containers: make(containers),
             ..Default::default()
         };
-        Pod { spec: Some(spec), ..Default::default() }
+        Pod {
+            spec: Some(spec),
+            ..Default::default()
+        }
     }
 
     fn observed(containers: &[(&str, ContainerState, i32)]) -> RuntimePod {
@@ -199,13 +256,24 @@ mod tests {
     }
 
     fn inputs(observed: &RuntimePod) -> Inputs<'static> {
-        let ids: std::collections::HashSet<String> =
-            observed.running_containers().map(|container| container.id.clone()).collect();
-        Inputs { started: ids.clone(), ready: ids, ..Default::default() }
+        let ids: std::collections::HashSet<String> = observed
+            .running_containers()
+            .map(|container| container.id.clone())
+            .collect();
+        Inputs {
+            started: ids.clone(),
+            ready: ids,
+            ..Default::default()
+        }
     }
 
     fn condition(status: &PodStatus, kind: &str) -> String {
-        let condition = status.conditions.iter().flatten().find(|c| c.type_ == kind).unwrap();
+        let condition = status
+            .conditions
+            .iter()
+            .flatten()
+            .find(|c| c.type_ == kind)
+            .unwrap();
         match &condition.reason {
             Some(reason) => format!("{} {reason}", condition.status),
             None => condition.status.clone(),
@@ -217,29 +285,92 @@ mod tests {
         for (policy, init, states, terminal, expected) in [
             ("Always", vec![], vec![], false, "Pending"),
             ("Always", vec![], vec![("a", Running, 0)], false, "Pending"),
-            ("Always", vec![], vec![("a", Running, 0), ("b", Running, 0)], false, "Running"),
-            ("Always", vec![], vec![("a", Exited, 0), ("b", Exited, 0)], false, "Running"),
-            ("Always", vec![], vec![("a", Exited, 0), ("b", Exited, 0)], true, "Succeeded"),
-            ("Always", vec![], vec![("a", Exited, 1), ("b", Exited, 0)], true, "Failed"),
+            (
+                "Always",
+                vec![],
+                vec![("a", Running, 0), ("b", Running, 0)],
+                false,
+                "Running",
+            ),
+            (
+                "Always",
+                vec![],
+                vec![("a", Exited, 0), ("b", Exited, 0)],
+                false,
+                "Running",
+            ),
+            (
+                "Always",
+                vec![],
+                vec![("a", Exited, 0), ("b", Exited, 0)],
+                true,
+                "Succeeded",
+            ),
+            (
+                "Always",
+                vec![],
+                vec![("a", Exited, 1), ("b", Exited, 0)],
+                true,
+                "Failed",
+            ),
             ("Always", vec![], vec![], true, "Failed"),
-            ("OnFailure", vec![], vec![("a", Exited, 1), ("b", Exited, 0)], false, "Running"),
-            ("OnFailure", vec![], vec![("a", Exited, 0), ("b", Exited, 0)], false, "Succeeded"),
-            ("Never", vec![], vec![("a", Exited, 1), ("b", Exited, 0)], false, "Failed"),
-            ("Never", vec![], vec![("a", Exited, 1), ("b", Running, 0)], false, "Running"),
+            (
+                "OnFailure",
+                vec![],
+                vec![("a", Exited, 1), ("b", Exited, 0)],
+                false,
+                "Running",
+            ),
+            (
+                "OnFailure",
+                vec![],
+                vec![("a", Exited, 0), ("b", Exited, 0)],
+                false,
+                "Succeeded",
+            ),
+            (
+                "Never",
+                vec![],
+                vec![("a", Exited, 1), ("b", Exited, 0)],
+                false,
+                "Failed",
+            ),
+            (
+                "Never",
+                vec![],
+                vec![("a", Exited, 1), ("b", Running, 0)],
+                false,
+                "Running",
+            ),
             ("Never", vec!["i"], vec![("i", Exited, 1)], false, "Failed"),
             ("Always", vec!["i"], vec![("i", Running, 0)], false, "Pending"),
         ] {
             let observed = observed(&states);
-            let inputs = Inputs { terminal, ..inputs(&observed) };
-            let status = pod_status(&pod(policy, &init, &["a", "b"]), &observed, &inputs, Timestamp::UNIX_EPOCH);
-            assert_eq!(status.phase.as_deref(), Some(expected), "{policy} {states:?} terminal={terminal}");
+            let inputs = Inputs {
+                terminal,
+                ..inputs(&observed)
+            };
+            let status = pod_status(
+                &pod(policy, &init, &["a", "b"]),
+                &observed,
+                &inputs,
+                Timestamp::UNIX_EPOCH,
+            );
+            assert_eq!(
+                status.phase.as_deref(),
+                Some(expected),
+                "{policy} {states:?} terminal={terminal}"
+            );
         }
     }
 
     #[test]
     fn a_final_phase_stays() {
         let mut pod = pod("Always", &[], &["a"]);
-        pod.status = Some(PodStatus { phase: Some("Succeeded".into()), ..Default::default() });
+        pod.status = Some(PodStatus {
+            phase: Some("Succeeded".into()),
+            ..Default::default()
+        });
         let observed = observed(&[("a", Running, 0)]);
         let status = pod_status(&pod, &observed, &inputs(&observed), Timestamp::UNIX_EPOCH);
         assert_eq!(status.phase.as_deref(), Some("Succeeded"));
@@ -250,25 +381,52 @@ mod tests {
         let observed = observed(&[("a", Running, 0), ("b", Running, 0)]);
         let pod = pod("Always", &[], &["a", "b"]);
         let status = pod_status(&pod, &observed, &inputs(&observed), Timestamp::UNIX_EPOCH);
-        for kind in ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"] {
+        for kind in [
+            "PodReadyToStartContainers",
+            "Initialized",
+            "Ready",
+            "ContainersReady",
+            "PodScheduled",
+        ] {
             assert_eq!(condition(&status, kind), "True", "{kind}");
         }
         let mut partly = inputs(&observed);
         partly.ready.remove("b-id");
         let status = pod_status(&pod, &observed, &partly, Timestamp::UNIX_EPOCH);
         assert_eq!(condition(&status, "Ready"), "False ContainersNotReady");
-        let ready = status.conditions.iter().flatten().find(|c| c.type_ == "Ready").unwrap();
-        assert_eq!(ready.message.as_deref(), Some("containers with unready status: [b]"));
+        let ready = status
+            .conditions
+            .iter()
+            .flatten()
+            .find(|c| c.type_ == "Ready")
+            .unwrap();
+        assert_eq!(
+            ready.message.as_deref(),
+            Some("containers with unready status: [b]")
+        );
     }
 
     #[test]
     fn conditions_before_and_after_the_work() {
         let none = RuntimePod::default();
-        let status = pod_status(&pod("Always", &["i"], &["a"]), &none, &inputs(&none), Timestamp::UNIX_EPOCH);
+        let status = pod_status(
+            &pod("Always", &["i"], &["a"]),
+            &none,
+            &inputs(&none),
+            Timestamp::UNIX_EPOCH,
+        );
         assert_eq!(condition(&status, "PodReadyToStartContainers"), "False");
-        assert_eq!(condition(&status, "Initialized"), "False ContainersNotInitialized");
+        assert_eq!(
+            condition(&status, "Initialized"),
+            "False ContainersNotInitialized"
+        );
         let done = observed(&[("a", Exited, 0)]);
-        let status = pod_status(&pod("Never", &[], &["a"]), &done, &inputs(&done), Timestamp::UNIX_EPOCH);
+        let status = pod_status(
+            &pod("Never", &[], &["a"]),
+            &done,
+            &inputs(&done),
+            Timestamp::UNIX_EPOCH,
+        );
         assert_eq!(condition(&status, "Ready"), "False PodCompleted");
     }
 
@@ -284,20 +442,45 @@ mod tests {
         let mut unready = inputs(&running);
         unready.ready.clear();
         let changed = pod_status(&pod, &running, &unready, later);
-        let ready = changed.conditions.iter().flatten().find(|c| c.type_ == "Ready").unwrap();
+        let ready = changed
+            .conditions
+            .iter()
+            .flatten()
+            .find(|c| c.type_ == "Ready")
+            .unwrap();
         assert_eq!(ready.last_transition_time, Some(Time(later)));
     }
 
     #[test]
     fn waiting_containers_tell_why() {
         let crashed = observed(&[("a", Exited, 3)]);
-        let waiting = Waiting { reason: "CrashLoopBackOff".into(), message: "back-off 10s restarting".into() };
-        let inputs = Inputs { waiting: [("a".to_owned(), waiting)].into(), ..inputs(&crashed) };
-        let status = pod_status(&pod("Always", &[], &["a"]), &crashed, &inputs, Timestamp::UNIX_EPOCH);
+        let waiting = Waiting {
+            reason: "CrashLoopBackOff".into(),
+            message: "back-off 10s restarting".into(),
+        };
+        let inputs = Inputs {
+            waiting: [("a".to_owned(), waiting)].into(),
+            ..inputs(&crashed)
+        };
+        let status = pod_status(
+            &pod("Always", &[], &["a"]),
+            &crashed,
+            &inputs,
+            Timestamp::UNIX_EPOCH,
+        );
         let container = &status.container_statuses.unwrap()[0];
         let state = container.state.clone().unwrap();
         assert_eq!(state.waiting.unwrap().reason.as_deref(), Some("CrashLoopBackOff"));
-        assert_eq!(container.last_state.clone().unwrap().terminated.unwrap().exit_code, 3);
+        assert_eq!(
+            container
+                .last_state
+                .clone()
+                .unwrap()
+                .terminated
+                .unwrap()
+                .exit_code,
+            3
+        );
         assert_eq!(status.phase.as_deref(), Some("Running"));
     }
 }

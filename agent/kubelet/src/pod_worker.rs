@@ -110,11 +110,19 @@ impl PodWorker {
     /// The pod with the newest status: the one written last, with what others have since put into the API's.
     fn with_current_status(&self, pod: &Pod) -> Pod {
         let mut pod = pod.clone();
-        let Some(mut status) = self.written.clone() else { return pod };
+        let Some(mut status) = self.written.clone() else {
+            return pod;
+        };
         let theirs = pod.status.take().unwrap_or_default();
         let own = status.conditions.get_or_insert_default();
         for condition in theirs.conditions.into_iter().flatten() {
-            let ours = ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
+            let ours = [
+                "PodReadyToStartContainers",
+                "Initialized",
+                "Ready",
+                "ContainersReady",
+                "PodScheduled",
+            ];
             if !ours.contains(&condition.type_.as_str()) {
                 own.retain(|known| known.type_ != condition.type_);
                 own.push(condition);
@@ -135,11 +143,18 @@ impl PodWorker {
     fn enforce_deadline(&mut self, pod: &Pod) {
         let deadline = pod.spec.as_ref().and_then(|spec| spec.active_deadline_seconds);
         let started = pod.status.as_ref().and_then(|status| status.start_time.clone());
-        let (Some(deadline), Some(started)) = (deadline, started) else { return };
+        let (Some(deadline), Some(started)) = (deadline, started) else {
+            return;
+        };
         if Timestamp::now().duration_since(started.0).as_secs() >= deadline && self.failed.is_none() {
             let message = "Pod was active on the node longer than the specified deadline";
-            self.context.events.normal(pod_reference(pod), "DeadlineExceeded", message);
-            self.failed = Some(Waiting { reason: "DeadlineExceeded".into(), message: message.into() });
+            self.context
+                .events
+                .normal(pod_reference(pod), "DeadlineExceeded", message);
+            self.failed = Some(Waiting {
+                reason: "DeadlineExceeded".into(),
+                message: message.into(),
+            });
         }
     }
 
@@ -152,7 +167,12 @@ impl PodWorker {
             let pause = self.refresh_volumes(pod, &observed).await;
             return Ok(self.report(pod, &observed).await.unwrap_or(pause));
         }
-        debug!(pod = name(pod), namespace = namespace(pod), ?actions, "pod actions");
+        debug!(
+            pod = name(pod),
+            namespace = namespace(pod),
+            ?actions,
+            "pod actions"
+        );
         // Users see that the node has taken the pod before its image is there.
         if self.written.is_none() {
             self.report(pod, &observed).await;
@@ -169,7 +189,9 @@ impl PodWorker {
         let ip = self.addresses(pod, observed).pod.first().copied();
         for running in observed.running_containers() {
             self.waiting.remove(&running.name);
-            let Some((list, container)) = pod_executor::find_container(pod, &running.name) else { continue };
+            let Some((list, container)) = pod_executor::find_container(pod, &running.name) else {
+                continue;
+            };
             let target = Target {
                 pod: pod.clone(),
                 container: container.clone(),
@@ -185,8 +207,15 @@ impl PodWorker {
 
     fn addresses(&self, pod: &Pod, observed: &RuntimePod) -> Addresses {
         let host = vec![self.context.config.node_ip];
-        let host_network = pod.spec.as_ref().is_some_and(|spec| spec.host_network == Some(true));
-        let pod = if host_network { host.clone() } else { observed.sandbox().map(|s| s.ips.clone()).unwrap_or_default() };
+        let host_network = pod
+            .spec
+            .as_ref()
+            .is_some_and(|spec| spec.host_network == Some(true));
+        let pod = if host_network {
+            host.clone()
+        } else {
+            observed.sandbox().map(|s| s.ips.clone()).unwrap_or_default()
+        };
         Addresses { pod, host }
     }
 
@@ -207,7 +236,9 @@ impl PodWorker {
         let due = self.volumes_at.is_none_or(|at| at.elapsed() >= REFRESH);
         if due && let Err(error) = self.set_up_volumes(pod, observed).await {
             self.volumes_at = Some(Instant::now());
-            self.context.events.warning(pod_reference(pod), "FailedMount", error.to_string());
+            self.context
+                .events
+                .warning(pod_reference(pod), "FailedMount", error.to_string());
         }
         Step::Wait(IDLE)
     }
@@ -221,11 +252,20 @@ impl PodWorker {
         }
         let ip = self.addresses(pod, observed).pod.first().copied();
         for kill in &actions.kill {
-            let Some(running) = observed.containers.iter().find(|container| container.id == kill.id) else { continue };
+            let Some(running) = observed
+                .containers
+                .iter()
+                .find(|container| container.id == kill.id)
+            else {
+                continue;
+            };
             let own = kill.probe.zip(pod_executor::find_container(pod, &kill.name));
             let own = own.map(|(probe, (_, container))| pod_executor::probe_grace(container, probe));
             let grace = Duration::from_secs(pod_executor::grace_seconds(pod, own));
-            let order = Kill { message: &kill.message, grace };
+            let order = Kill {
+                message: &kill.message,
+                grace,
+            };
             pod_executor::kill_container(&context, pod, running, ip, order).await;
         }
         if actions.create_sandbox.is_none() && actions.start_init.is_empty() && actions.start.is_empty() {
@@ -233,20 +273,34 @@ impl PodWorker {
         }
         if let Err(error) = context.cgroups.create(pod) {
             let message = format!("error determining status: failed to create pod cgroup: {error}");
-            context.events.warning(pod_reference(pod), "FailedCreatePodContainer", message);
+            context
+                .events
+                .warning(pod_reference(pod), "FailedCreatePodContainer", message);
             return RETRY;
         }
         if let Err(error) = self.set_up_volumes(pod, observed).await {
-            context.events.warning(pod_reference(pod), "FailedMount", error.to_string());
+            context
+                .events
+                .warning(pod_reference(pod), "FailedMount", error.to_string());
             return RETRY;
         }
         if let Some(attempt) = actions.create_sandbox {
-            let host_network = pod.spec.as_ref().is_some_and(|spec| spec.host_network == Some(true));
+            let host_network = pod
+                .spec
+                .as_ref()
+                .is_some_and(|spec| spec.host_network == Some(true));
             if !host_network && let Err(why) = context.runtime.network_ready().await {
-                context.events.warning(pod_reference(pod), "NetworkNotReady", format!("network is not ready: {why}"));
+                context.events.warning(
+                    pod_reference(pod),
+                    "NetworkNotReady",
+                    format!("network is not ready: {why}"),
+                );
                 return RETRY;
             }
-            if pod_executor::create_sandbox(&context, pod, attempt).await.is_err() {
+            if pod_executor::create_sandbox(&context, pod, attempt)
+                .await
+                .is_err()
+            {
                 return RETRY;
             }
         }
@@ -259,9 +313,16 @@ impl PodWorker {
         };
         let spec = pod.spec.clone().unwrap_or_default();
         let init = spec.init_containers.unwrap_or_default();
-        let starts = actions.start_init.iter().filter_map(|index| init.get(*index).map(|c| ("initContainers", c)));
-        let starts =
-            starts.chain(actions.start.iter().filter_map(|index| spec.containers.get(*index).map(|c| ("containers", c))));
+        let starts = actions
+            .start_init
+            .iter()
+            .filter_map(|index| init.get(*index).map(|c| ("initContainers", c)));
+        let starts = starts.chain(
+            actions
+                .start
+                .iter()
+                .filter_map(|index| spec.containers.get(*index).map(|c| ("containers", c))),
+        );
         let mut pause = IDLE;
         for (list, container) in starts {
             pause = pause.min(self.start(pod, &observed, list, container).await);
@@ -269,15 +330,24 @@ impl PodWorker {
         pause
     }
 
-    async fn start(&mut self, pod: &Pod, observed: &RuntimePod, list: &'static str, container: &Container) -> Duration {
+    async fn start(
+        &mut self,
+        pod: &Pod,
+        observed: &RuntimePod,
+        list: &'static str,
+        container: &Container,
+    ) -> Duration {
         let context = self.context.clone();
         let now = Timestamp::now();
         let previous = observed.container(&container.name);
         if let Some(ended) = previous.filter(|previous| previous.state == ContainerState::Exited) {
             if let Some(left) = self.back_off.remaining(&container.name, ended.finished_at, now) {
                 let about = container_reference(pod, list, &container.name);
-                let message =
-                    format!("Back-off restarting failed container {} in pod {}", container.name, format_pod(pod));
+                let message = format!(
+                    "Back-off restarting failed container {} in pod {}",
+                    container.name,
+                    format_pod(pod)
+                );
                 context.events.warning(about, "BackOff", message);
                 let message = format!(
                     "back-off {} restarting failed container={} pod={}",
@@ -285,14 +355,26 @@ impl PodWorker {
                     container.name,
                     format_pod(pod)
                 );
-                self.waiting.insert(container.name.clone(), Waiting { reason: "CrashLoopBackOff".into(), message });
+                self.waiting.insert(
+                    container.name.clone(),
+                    Waiting {
+                        reason: "CrashLoopBackOff".into(),
+                        message,
+                    },
+                );
                 return left;
             }
             self.back_off.advance(&container.name, ended.finished_at, now);
         }
-        let Some(sandbox) = observed.ready_sandbox() else { return RETRY };
+        let Some(sandbox) = observed.ready_sandbox() else {
+            return RETRY;
+        };
         let known = pod.status.iter().flat_map(|status| {
-            status.container_statuses.iter().chain(status.init_container_statuses.iter()).flatten()
+            status
+                .container_statuses
+                .iter()
+                .chain(status.init_container_statuses.iter())
+                .flatten()
         });
         let reported = known.into_iter().find(|status| status.name == container.name);
         // The runtime knows how often it ran; the API remembers what the runtime has forgotten.
@@ -324,7 +406,13 @@ impl PodWorker {
         }
     }
 
-    fn inputs<'a>(&self, pod: &Pod, observed: &RuntimePod, host_ips: &'a [std::net::IpAddr], runtime_name: &'a str) -> Inputs<'a> {
+    fn inputs<'a>(
+        &self,
+        pod: &Pod,
+        observed: &RuntimePod,
+        host_ips: &'a [std::net::IpAddr],
+        runtime_name: &'a str,
+    ) -> Inputs<'a> {
         let mut inputs = Inputs {
             runtime_name,
             waiting: self.waiting.clone(),
@@ -333,7 +421,9 @@ impl PodWorker {
             ..Default::default()
         };
         for running in observed.running_containers() {
-            let Some((_, container)) = pod_executor::find_container(pod, &running.name) else { continue };
+            let Some((_, container)) = pod_executor::find_container(pod, &running.name) else {
+                continue;
+            };
             if self.context.probes.is_started(container, &running.id) {
                 inputs.started.insert(running.id.clone());
             }
@@ -359,13 +449,20 @@ impl PodWorker {
         let context = self.context.clone();
         let host_ips = [context.config.node_ip];
         let pod = self.with_current_status(pod);
-        let inputs = Inputs { terminal, ..self.inputs(&pod, observed, &host_ips, &context.runtime_name) };
+        let inputs = Inputs {
+            terminal,
+            ..self.inputs(&pod, observed, &host_ips, &context.runtime_name)
+        };
         let mut status = pod_status(&pod, observed, &inputs, Timestamp::now());
         let finished = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
         // The final phase is reported only when nothing runs any more: a Job may replace the pod on seeing it.
         if finished && !terminal {
             self.finished = true;
-            status.phase = pod.status.as_ref().and_then(|status| status.phase.clone()).or(Some("Pending".into()));
+            status.phase = pod
+                .status
+                .as_ref()
+                .and_then(|status| status.phase.clone())
+                .or(Some("Pending".into()));
         }
         let old = pod.status.clone().unwrap_or_default();
         match status_writer::write(&context.client, &pod, &old, &status).await {
@@ -413,7 +510,11 @@ impl PodWorker {
     /// Kills the pod; a deletion that shortens the grace period takes effect at once.
     async fn kill(&mut self, pod: &Pod, observed: &RuntimePod, removed: bool) {
         let context = self.context.clone();
-        let mut grace = if removed { 1 } else { pod_executor::grace_seconds(pod, None) };
+        let mut grace = if removed {
+            1
+        } else {
+            pod_executor::grace_seconds(pod, None)
+        };
         info!(pod = name(pod), namespace = namespace(pod), grace, "pod stopping");
         loop {
             let killing = pod_executor::kill_pod(&context, pod, observed, Duration::from_secs(grace));
@@ -454,7 +555,10 @@ impl PodWorker {
         let pods: Api<Pod> = Api::namespaced(self.context.client.clone(), namespace(pod));
         let parameters = DeleteParams::default()
             .grace_period(0)
-            .preconditions(Preconditions { uid: pod.metadata.uid.clone(), resource_version: None });
+            .preconditions(Preconditions {
+                uid: pod.metadata.uid.clone(),
+                resource_version: None,
+            });
         match pods.delete(name(pod), &parameters).await {
             Ok(_) => true,
             Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => true,

@@ -88,7 +88,10 @@ impl ProbeManager {
         }
         let mut entry = Probed::default();
         entry.pod_uid = target.pod.metadata.uid.clone().unwrap_or_default();
-        for kind in KINDS.into_iter().filter(|kind| kind.of(&target.container).is_some()) {
+        for kind in KINDS
+            .into_iter()
+            .filter(|kind| kind.of(&target.container).is_some())
+        {
             let task = run(context.clone(), self.probed.clone(), target.clone(), kind);
             entry.tasks.push((kind, tokio::spawn(task).abort_handle()));
         }
@@ -97,13 +100,21 @@ impl ProbeManager {
 
     /// Forgets containers of the pod that do not run any more.
     pub fn retain_running(&self, pod_uid: &str, observed: &RuntimePod) {
-        let running: HashSet<&str> = observed.running_containers().map(|container| container.id.as_str()).collect();
-        self.lock().retain(|id, probed| probed.pod_uid != pod_uid || running.contains(id.as_str()));
+        let running: HashSet<&str> = observed
+            .running_containers()
+            .map(|container| container.id.as_str())
+            .collect();
+        self.lock()
+            .retain(|id, probed| probed.pod_uid != pod_uid || running.contains(id.as_str()));
     }
 
     /// A terminating pod is only asked whether it is ready.
     pub fn stop_killing(&self, pod_uid: &str) {
-        for probed in self.lock().values_mut().filter(|probed| probed.pod_uid == pod_uid) {
+        for probed in self
+            .lock()
+            .values_mut()
+            .filter(|probed| probed.pod_uid == pod_uid)
+        {
             for (_, task) in probed.tasks.iter().filter(|(kind, _)| *kind != Kind::Readiness) {
                 task.abort();
             }
@@ -139,7 +150,9 @@ impl ProbeManager {
     }
 
     fn verdict(&self, id: &str, kind: Kind) -> Option<bool> {
-        self.lock().get(id).and_then(|probed| probed.verdicts.get(&kind).copied())
+        self.lock()
+            .get(id)
+            .and_then(|probed| probed.verdicts.get(&kind).copied())
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Probed>> {
@@ -148,23 +161,27 @@ impl ProbeManager {
 }
 
 fn seconds(value: Option<i32>, default: u64) -> Duration {
-    Duration::from_secs(value.and_then(|value| u64::try_from(value).ok()).unwrap_or(default))
+    Duration::from_secs(
+        value
+            .and_then(|value| u64::try_from(value).ok())
+            .unwrap_or(default),
+    )
 }
 
 /// Probes until a verdict ends the need to: a started container, or one to be killed.
-async fn run(
-    context: Arc<Context>,
-    probed: Arc<Mutex<HashMap<String, Probed>>>,
-    target: Target,
-    kind: Kind,
-) {
-    let Some(probe) = kind.of(&target.container).cloned() else { return };
+async fn run(context: Arc<Context>, probed: Arc<Mutex<HashMap<String, Probed>>>, target: Target, kind: Kind) {
+    let Some(probe) = kind.of(&target.container).cloned() else {
+        return;
+    };
     let age = Duration::try_from(Timestamp::now().duration_since(target.started_at)).unwrap_or_default();
     tokio::time::sleep(seconds(probe.initial_delay_seconds, 0).saturating_sub(age)).await;
     let mut ticks = tokio::time::interval(seconds(probe.period_seconds, 10).max(Duration::from_secs(1)));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let timeout = seconds(probe.timeout_seconds, 1).max(Duration::from_secs(1));
-    let mut state = ProbeState::new(probe.success_threshold.unwrap_or(1), probe.failure_threshold.unwrap_or(3));
+    let mut state = ProbeState::new(
+        probe.success_threshold.unwrap_or(1),
+        probe.failure_threshold.unwrap_or(3),
+    );
     loop {
         ticks.tick().await;
         if kind != Kind::Startup && !context.probes.is_started(&target.container, &target.container_id) {
@@ -173,12 +190,20 @@ async fn run(
         let outcome = check::probe(&context, &target, &probe, timeout).await;
         if let Err(message) = &outcome {
             let about = container_reference(&target.pod, target.list, &target.container.name);
-            context.events.warning(about, "Unhealthy", format!("{} probe failed: {message}", kind.name()));
+            context.events.warning(
+                about,
+                "Unhealthy",
+                format!("{} probe failed: {message}", kind.name()),
+            );
         }
-        let Some(verdict) = state.observe(outcome.is_ok()) else { continue };
+        let Some(verdict) = state.observe(outcome.is_ok()) else {
+            continue;
+        };
         let changed = {
             let mut probed = probed.lock().unwrap_or_else(|e| e.into_inner());
-            let Some(entry) = probed.get_mut(&target.container_id) else { return };
+            let Some(entry) = probed.get_mut(&target.container_id) else {
+                return;
+            };
             entry.verdicts.insert(kind, verdict) != Some(verdict)
         };
         if changed {

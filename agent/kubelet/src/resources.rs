@@ -23,7 +23,10 @@ pub enum QosClass {
 type List<'a> = Option<&'a BTreeMap<String, Wire>>;
 
 fn amount(list: List, name: &str) -> Option<Quantity> {
-    list?.get(name).map(Quantity::of).filter(|quantity| !quantity.is_zero())
+    list?
+        .get(name)
+        .map(Quantity::of)
+        .filter(|quantity| !quantity.is_zero())
 }
 
 fn requests(container: &Container) -> List<'_> {
@@ -35,10 +38,16 @@ fn limits(container: &Container) -> List<'_> {
 }
 
 pub fn qos_class(pod: &Pod) -> QosClass {
-    let Some(spec) = &pod.spec else { return QosClass::BestEffort };
+    let Some(spec) = &pod.spec else {
+        return QosClass::BestEffort;
+    };
     let mut guaranteed = true;
     let mut any = false;
-    for container in spec.containers.iter().chain(spec.init_containers.iter().flatten()) {
+    for container in spec
+        .containers
+        .iter()
+        .chain(spec.init_containers.iter().flatten())
+    {
         for name in ["cpu", "memory"] {
             let (request, limit) = (amount(requests(container), name), amount(limits(container), name));
             any |= request.is_some() || limit.is_some();
@@ -57,7 +66,11 @@ pub fn shares(milli_cpu: i64) -> i64 {
 }
 
 pub fn quota(milli_cpu: i64) -> i64 {
-    if milli_cpu == 0 { 0 } else { (milli_cpu * CPU_PERIOD / 1000).max(MIN_QUOTA) }
+    if milli_cpu == 0 {
+        0
+    } else {
+        (milli_cpu * CPU_PERIOD / 1000).max(MIN_QUOTA)
+    }
 }
 
 /// cgroup v1 shares on the scale of v2's `cpu.weight`.
@@ -81,7 +94,11 @@ pub fn oom_score_adj(pod: &Pod, container: &Container, memory_capacity: i64) -> 
     }
 }
 
-pub fn container_resources(pod: &Pod, container: &Container, memory_capacity: i64) -> LinuxContainerResources {
+pub fn container_resources(
+    pod: &Pod,
+    container: &Container,
+    memory_capacity: i64,
+) -> LinuxContainerResources {
     let cpu_limit = amount(limits(container), "cpu");
     let cpu_request = amount(requests(container), "cpu").or(cpu_limit);
     let memory_limit = amount(limits(container), "memory");
@@ -117,7 +134,10 @@ pub fn resource_field(
     .unwrap_or(Quantity::ZERO);
     let divisor = divisor.map(Quantity::of).filter(|divisor| !divisor.is_zero());
     let (value, unit) = if name == "cpu" {
-        (quantity.milli_value(), divisor.map_or(1000, |divisor| divisor.milli_value()))
+        (
+            quantity.milli_value(),
+            divisor.map_or(1000, |divisor| divisor.milli_value()),
+        )
     } else {
         (quantity.value(), divisor.map_or(1, |divisor| divisor.value()))
     };
@@ -131,16 +151,34 @@ mod tests {
     use k8s_openapi::api::core::v1::{PodSpec, ResourceRequirements};
 
     fn map(entries: &[(&str, &str)]) -> Option<BTreeMap<String, Wire>> {
-        Some(entries.iter().map(|(name, value)| ((*name).to_owned(), Wire((*value).to_owned()))).collect())
+        Some(
+            entries
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), Wire((*value).to_owned())))
+                .collect(),
+        )
     }
 
     fn container(requests: &[(&str, &str)], limits: &[(&str, &str)]) -> Container {
-        let resources = ResourceRequirements { requests: map(requests), limits: map(limits), ..Default::default() };
-        Container { resources: Some(resources), ..Default::default() }
+        let resources = ResourceRequirements {
+            requests: map(requests),
+            limits: map(limits),
+            ..Default::default()
+        };
+        Container {
+            resources: Some(resources),
+            ..Default::default()
+        }
     }
 
     fn pod(container: Container) -> Pod {
-        Pod { spec: Some(PodSpec { containers: vec![container], ..Default::default() }), ..Default::default() }
+        Pod {
+            spec: Some(PodSpec {
+                containers: vec![container],
+                ..Default::default()
+            }),
+            ..Default::default()
+        }
     }
 
     #[test]

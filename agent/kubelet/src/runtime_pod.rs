@@ -67,7 +67,9 @@ impl RuntimePod {
     }
 
     pub fn running_containers(&self) -> impl Iterator<Item = &ObservedContainer> {
-        self.containers.iter().filter(|container| container.state == ContainerState::Running)
+        self.containers
+            .iter()
+            .filter(|container| container.state == ContainerState::Running)
     }
 
     /// Nothing of the pod is alive any more.
@@ -76,7 +78,9 @@ impl RuntimePod {
     }
 
     pub fn sort(&mut self) {
-        self.sandboxes.sort_by(|a, b| (b.created_at, b.attempt).cmp(&(a.created_at, a.attempt)));
-        self.containers.sort_by(|a, b| (b.created_at, b.restart_count).cmp(&(a.created_at, a.restart_count)));
+        self.sandboxes
+            .sort_by(|a, b| (b.created_at, b.attempt).cmp(&(a.created_at, a.attempt)));
+        self.containers
+            .sort_by(|a, b| (b.created_at, b.restart_count).cmp(&(a.created_at, a.restart_count)));
     }
 }

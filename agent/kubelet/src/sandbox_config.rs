@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 
 use cri_api::v1::{
-    LinuxContainerResources, LinuxPodSandboxConfig, PodSandboxConfig, PodSandboxMetadata, PortMapping, Protocol,
+    LinuxContainerResources, LinuxPodSandboxConfig, PodSandboxConfig, PodSandboxMetadata, PortMapping,
+    Protocol,
 };
 use k8s_openapi::api::core::v1::{ContainerPort, Pod};
 
@@ -12,7 +13,13 @@ use crate::pod_actions::is_sidecar;
 use crate::{dns, etc_hosts, resources, runtime, security_context};
 
 pub fn pod_labels(pod: &Pod) -> HashMap<String, String> {
-    let mut labels: HashMap<String, String> = pod.metadata.labels.clone().unwrap_or_default().into_iter().collect();
+    let mut labels: HashMap<String, String> = pod
+        .metadata
+        .labels
+        .clone()
+        .unwrap_or_default()
+        .into_iter()
+        .collect();
     labels.insert(runtime::POD_NAME.into(), name(pod).into());
     labels.insert(runtime::POD_NAMESPACE.into(), namespace(pod).into());
     labels.insert(runtime::POD_UID.into(), uid(pod).into());
@@ -29,10 +36,22 @@ pub fn sandbox_config(context: &Context, pod: &Pod, attempt: u32) -> PodSandboxC
         Some(full) => full,
         None => host,
     };
-    let sysctls = spec.security_context.as_ref().and_then(|context| context.sysctls.as_ref());
-    let sysctls = sysctls.into_iter().flatten().map(|s| (s.name.clone(), s.value.clone())).collect();
-    let mut annotations: HashMap<String, String> =
-        pod.metadata.annotations.clone().unwrap_or_default().into_iter().collect();
+    let sysctls = spec
+        .security_context
+        .as_ref()
+        .and_then(|context| context.sysctls.as_ref());
+    let sysctls = sysctls
+        .into_iter()
+        .flatten()
+        .map(|s| (s.name.clone(), s.value.clone()))
+        .collect();
+    let mut annotations: HashMap<String, String> = pod
+        .metadata
+        .annotations
+        .clone()
+        .unwrap_or_default()
+        .into_iter()
+        .collect();
     let grace = spec.termination_grace_period_seconds.unwrap_or(30);
     annotations.insert(runtime::GRACE_PERIOD.into(), grace.to_string());
     PodSandboxConfig {
@@ -51,7 +70,11 @@ pub fn sandbox_config(context: &Context, pod: &Pod, attempt: u32) -> PodSandboxC
             &config.cluster_domain,
             &context.node_dns,
         )),
-        port_mappings: if host_network { Vec::new() } else { port_mappings(&spec) },
+        port_mappings: if host_network {
+            Vec::new()
+        } else {
+            port_mappings(&spec)
+        },
         labels: pod_labels(pod),
         annotations,
         linux: Some(LinuxPodSandboxConfig {
@@ -70,9 +93,20 @@ pub fn sandbox_config(context: &Context, pod: &Pod, attempt: u32) -> PodSandboxC
 }
 
 fn port_mappings(spec: &k8s_openapi::api::core::v1::PodSpec) -> Vec<PortMapping> {
-    let sidecars = spec.init_containers.iter().flatten().filter(|container| is_sidecar(container));
-    let ports = spec.containers.iter().chain(sidecars).flat_map(|container| container.ports.iter().flatten());
-    ports.filter(|port| port.host_port.is_some_and(|port| port > 0)).map(port_mapping).collect()
+    let sidecars = spec
+        .init_containers
+        .iter()
+        .flatten()
+        .filter(|container| is_sidecar(container));
+    let ports = spec
+        .containers
+        .iter()
+        .chain(sidecars)
+        .flat_map(|container| container.ports.iter().flatten());
+    ports
+        .filter(|port| port.host_port.is_some_and(|port| port > 0))
+        .map(port_mapping)
+        .collect()
 }
 
 fn port_mapping(port: &ContainerPort) -> PortMapping {

@@ -44,38 +44,57 @@ pub enum ServerError {
 pub fn text(status: StatusCode, message: impl Into<String>) -> Answer {
     let mut response = Response::new(Full::new(Bytes::from(message.into())).boxed_unsync());
     *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("text/plain; charset=utf-8"));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
     response
 }
 
 pub fn json(value: &serde_json::Value) -> Answer {
     let mut response = text(StatusCode::OK, value.to_string());
-    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static("application/json"),
+    );
     response
 }
 
 /// A body that grows as chunks arrive.
 pub fn streamed(chunks: tokio::sync::mpsc::Receiver<Bytes>) -> Answer {
-    let frames = futures::stream::unfold(chunks, |mut chunks| async move { Some((chunks.recv().await?, chunks)) });
+    let frames = futures::stream::unfold(chunks, |mut chunks| async move {
+        Some((chunks.recv().await?, chunks))
+    });
     let body = StreamBody::new(frames.map(|chunk| Ok::<_, Infallible>(Frame::data(chunk))));
     let mut response = Response::new(body.boxed_unsync());
-    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("text/plain"));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static("text/plain"),
+    );
     response
 }
 
 pub async fn bind(context: &Context) -> Result<TcpListener, ServerError> {
     let address = SocketAddr::new(context.config.bind_address, context.config.port);
-    TcpListener::bind(address).await.map_err(|error| ServerError::Listen(address, error))
+    TcpListener::bind(address)
+        .await
+        .map_err(|error| ServerError::Listen(address, error))
 }
 
 fn tls(context: &Context) -> Result<ServerConfig, ServerError> {
     let mut roots = RootCertStore::empty();
     for pem in pki::split_bundle(&context.config.client_ca_pem) {
-        let der = <rustls::pki_types::CertificateDer as rustls::pki_types::pem::PemObject>::from_pem_slice(pem.as_bytes());
+        let der = <rustls::pki_types::CertificateDer as rustls::pki_types::pem::PemObject>::from_pem_slice(
+            pem.as_bytes(),
+        );
         let der = der.map_err(|error| ServerError::ClientCa(error.to_string()))?;
-        roots.add(der).map_err(|error| ServerError::ClientCa(error.to_string()))?;
+        roots
+            .add(der)
+            .map_err(|error| ServerError::ClientCa(error.to_string()))?;
     }
-    let verifier = WebPkiClientVerifier::builder(Arc::new(roots)).allow_unauthenticated().build();
+    let verifier = WebPkiClientVerifier::builder(Arc::new(roots))
+        .allow_unauthenticated()
+        .build();
     let verifier = verifier.map_err(|error| ServerError::ClientCa(error.to_string()))?;
     let mut config = ServerConfig::builder()
         .with_client_cert_verifier(verifier)
@@ -91,7 +110,11 @@ pub async fn serve(
     stop: CancellationToken,
 ) -> Result<(), ServerError> {
     let acceptor = TlsAcceptor::from(Arc::new(tls(&context)?));
-    let server = Arc::new(Server { authorizer: auth::Authorizer::default(), context, pods });
+    let server = Arc::new(Server {
+        authorizer: auth::Authorizer::default(),
+        context,
+        pods,
+    });
     loop {
         let (stream, peer) = tokio::select! {
             accepted = listener.accept() => match accepted {
@@ -121,16 +144,27 @@ struct Server {
 
 impl Server {
     async fn connection(self: Arc<Self>, stream: TcpStream, acceptor: TlsAcceptor) -> Result<(), String> {
-        let handshake = tokio::time::timeout(std::time::Duration::from_secs(10), acceptor.accept(stream)).await;
-        let stream = handshake.map_err(|_| "TLS handshake timed out")?.map_err(|error| error.to_string())?;
-        let peer = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+        let handshake =
+            tokio::time::timeout(std::time::Duration::from_secs(10), acceptor.accept(stream)).await;
+        let stream = handshake
+            .map_err(|_| "TLS handshake timed out")?
+            .map_err(|error| error.to_string())?;
+        let peer = stream
+            .get_ref()
+            .1
+            .peer_certificates()
+            .and_then(|chain| chain.first());
         let certificate_user = peer.and_then(|der| auth::certificate_user(der));
         let service = service_fn(|request| {
             let (server, user) = (self.clone(), certificate_user.clone());
             async move { Ok::<_, Infallible>(server.handle(request, user).await) }
         });
-        let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
-        connection.with_upgrades().await.map_err(|error| error.to_string())
+        let connection =
+            hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+        connection
+            .with_upgrades()
+            .await
+            .map_err(|error| error.to_string())
     }
 
     async fn handle(&self, request: Request<Incoming>, certificate_user: Option<auth::User>) -> Answer {
@@ -138,13 +172,22 @@ impl Server {
             Some(user) => Some(user),
             None => self.authorizer.token_user(&self.context, request.headers()).await,
         };
-        let Some(user) = user else { return text(StatusCode::UNAUTHORIZED, "Unauthorized") };
+        let Some(user) = user else {
+            return text(StatusCode::UNAUTHORIZED, "Unauthorized");
+        };
         let path = request.uri().path().to_owned();
-        if let Err(reason) = self.authorizer.authorize(&self.context, &user, request.method(), &path).await {
+        if let Err(reason) = self
+            .authorizer
+            .authorize(&self.context, &user, request.method(), &path)
+            .await
+        {
             return text(StatusCode::FORBIDDEN, reason);
         }
-        let parts: Vec<String> =
-            path.trim_start_matches('/').split('/').map(str::to_owned).collect();
+        let parts: Vec<String> = path
+            .trim_start_matches('/')
+            .split('/')
+            .map(str::to_owned)
+            .collect();
         let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
         let get = request.method() == Method::GET;
         match parts.as_slice() {
@@ -156,15 +199,31 @@ impl Server {
             ["metrics", "resource"] if get => metrics::resource(&self.context).await,
             ["stats", "summary"] if get => metrics::summary(&self.context, &self.pods).await,
             ["containerLogs", namespace, pod, container] if get => {
-                logs::answer(&self.context, &self.pods, namespace, pod, container, request.uri().query()).await
+                logs::answer(
+                    &self.context,
+                    &self.pods,
+                    namespace,
+                    pod,
+                    container,
+                    request.uri().query(),
+                )
+                .await
             }
             [kind @ ("exec" | "attach"), namespace, pod, container]
             | [kind @ ("exec" | "attach"), namespace, pod, _, container] => {
-                let target = streaming::Target { namespace, pod, container: Some(container) };
+                let target = streaming::Target {
+                    namespace,
+                    pod,
+                    container: Some(container),
+                };
                 streaming::answer(&self.context, &self.pods, kind, target, request).await
             }
             ["portForward", namespace, pod] | ["portForward", namespace, pod, _] => {
-                let target = streaming::Target { namespace, pod, container: None };
+                let target = streaming::Target {
+                    namespace,
+                    pod,
+                    container: None,
+                };
                 streaming::answer(&self.context, &self.pods, "portForward", target, request).await
             }
             _ => text(StatusCode::NOT_FOUND, "404 page not found\n"),
@@ -174,7 +233,10 @@ impl Server {
 
 /// Decoded query parameters in order.
 pub fn query(query: Option<&str>) -> Vec<(String, String)> {
-    let pairs = query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
+    let pairs = query
+        .unwrap_or_default()
+        .split('&')
+        .filter(|pair| !pair.is_empty());
     pairs
         .map(|pair| {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -209,9 +271,19 @@ mod tests {
 
     #[test]
     fn queries_are_decoded() {
-        let pairs = query(Some("command=sh&command=-c&command=echo+a%20b%26%C3%A9&tty&x=%zz"));
-        let expected =
-            [("command", "sh"), ("command", "-c"), ("command", "echo a b&é"), ("tty", ""), ("x", "%zz")];
-        assert_eq!(pairs, expected.map(|(key, value)| (key.to_owned(), value.to_owned())));
+        let pairs = query(Some(
+            "command=sh&command=-c&command=echo+a%20b%26%C3%A9&tty&x=%zz",
+        ));
+        let expected = [
+            ("command", "sh"),
+            ("command", "-c"),
+            ("command", "echo a b&é"),
+            ("tty", ""),
+            ("x", "%zz"),
+        ];
+        assert_eq!(
+            pairs,
+            expected.map(|(key, value)| (key.to_owned(), value.to_owned()))
+        );
     }
 }

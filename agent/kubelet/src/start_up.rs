@@ -32,7 +32,10 @@ pub enum Error {
     #[error("kubelet API: {0}")]
     Server(#[from] ServerError),
     #[error("create {path}: {source}", path = path.display())]
-    Directory { path: std::path::PathBuf, source: std::io::Error },
+    Directory {
+        path: std::path::PathBuf,
+        source: std::io::Error,
+    },
 }
 
 /// Runs the kubelet until `stop`. Pods go on running afterwards.
@@ -41,11 +44,19 @@ pub async fn run(client: kube::Client, config: Config, stop: CancellationToken) 
         std::fs::create_dir_all(&path).map_err(|source| Error::Directory { path, source })?;
     }
     let runtime = Runtime::connect(&config.cri_endpoint)?;
-    let Some(version) = runtime_version(&runtime, &stop).await else { return Ok(()) };
+    let Some(version) = runtime_version(&runtime, &stop).await else {
+        return Ok(());
+    };
     let runtime_name = version.runtime_name;
-    info!(runtime = runtime_name, version = version.runtime_version, "container runtime answers");
-    let machine =
-        Machine::read(&config.root_dir, format!("{runtime_name}://{}", version.runtime_version));
+    info!(
+        runtime = runtime_name,
+        version = version.runtime_version,
+        "container runtime answers"
+    );
+    let machine = Machine::read(
+        &config.root_dir,
+        format!("{runtime_name}://{}", version.runtime_version),
+    );
     let (services, writer) = reflector::store();
     let context = Arc::new(Context {
         events: EventRecorder::start(client.clone(), &config.node_name),
@@ -69,9 +80,18 @@ pub async fn run(client: kube::Client, config: Config, stop: CancellationToken) 
     loops.spawn(follow_services(context.clone(), writer));
     loops.spawn(node::run(context.clone(), machine, stop.clone()));
     loops.spawn(node::run_lease(context.clone(), stop.clone()));
-    loops.spawn(garbage_collection::run(context.clone(), pods.clone(), stop.clone()));
+    loops.spawn(garbage_collection::run(
+        context.clone(),
+        pods.clone(),
+        stop.clone(),
+    ));
     loops.spawn(log_rotation::run(context.clone(), stop.clone()));
-    loops.spawn(pod_manager::follow_runtime(context.clone(), pods.clone(), synced_receiver, stop.clone()));
+    loops.spawn(pod_manager::follow_runtime(
+        context.clone(),
+        pods.clone(),
+        synced_receiver,
+        stop.clone(),
+    ));
     loops.spawn(start_pods(context.clone(), pods.clone(), synced));
     let result = server::serve(context, pods, listener, stop).await;
     loops.shutdown().await;
@@ -79,7 +99,10 @@ pub async fn run(client: kube::Client, config: Config, stop: CancellationToken) 
 }
 
 /// The runtime may start after the kubelet, and takes its time on a busy machine.
-async fn runtime_version(runtime: &Runtime, stop: &CancellationToken) -> Option<cri_api::v1::VersionResponse> {
+async fn runtime_version(
+    runtime: &Runtime,
+    stop: &CancellationToken,
+) -> Option<cri_api::v1::VersionResponse> {
     let mut attempts = 0_u32;
     loop {
         match runtime.version().await {

@@ -26,11 +26,16 @@ fn patch(uid: &str, old: &PodStatus, new: &PodStatus) -> Option<Value> {
     for (list, merge_key) in [("podIPs", "ip"), ("hostIPs", "ip"), ("conditions", "type")] {
         let keys = |value: Option<&Value>| -> BTreeSet<String> {
             let items = value.and_then(Value::as_array).into_iter().flatten();
-            items.filter_map(|item| item.get(merge_key)?.as_str().map(str::to_owned)).collect()
+            items
+                .filter_map(|item| item.get(merge_key)?.as_str().map(str::to_owned))
+                .collect()
         };
         let gone = &keys(old.get(list)) - &keys(new.get(list));
         if let Some(Value::Array(items)) = status.get_mut(list) {
-            items.extend(gone.iter().map(|key| json!({ "$patch": "delete", merge_key: key })));
+            items.extend(
+                gone.iter()
+                    .map(|key| json!({ "$patch": "delete", merge_key: key })),
+            );
         }
     }
     Some(json!({ "metadata": { "uid": uid }, "status": status }))
@@ -50,9 +55,14 @@ pub async fn write(
     old: &PodStatus,
     new: &PodStatus,
 ) -> Result<Option<PodStatus>, kube::Error> {
-    let Some(patch) = patch(uid(pod), old, new) else { return Ok(Some(old.clone())) };
+    let Some(patch) = patch(uid(pod), old, new) else {
+        return Ok(Some(old.clone()));
+    };
     let pods: Api<Pod> = Api::namespaced(client.clone(), namespace(pod));
-    match pods.patch_status(name(pod), &PatchParams::default(), &Patch::Strategic(patch)).await {
+    match pods
+        .patch_status(name(pod), &PatchParams::default(), &Patch::Strategic(patch))
+        .await
+    {
         Ok(written) => Ok(Some(written.status.unwrap_or_default())),
         Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => Ok(None),
         Err(error) => Err(error),
@@ -100,8 +110,14 @@ mod tests {
 
     #[test]
     fn vanished_fields_become_null() {
-        let old = PodStatus { reason: Some("Evicted".into()), ..status("Failed", None, &[]) };
+        let old = PodStatus {
+            reason: Some("Evicted".into()),
+            ..status("Failed", None, &[])
+        };
         let new = status("Failed", None, &[]);
-        assert_eq!(patch("u", &old, &new).unwrap()["status"], json!({ "reason": null }));
+        assert_eq!(
+            patch("u", &old, &new).unwrap()["status"],
+            json!({ "reason": null })
+        );
     }
 }

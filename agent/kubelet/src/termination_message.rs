@@ -15,15 +15,22 @@ pub fn read(container: &ObservedContainer) -> Option<String> {
     if container.state != ContainerState::Exited {
         return None;
     }
-    let written = (!container.message_file.is_empty()).then(|| file(Path::new(&container.message_file))).flatten();
+    let written = (!container.message_file.is_empty())
+        .then(|| file(Path::new(&container.message_file)))
+        .flatten();
     written.or_else(|| {
-        (container.message_from_logs && container.exit_code != 0).then(|| log_tail(Path::new(&container.log_path)))?
+        (container.message_from_logs && container.exit_code != 0)
+            .then(|| log_tail(Path::new(&container.log_path)))?
     })
 }
 
 fn file(path: &Path) -> Option<String> {
     let mut bytes = Vec::new();
-    fs::File::open(path).ok()?.take(MAX_BYTES as u64).read_to_end(&mut bytes).ok()?;
+    fs::File::open(path)
+        .ok()?
+        .take(MAX_BYTES as u64)
+        .read_to_end(&mut bytes)
+        .ok()?;
     Some(String::from_utf8_lossy(&bytes).into_owned()).filter(|text| !text.is_empty())
 }
 
@@ -36,8 +43,14 @@ fn log_tail(path: &Path) -> Option<String> {
     let mut bytes = Vec::new();
     log.read_to_end(&mut bytes).ok()?;
     let text = String::from_utf8_lossy(&bytes);
-    let lines: Vec<&str> = text.lines().skip(usize::from(start > 0)).filter_map(content).collect();
-    let joined = lines[lines.len().saturating_sub(MAX_LOG_LINES)..].iter().map(|line| format!("{line}\n"));
+    let lines: Vec<&str> = text
+        .lines()
+        .skip(usize::from(start > 0))
+        .filter_map(content)
+        .collect();
+    let joined = lines[lines.len().saturating_sub(MAX_LOG_LINES)..]
+        .iter()
+        .map(|line| format!("{line}\n"));
     let joined = joined.collect::<String>();
     let excess = joined.len().saturating_sub(MAX_LOG_BYTES as usize);
     let cut = (excess..=joined.len()).find(|at| joined.is_char_boundary(*at))?;
@@ -58,7 +71,11 @@ mod tests {
         let dir = crate::volumes::testing::TempDir::new("termination");
         let message = dir.path().join("message");
         let log = dir.path().join("0.log");
-        fs::write(&log, "2026-01-01T00:00:00Z stderr F one\n2026-01-01T00:00:00Z stderr F two\n").unwrap();
+        fs::write(
+            &log,
+            "2026-01-01T00:00:00Z stderr F one\n2026-01-01T00:00:00Z stderr F two\n",
+        )
+        .unwrap();
         let mut container = ObservedContainer {
             state: ContainerState::Exited,
             exit_code: 1,

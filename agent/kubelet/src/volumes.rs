@@ -20,13 +20,21 @@ pub enum VolumeError {
     #[error("MountVolume.SetUp failed for volume \"{volume}\" : {message}")]
     SetUp { volume: String, message: String },
     #[error("failed to prepare subPath for volumeMount \"{mount}\" of container \"{container}\": {message}")]
-    SubPath { container: String, mount: String, message: String },
+    SubPath {
+        container: String,
+        mount: String,
+        message: String,
+    },
 }
 
 #[derive(Debug, Error)]
 enum SetUpError {
     #[error("{operation} {path}: {source}", path = path.display())]
-    File { operation: &'static str, path: PathBuf, source: std::io::Error },
+    File {
+        operation: &'static str,
+        path: PathBuf,
+        source: std::io::Error,
+    },
     #[error(transparent)]
     Object(#[from] ObjectError),
     #[error("{0}")]
@@ -36,7 +44,11 @@ enum SetUpError {
 impl SetUpError {
     fn file(operation: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();
-        move |source| Self::File { operation, path, source }
+        move |source| Self::File {
+            operation,
+            path,
+            source,
+        }
     }
 }
 
@@ -44,7 +56,8 @@ impl SetUpError {
 pub struct VolumeContext<'a> {
     pub objects: &'a Objects,
     pub addresses: Addresses,
-    pub allocatable: &'a std::collections::BTreeMap<String, k8s_openapi::apimachinery::pkg::api::resource::Quantity>,
+    pub allocatable:
+        &'a std::collections::BTreeMap<String, k8s_openapi::apimachinery::pkg::api::resource::Quantity>,
     /// The pod's own directory under the kubelet's root.
     pub pod_dir: &'a Path,
 }
@@ -53,20 +66,35 @@ pub struct VolumeContext<'a> {
 pub async fn set_up(pod: &Pod, context: &VolumeContext<'_>) -> Result<HashMap<String, PathBuf>, VolumeError> {
     let mut paths = HashMap::new();
     for volume in pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()) {
-        let path = set_up_one(pod, volume, context).await.map_err(|error| VolumeError::SetUp {
-            volume: volume.name.clone(),
-            message: error.to_string(),
-        })?;
+        let path = set_up_one(pod, volume, context)
+            .await
+            .map_err(|error| VolumeError::SetUp {
+                volume: volume.name.clone(),
+                message: error.to_string(),
+            })?;
         paths.insert(volume.name.clone(), path);
     }
     Ok(paths)
 }
 
 async fn set_up_one(pod: &Pod, volume: &Volume, context: &VolumeContext<'_>) -> Result<PathBuf, SetUpError> {
-    let fs_group = pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref()).and_then(|sc| sc.fs_group);
-    let dir = |plugin: &str| context.pod_dir.join("volumes").join(format!("kubernetes.io~{plugin}")).join(&volume.name);
+    let fs_group = pod
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.security_context.as_ref())
+        .and_then(|sc| sc.fs_group);
+    let dir = |plugin: &str| {
+        context
+            .pod_dir
+            .join("volumes")
+            .join(format!("kubernetes.io~{plugin}"))
+            .join(&volume.name)
+    };
     if let Some(host_path) = &volume.host_path {
-        return directories::host_path(Path::new(&host_path.path), host_path.type_.as_deref().unwrap_or_default());
+        return directories::host_path(
+            Path::new(&host_path.path),
+            host_path.type_.as_deref().unwrap_or_default(),
+        );
     }
     if let Some(empty_dir) = &volume.empty_dir {
         let path = dir("empty-dir");
@@ -84,9 +112,13 @@ pub fn mount_source(volume: &Path, sub_path: &str) -> Result<PathBuf, String> {
     if sub_path.is_empty() {
         return Ok(volume.to_owned());
     }
-    let escapes = Path::new(sub_path).components().any(|part| !matches!(part, std::path::Component::Normal(_)));
+    let escapes = Path::new(sub_path)
+        .components()
+        .any(|part| !matches!(part, std::path::Component::Normal(_)));
     if escapes {
-        return Err(format!("subPath {sub_path:?} must be relative and without \"..\""));
+        return Err(format!(
+            "subPath {sub_path:?} must be relative and without \"..\""
+        ));
     }
     let target = volume.join(sub_path);
     let describe = |error: std::io::Error| format!("{}: {error}", target.display());
@@ -147,9 +179,14 @@ mod tests {
         std::fs::create_dir_all(dir.path().join("secret")).unwrap();
         std::os::unix::fs::symlink(dir.path().join("secret"), volume.join("link")).unwrap();
         std::os::unix::fs::symlink("a", volume.join("inner")).unwrap();
-        for (sub_path, inside) in
-            [("a", true), ("a/new/deep", true), ("inner", true), ("link", false), ("link/x", false), ("../secret", false)]
-        {
+        for (sub_path, inside) in [
+            ("a", true),
+            ("a/new/deep", true),
+            ("inner", true),
+            ("link", false),
+            ("link/x", false),
+            ("../secret", false),
+        ] {
             assert_eq!(mount_source(&volume, sub_path).is_ok(), inside, "{sub_path}");
         }
         assert!(volume.join("a/new/deep").is_dir());

@@ -39,7 +39,14 @@ async fn renew(context: &Context) -> Result<(), kube::Error> {
     let name = &context.config.node_name;
     let now = MicroTime(Timestamp::now());
     let spec = json!({ "holderIdentity": name, "leaseDurationSeconds": DURATION_SECONDS, "renewTime": now });
-    match leases.patch(name, &PatchParams::default(), &Patch::Merge(json!({ "spec": spec }))).await {
+    match leases
+        .patch(
+            name,
+            &PatchParams::default(),
+            &Patch::Merge(json!({ "spec": spec })),
+        )
+        .await
+    {
         Err(kube::Error::Api(status)) if status.code == 404 => create(context, &leases, now).await,
         other => other.map(drop),
     }

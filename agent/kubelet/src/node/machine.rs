@@ -26,12 +26,17 @@ pub struct Machine {
 }
 
 fn first_line(path: &str) -> String {
-    fs::read_to_string(path).ok().and_then(|text| text.lines().next().map(|line| line.trim().to_owned())).unwrap_or_default()
+    fs::read_to_string(path)
+        .ok()
+        .and_then(|text| text.lines().next().map(|line| line.trim().to_owned()))
+        .unwrap_or_default()
 }
 
 /// The number in kB of a `/proc/meminfo` field, as bytes.
 fn meminfo(text: &str, field: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
     let kilobytes: u64 = line.split_whitespace().next()?.parse().ok()?;
     Some(kilobytes * 1024)
 }
@@ -43,7 +48,9 @@ fn tasks(loadavg: &str) -> Option<u64> {
 
 /// A value of `/etc/os-release`.
 fn os_release(text: &str, key: &str) -> Option<String> {
-    let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='))?;
+    let value = text
+        .lines()
+        .find_map(|line| line.strip_prefix(key)?.strip_prefix('='))?;
     Some(value.trim_matches('"').to_owned())
 }
 
@@ -84,7 +91,8 @@ impl Machine {
 
     pub fn memory_pressure(&self) -> bool {
         let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-        meminfo(&memory, "MemAvailable").is_some_and(|available| available < MEMORY_AVAILABLE.min(self.memory_bytes / 10))
+        meminfo(&memory, "MemAvailable")
+            .is_some_and(|available| available < MEMORY_AVAILABLE.min(self.memory_bytes / 10))
     }
 
     pub fn pid_pressure(&self) -> bool {
@@ -112,7 +120,10 @@ mod tests {
         assert_eq!(meminfo(memory, "MemAvailable"), Some(2 << 20));
         assert_eq!(meminfo(memory, "Mem"), None);
         assert_eq!(tasks("0.10 0.20 0.30 2/345 6789"), Some(345));
-        assert_eq!(os_release("NAME=x\nPRETTY_NAME=\"Iron let\"\n", "PRETTY_NAME").as_deref(), Some("Iron let"));
+        assert_eq!(
+            os_release("NAME=x\nPRETTY_NAME=\"Iron let\"\n", "PRETTY_NAME").as_deref(),
+            Some("Iron let")
+        );
     }
 
     #[test]

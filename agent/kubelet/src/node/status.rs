@@ -6,8 +6,8 @@ use api::quantity::{Format, Quantity};
 use cri_api::v1::Image;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
-    ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeSpec, NodeStatus,
-    NodeSystemInfo,
+    ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeSpec,
+    NodeStatus, NodeSystemInfo,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Wire;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
@@ -55,7 +55,10 @@ pub fn allocatable(machine: &Machine) -> BTreeMap<String, Wire> {
     let memory = i64::try_from(machine.memory_bytes).unwrap_or(i64::MAX);
     let memory = (memory - EVICTION_MEMORY).max(0) / 1024;
     resources.insert("memory".into(), Wire(format!("{memory}Ki")));
-    resources.insert("ephemeral-storage".into(), units(machine.storage_bytes / 10 * 9, Format::DecimalSI));
+    resources.insert(
+        "ephemeral-storage".into(),
+        units(machine.storage_bytes / 10 * 9, Format::DecimalSI),
+    );
     resources
 }
 
@@ -72,15 +75,25 @@ pub fn initial_node(config: &Config) -> Node {
     labels.extend(config.node_labels.clone());
     let taints = (!config.node_taints.is_empty()).then(|| config.node_taints.clone());
     Node {
-        metadata: ObjectMeta { name: Some(config.node_name.clone()), labels: Some(labels), ..Default::default() },
-        spec: Some(NodeSpec { taints, ..Default::default() }),
+        metadata: ObjectMeta {
+            name: Some(config.node_name.clone()),
+            labels: Some(labels),
+            ..Default::default()
+        },
+        spec: Some(NodeSpec {
+            taints,
+            ..Default::default()
+        }),
         status: None,
     }
 }
 
 pub fn node_status(facts: &Facts, old: &NodeStatus, now: Timestamp) -> NodeStatus {
     let machine = facts.machine;
-    let address = |kind: &str, address: String| NodeAddress { type_: kind.into(), address };
+    let address = |kind: &str, address: String| NodeAddress {
+        type_: kind.into(),
+        address,
+    };
     NodeStatus {
         addresses: Some(vec![
             address("InternalIP", facts.config.node_ip.to_string()),
@@ -90,7 +103,9 @@ pub fn node_status(facts: &Facts, old: &NodeStatus, now: Timestamp) -> NodeStatu
         allocatable: Some(facts.allocatable.clone()),
         conditions: Some(conditions(facts, old, now)),
         daemon_endpoints: Some(NodeDaemonEndpoints {
-            kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(facts.config.port) }),
+            kubelet_endpoint: Some(DaemonEndpoint {
+                port: i32::from(facts.config.port),
+            }),
         }),
         images: Some(images(facts.images)),
         node_info: Some(NodeSystemInfo {
@@ -111,12 +126,22 @@ pub fn node_status(facts: &Facts, old: &NodeStatus, now: Timestamp) -> NodeStatu
 }
 
 fn conditions(facts: &Facts, old: &NodeStatus, now: Timestamp) -> Vec<NodeCondition> {
-    let pressure = |kind: &'static str, under: bool, no: &'static str, yes: &'static str, words: [&'static str; 2]| {
-        let (status, reason, message) = if under { ("True", yes, words[1]) } else { ("False", no, words[0]) };
-        (kind, status, reason, message.to_owned())
-    };
+    let pressure =
+        |kind: &'static str, under: bool, no: &'static str, yes: &'static str, words: [&'static str; 2]| {
+            let (status, reason, message) = if under {
+                ("True", yes, words[1])
+            } else {
+                ("False", no, words[0])
+            };
+            (kind, status, reason, message.to_owned())
+        };
     let ready = match &facts.not_ready {
-        None => ("Ready", "True", "KubeletReady", "kubelet is posting ready status".to_owned()),
+        None => (
+            "Ready",
+            "True",
+            "KubeletReady",
+            "kubelet is posting ready status".to_owned(),
+        ),
         Some(why) => ("Ready", "False", "KubeletNotReady", why.clone()),
     };
     let wanted = [
@@ -125,7 +150,10 @@ fn conditions(facts: &Facts, old: &NodeStatus, now: Timestamp) -> Vec<NodeCondit
             facts.memory_pressure,
             "KubeletHasSufficientMemory",
             "KubeletHasInsufficientMemory",
-            ["kubelet has sufficient memory available", "kubelet has insufficient memory available"],
+            [
+                "kubelet has sufficient memory available",
+                "kubelet has insufficient memory available",
+            ],
         ),
         pressure(
             "DiskPressure",
@@ -139,14 +167,21 @@ fn conditions(facts: &Facts, old: &NodeStatus, now: Timestamp) -> Vec<NodeCondit
             facts.pid_pressure,
             "KubeletHasSufficientPID",
             "KubeletHasInsufficientPID",
-            ["kubelet has sufficient PID available", "kubelet has insufficient PID available"],
+            [
+                "kubelet has sufficient PID available",
+                "kubelet has insufficient PID available",
+            ],
         ),
         ready,
     ];
     wanted
         .into_iter()
         .map(|(kind, status, reason, message)| {
-            let before = old.conditions.iter().flatten().find(|condition| condition.type_ == kind);
+            let before = old
+                .conditions
+                .iter()
+                .flatten()
+                .find(|condition| condition.type_ == kind);
             let unchanged = before.filter(|condition| condition.status == status);
             NodeCondition {
                 type_: kind.into(),
@@ -167,8 +202,17 @@ fn images(images: &[Image]) -> Vec<ContainerImage> {
     let mut sorted: Vec<&Image> = images.iter().collect();
     sorted.sort_by(|a, b| b.size.cmp(&a.size).then_with(|| a.id.cmp(&b.id)));
     let listed = sorted.into_iter().take(MAX_IMAGES).map(|image| {
-        let names = image.repo_digests.iter().chain(&image.repo_tags).take(MAX_NAMES_PER_IMAGE).cloned().collect();
-        ContainerImage { names: Some(names), size_bytes: Some(i64::try_from(image.size).unwrap_or(i64::MAX)) }
+        let names = image
+            .repo_digests
+            .iter()
+            .chain(&image.repo_tags)
+            .take(MAX_NAMES_PER_IMAGE)
+            .cloned()
+            .collect();
+        ContainerImage {
+            names: Some(names),
+            size_bytes: Some(i64::try_from(image.size).unwrap_or(i64::MAX)),
+        }
     });
     listed.collect()
 }
@@ -186,7 +230,11 @@ pub fn is_changed(old: &NodeStatus, new: &NodeStatus) -> bool {
             node_info: status.node_info.clone(),
             ..Default::default()
         };
-        status.conditions.iter_mut().flatten().for_each(|condition| condition.last_heartbeat_time = None);
+        status
+            .conditions
+            .iter_mut()
+            .flatten()
+            .for_each(|condition| condition.last_heartbeat_time = None);
         // Conditions of others are not ours to compare.
         let ours = ["MemoryPressure", "DiskPressure", "PIDPressure", "Ready"];
         if let Some(conditions) = &mut status.conditions {
@@ -207,7 +255,12 @@ mod tests {
     use super::*;
 
     fn status(not_ready: Option<&str>, old: &NodeStatus, second: i64) -> NodeStatus {
-        let machine = Machine { cpus: 2, memory_bytes: 512 << 20, storage_bytes: 10 << 30, ..Default::default() };
+        let machine = Machine {
+            cpus: 2,
+            memory_bytes: 512 << 20,
+            storage_bytes: 10 << 30,
+            ..Default::default()
+        };
         let config = crate::start_up::testing::config();
         let facts = Facts {
             machine: &machine,
@@ -230,9 +283,17 @@ mod tests {
         assert!(!is_changed(&first, &second));
         let third = status(Some("container runtime is down"), &second, 20);
         assert!(is_changed(&second, &third));
-        let ready = third.conditions.iter().flatten().find(|condition| condition.type_ == "Ready").unwrap();
+        let ready = third
+            .conditions
+            .iter()
+            .flatten()
+            .find(|condition| condition.type_ == "Ready")
+            .unwrap();
         assert_eq!(ready.reason.as_deref(), Some("KubeletNotReady"));
-        assert_eq!(ready.last_transition_time, Some(Time(Timestamp::from_second(20).unwrap())));
+        assert_eq!(
+            ready.last_transition_time,
+            Some(Time(Timestamp::from_second(20).unwrap()))
+        );
     }
 
     #[test]

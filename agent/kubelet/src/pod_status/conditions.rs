@@ -24,18 +24,30 @@ struct Verdict {
 
 impl Verdict {
     fn yes() -> Self {
-        Self { holds: true, reason: None, message: None }
+        Self {
+            holds: true,
+            reason: None,
+            message: None,
+        }
     }
 
     fn no(reason: &'static str, message: Option<String>) -> Self {
-        Self { holds: false, reason: Some(reason), message }
+        Self {
+            holds: false,
+            reason: Some(reason),
+            message,
+        }
     }
 }
 
 /// The kubelet's five conditions, followed by those that others own.
 pub(super) fn conditions(facts: &Facts, old: &[PodCondition], now: Timestamp) -> Vec<PodCondition> {
     let containers_ready = containers_ready(facts);
-    let sandbox = Verdict { holds: facts.sandbox_ready, reason: None, message: None };
+    let sandbox = Verdict {
+        holds: facts.sandbox_ready,
+        reason: None,
+        message: None,
+    };
     let own = [
         ("PodReadyToStartContainers", sandbox),
         ("Initialized", initialized(facts)),
@@ -62,7 +74,9 @@ pub(super) fn conditions(facts: &Facts, old: &[PodCondition], now: Timestamp) ->
             }
         })
         .collect();
-    let foreign = old.iter().filter(|condition| !own.iter().any(|(kind, _)| *kind == condition.type_));
+    let foreign = old
+        .iter()
+        .filter(|condition| !own.iter().any(|(kind, _)| *kind == condition.type_));
     conditions.extend(foreign.cloned());
     conditions
 }
@@ -85,8 +99,14 @@ fn describe(unknown: &[&str], lacking: &[&str], word: &str) -> Option<String> {
 fn initialized(facts: &Facts) -> Verdict {
     let any_started = facts.containers.iter().any(|status| {
         status.started == Some(true)
-            || status.state.as_ref().is_some_and(|state| state.terminated.is_some() || state.running.is_some())
-            || status.last_state.as_ref().is_some_and(|state| state.terminated.is_some())
+            || status
+                .state
+                .as_ref()
+                .is_some_and(|state| state.terminated.is_some() || state.running.is_some())
+            || status
+                .last_state
+                .as_ref()
+                .is_some_and(|state| state.terminated.is_some())
     });
     let (mut unknown, mut incomplete) = (Vec::new(), Vec::new());
     for container in facts.spec.init_containers.iter().flatten() {
@@ -94,13 +114,21 @@ fn initialized(facts: &Facts) -> Verdict {
             unknown.push(container.name.as_str());
             continue;
         };
-        let done = if is_sidecar(container) { status.started == Some(true) } else { status.ready };
+        let done = if is_sidecar(container) {
+            status.started == Some(true)
+        } else {
+            status.ready
+        };
         if !done {
             incomplete.push(container.name.as_str());
         }
     }
     if facts.phase == "Succeeded" && unknown.is_empty() {
-        return Verdict { holds: true, reason: Some("PodCompleted"), message: None };
+        return Verdict {
+            holds: true,
+            reason: Some("PodCompleted"),
+            message: None,
+        };
     }
     match describe(&unknown, &incomplete, "incomplete") {
         Some(message) if !any_started => Verdict::no("ContainersNotInitialized", Some(message)),
@@ -110,9 +138,15 @@ fn initialized(facts: &Facts) -> Verdict {
 
 fn containers_ready(facts: &Facts) -> Verdict {
     let (mut unknown, mut unready) = (Vec::new(), Vec::new());
-    let sidecars = facts.spec.init_containers.iter().flatten().filter(|container| is_sidecar(container));
-    for (container, statuses) in
-        sidecars.map(|c| (c, facts.init)).chain(facts.spec.containers.iter().map(|c| (c, facts.containers)))
+    let sidecars = facts
+        .spec
+        .init_containers
+        .iter()
+        .flatten()
+        .filter(|container| is_sidecar(container));
+    for (container, statuses) in sidecars
+        .map(|c| (c, facts.init))
+        .chain(facts.spec.containers.iter().map(|c| (c, facts.containers)))
     {
         match statuses.iter().find(|status| status.name == container.name) {
             None => unknown.push(container.name.as_str()),
@@ -142,7 +176,9 @@ fn ready(facts: &Facts, containers_ready: &Verdict, old: &[PodCondition]) -> Ver
         .filter_map(|gate| {
             let kind = &gate.condition_type;
             match old.iter().find(|condition| condition.type_ == *kind) {
-                None => Some(format!("corresponding condition of pod readiness gate \"{kind}\" does not exist.")),
+                None => Some(format!(
+                    "corresponding condition of pod readiness gate \"{kind}\" does not exist."
+                )),
                 Some(condition) if condition.status != "True" => Some(format!(
                     "the status of pod readiness gate \"{kind}\" is not \"True\", but {}",
                     condition.status
@@ -151,5 +187,9 @@ fn ready(facts: &Facts, containers_ready: &Verdict, old: &[PodCondition]) -> Ver
             }
         })
         .collect();
-    if messages.is_empty() { Verdict::yes() } else { Verdict::no("ReadinessGatesNotReady", Some(messages.join(", "))) }
+    if messages.is_empty() {
+        Verdict::yes()
+    } else {
+        Verdict::no("ReadinessGatesNotReady", Some(messages.join(", ")))
+    }
 }

@@ -18,11 +18,18 @@ pub(super) fn statuses(
     observed: &RuntimePod,
     inputs: &Inputs,
 ) -> Vec<ContainerStatus> {
-    let has_init = pod.spec.as_ref().and_then(|spec| spec.init_containers.as_ref()).is_some_and(|c| !c.is_empty());
+    let has_init = pod
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.init_containers.as_ref())
+        .is_some_and(|c| !c.is_empty());
     let mut statuses: Vec<ContainerStatus> = containers
         .iter()
         .map(|container| {
-            let old = old.into_iter().flatten().find(|status| status.name == container.name);
+            let old = old
+                .into_iter()
+                .flatten()
+                .find(|status| status.name == container.name);
             let mut status = observed_status(pod, container, has_init, old, observed, inputs);
             apply_waiting(pod, container, init, observed, inputs, &mut status);
             apply_readiness(container, init, observed, inputs, &mut status);
@@ -39,7 +46,10 @@ pub(super) fn statuses(
 
 fn waiting(reason: &str, message: Option<String>) -> ContainerState {
     ContainerState {
-        waiting: Some(ContainerStateWaiting { reason: Some(reason.into()), message }),
+        waiting: Some(ContainerStateWaiting {
+            reason: Some(reason.into()),
+            message,
+        }),
         ..Default::default()
     }
 }
@@ -52,7 +62,10 @@ fn observed_status(
     observed: &RuntimePod,
     inputs: &Inputs,
 ) -> ContainerStatus {
-    let mut runs = observed.containers.iter().filter(|run| run.name == container.name);
+    let mut runs = observed
+        .containers
+        .iter()
+        .filter(|run| run.name == container.name);
     let mut status = ContainerStatus {
         name: container.name.clone(),
         image: container.image.clone().unwrap_or_default(),
@@ -63,21 +76,34 @@ fn observed_status(
         return status;
     };
     status.container_id = Some(container_id(&newest.id, inputs));
-    status.image = if newest.image.is_empty() { status.image } else { newest.image.clone() };
+    status.image = if newest.image.is_empty() {
+        status.image
+    } else {
+        newest.image.clone()
+    };
     status.image_id = newest.image_id.clone();
     status.restart_count = newest.restart_count;
     status.state = Some(state(newest, inputs));
-    status.last_state = runs.next().map(|previous| state(previous, inputs)).filter(|state| state.terminated.is_some());
+    status.last_state = runs
+        .next()
+        .map(|previous| state(previous, inputs))
+        .filter(|state| state.terminated.is_some());
     // Garbage collection may have removed the previous run: what was reported once stays reported.
     if status.last_state.is_none() {
-        status.last_state = old.filter(|old| old.restart_count == newest.restart_count).and_then(|o| o.last_state.clone());
+        status.last_state = old
+            .filter(|old| old.restart_count == newest.restart_count)
+            .and_then(|o| o.last_state.clone());
     }
     status
 }
 
 /// A container CRI does not know: not yet created, or gone together with what it left.
 fn vanished(pod: &Pod, has_init: bool, old: Option<&ContainerStatus>, status: &mut ContainerStatus) {
-    let default_reason = if has_init { "PodInitializing" } else { "ContainerCreating" };
+    let default_reason = if has_init {
+        "PodInitializing"
+    } else {
+        "ContainerCreating"
+    };
     status.state = Some(waiting(default_reason, None));
     let Some(old) = old else { return };
     status.restart_count = old.restart_count;
@@ -122,7 +148,9 @@ fn container_id(id: &str, inputs: &Inputs) -> String {
 fn state(run: &ObservedContainer, inputs: &Inputs) -> ContainerState {
     match run.state {
         runtime_pod::ContainerState::Running => ContainerState {
-            running: Some(ContainerStateRunning { started_at: Some(Time(run.started_at)) }),
+            running: Some(ContainerStateRunning {
+                started_at: Some(Time(run.started_at)),
+            }),
             ..Default::default()
         },
         runtime_pod::ContainerState::Created => waiting("ContainerCreating", None),
@@ -164,11 +192,20 @@ fn apply_waiting(
     if init && !is_sidecar(container) && succeeded || !should_restart(container, pod, observed) {
         return;
     }
-    let Some(why) = inputs.waiting.get(&container.name) else { return };
-    if status.state.as_ref().is_some_and(|state| state.terminated.is_some()) {
+    let Some(why) = inputs.waiting.get(&container.name) else {
+        return;
+    };
+    if status
+        .state
+        .as_ref()
+        .is_some_and(|state| state.terminated.is_some())
+    {
         status.last_state = status.state.take();
     }
-    status.state = Some(waiting(&why.reason, Some(why.message.clone()).filter(|message| !message.is_empty())));
+    status.state = Some(waiting(
+        &why.reason,
+        Some(why.message.clone()).filter(|message| !message.is_empty()),
+    ));
 }
 
 fn apply_readiness(
@@ -179,7 +216,9 @@ fn apply_readiness(
     status: &mut ContainerStatus,
 ) {
     let state = status.state.clone().unwrap_or_default();
-    let run = observed.container(&container.name).filter(|_| state.running.is_some());
+    let run = observed
+        .container(&container.name)
+        .filter(|_| state.running.is_some());
     let started = run.is_some_and(|run| inputs.started.contains(&run.id));
     status.started = Some(started);
     status.ready = if init && !is_sidecar(container) {

@@ -13,7 +13,12 @@ use crate::context::Context;
 /// Upstream prints at most this much of a probe's output.
 const MAX_OUTPUT: usize = 10 * 1024;
 
-pub async fn probe(context: &Context, target: &Target, probe: &Probe, timeout: Duration) -> Result<(), String> {
+pub async fn probe(
+    context: &Context,
+    target: &Target,
+    probe: &Probe,
+    timeout: Duration,
+) -> Result<(), String> {
     let ip = target.ip.map(|ip| ip.to_string()).unwrap_or_default();
     if let Some(action) = &probe.exec {
         let command = action.command.clone().unwrap_or_default();
@@ -37,14 +42,28 @@ pub async fn probe(context: &Context, target: &Target, probe: &Probe, timeout: D
 /// `$(VAR)` in probe commands sees the container's literal variables.
 fn expand(command: Vec<String>, container: &Container) -> Vec<String> {
     let lookup = |name: &str| {
-        container.env.iter().flatten().find(|variable| variable.name == name).and_then(|v| v.value.clone())
+        container
+            .env
+            .iter()
+            .flatten()
+            .find(|variable| variable.name == name)
+            .and_then(|v| v.value.clone())
     };
-    command.iter().map(|word| crate::env::expand(word, &lookup)).collect()
+    command
+        .iter()
+        .map(|word| crate::env::expand(word, &lookup))
+        .collect()
 }
 
-pub async fn exec(context: &Context, id: &str, command: Vec<String>, timeout: Duration) -> Result<(), String> {
+pub async fn exec(
+    context: &Context,
+    id: &str,
+    command: Vec<String>,
+    timeout: Duration,
+) -> Result<(), String> {
     let answer = context.runtime.exec_sync(id, command.clone(), timeout).await;
-    let answer = answer.map_err(|error| format!("command {command:?} timed out or could not be run: {error}"))?;
+    let answer =
+        answer.map_err(|error| format!("command {command:?} timed out or could not be run: {error}"))?;
     if answer.exit_code == 0 {
         return Ok(());
     }
@@ -52,7 +71,11 @@ pub async fn exec(context: &Context, id: &str, command: Vec<String>, timeout: Du
     output.extend(answer.stderr);
     output.truncate(MAX_OUTPUT);
     let output = String::from_utf8_lossy(&output).into_owned();
-    if output.is_empty() { Err(format!("command exited with {}", answer.exit_code)) } else { Err(output) }
+    if output.is_empty() {
+        Err(format!("command exited with {}", answer.exit_code))
+    } else {
+        Err(output)
+    }
 }
 
 pub async fn http_get(
@@ -61,13 +84,21 @@ pub async fn http_get(
     ip: &str,
     timeout: Duration,
 ) -> Result<(), String> {
-    let host = action.host.as_deref().filter(|host| !host.is_empty()).unwrap_or(ip);
+    let host = action
+        .host
+        .as_deref()
+        .filter(|host| !host.is_empty())
+        .unwrap_or(ip);
     let path = action.path.as_deref().unwrap_or("/");
     let request = http::Get {
         tls: action.scheme.as_deref() == Some("HTTPS"),
         host,
         port: port(&action.port, container)?,
-        path: if path.starts_with('/') { path.to_owned() } else { format!("/{path}") },
+        path: if path.starts_with('/') {
+            path.to_owned()
+        } else {
+            format!("/{path}")
+        },
         headers: action.http_headers.as_deref().unwrap_or_default(),
     };
     let url = request.url();
@@ -94,14 +125,22 @@ pub fn port(port: &IntOrString, container: &Container) -> Result<u16, String> {
         IntOrString::Int(number) => Some(*number),
         IntOrString::String(name) => {
             let ports = container.ports.iter().flatten();
-            let named = ports.into_iter().find(|candidate| candidate.name.as_deref() == Some(name));
-            named.map(|port| port.container_port).or_else(|| name.parse().ok())
+            let named = ports
+                .into_iter()
+                .find(|candidate| candidate.name.as_deref() == Some(name));
+            named
+                .map(|port| port.container_port)
+                .or_else(|| name.parse().ok())
         }
     };
-    let number = number.and_then(|number| u16::try_from(number).ok()).filter(|number| *number > 0);
+    let number = number
+        .and_then(|number| u16::try_from(number).ok())
+        .filter(|number| *number > 0);
     number.ok_or_else(|| match port {
         IntOrString::Int(number) => format!("invalid port number: {number}"),
-        IntOrString::String(name) => format!("couldn't find port: {name:?} in container {:?}", container.name),
+        IntOrString::String(name) => {
+            format!("couldn't find port: {name:?} in container {:?}", container.name)
+        }
     })
 }
 
@@ -112,14 +151,25 @@ mod tests {
 
     #[test]
     fn ports() {
-        let named = ContainerPort { name: Some("http".into()), container_port: 8080, ..Default::default() };
-        let container = Container { name: "c".into(), ports: Some(vec![named]), ..Default::default() };
+        let named = ContainerPort {
+            name: Some("http".into()),
+            container_port: 8080,
+            ..Default::default()
+        };
+        let container = Container {
+            name: "c".into(),
+            ports: Some(vec![named]),
+            ..Default::default()
+        };
         for (input, expected) in [
             (IntOrString::Int(80), Ok(80)),
             (IntOrString::Int(0), Err("invalid port number: 0")),
             (IntOrString::String("http".into()), Ok(8080)),
             (IntOrString::String("81".into()), Ok(81)),
-            (IntOrString::String("x".into()), Err("couldn't find port: \"x\" in container \"c\"")),
+            (
+                IntOrString::String("x".into()),
+                Err("couldn't find port: \"x\" in container \"c\""),
+            ),
         ] {
             assert_eq!(port(&input, &container), expected.map_err(str::to_owned));
         }
@@ -132,6 +182,9 @@ mod tests {
         assert_eq!(tcp("127.0.0.1", port, Duration::from_secs(5)).await, Ok(()));
         drop(listener);
         let error = tcp("127.0.0.1", port, Duration::from_secs(5)).await.unwrap_err();
-        assert_eq!(error, format!("dial tcp 127.0.0.1:{port}: connect: connection refused"));
+        assert_eq!(
+            error,
+            format!("dial tcp 127.0.0.1:{port}: connect: connection refused")
+        );
     }
 }

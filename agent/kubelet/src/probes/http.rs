@@ -30,7 +30,11 @@ impl Get<'_> {
 }
 
 pub fn join(host: &str, port: u16) -> String {
-    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+    if host.contains(':') {
+        format!("[{host}]:{port}")
+    } else {
+        format!("{host}:{port}")
+    }
 }
 
 /// The kernel's words without Rust's `(os error N)`, in lower case as Go prints them.
@@ -48,7 +52,9 @@ pub async fn status(get: &Get<'_>) -> Result<u16, String> {
         return exchange(stream, get).await;
     }
     let name = ServerName::try_from(get.host.to_owned()).map_err(|error| error.to_string())?;
-    let stream = tokio_rustls::TlsConnector::from(Arc::new(unverified_tls())).connect(name, stream).await;
+    let stream = tokio_rustls::TlsConnector::from(Arc::new(unverified_tls()))
+        .connect(name, stream)
+        .await;
     exchange(stream.map_err(|error| error.to_string())?, get).await
 }
 
@@ -60,9 +66,17 @@ where
     let (mut sender, connection) = handshake.map_err(|error| error.to_string())?;
     let driver = tokio::spawn(connection);
     let mut request = http::Request::get(&get.path).header("Connection", "close");
-    let given = |name: &str| get.headers.iter().any(|header| header.name.eq_ignore_ascii_case(name));
+    let given = |name: &str| {
+        get.headers
+            .iter()
+            .any(|header| header.name.eq_ignore_ascii_case(name))
+    };
     let host = join(get.host, get.port);
-    for (name, value) in [("Host", host.as_str()), ("User-Agent", "kube-probe/1.36"), ("Accept", "*/*")] {
+    for (name, value) in [
+        ("Host", host.as_str()),
+        ("User-Agent", "kube-probe/1.36"),
+        ("Accept", "*/*"),
+    ] {
         if !given(name) {
             request = request.header(name, value);
         }
@@ -70,7 +84,9 @@ where
     for header in get.headers {
         request = request.header(&header.name, &header.value);
     }
-    let request = request.body(Empty::<Bytes>::new()).map_err(|error| error.to_string())?;
+    let request = request
+        .body(Empty::<Bytes>::new())
+        .map_err(|error| error.to_string())?;
     let response = sender.send_request(request).await;
     driver.abort();
     Ok(response.map_err(|error| error.to_string())?.status().as_u16())
@@ -78,7 +94,10 @@ where
 
 fn unverified_tls() -> ClientConfig {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    ClientConfig::builder().dangerous().with_custom_certificate_verifier(Arc::new(AcceptAny(provider))).with_no_client_auth()
+    ClientConfig::builder()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(AcceptAny(provider)))
+        .with_no_client_auth()
 }
 
 #[derive(Debug)]
@@ -134,15 +153,30 @@ mod tests {
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut buffer = vec![0; 4096];
             let read = stream.read(&mut buffer).await.unwrap();
-            stream.write_all(b"HTTP/1.1 503 no\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+            stream
+                .write_all(b"HTTP/1.1 503 no\r\nContent-Length: 0\r\n\r\n")
+                .await
+                .unwrap();
             String::from_utf8_lossy(&buffer[..read]).into_owned()
         });
-        let headers = [HTTPHeader { name: "Host".into(), value: "example".into() }];
-        let get = Get { tls: false, host: "127.0.0.1", port, path: "/healthz".into(), headers: &headers };
+        let headers = [HTTPHeader {
+            name: "Host".into(),
+            value: "example".into(),
+        }];
+        let get = Get {
+            tls: false,
+            host: "127.0.0.1",
+            port,
+            path: "/healthz".into(),
+            headers: &headers,
+        };
         assert_eq!(status(&get).await, Ok(503));
         let seen = server.await.unwrap().to_lowercase();
         assert!(seen.starts_with("get /healthz http/1.1\r\n"), "{seen}");
-        assert!(seen.contains("host: example\r\n") && seen.contains("user-agent: kube-probe/1.36\r\n"), "{seen}");
+        assert!(
+            seen.contains("host: example\r\n") && seen.contains("user-agent: kube-probe/1.36\r\n"),
+            "{seen}"
+        );
         assert_eq!(seen.matches("host:").count(), 1);
     }
 }

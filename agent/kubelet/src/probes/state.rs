@@ -26,7 +26,11 @@ impl ProbeState {
             self.last = Some(success);
             self.run = 1;
         }
-        let threshold = if success { self.success_threshold } else { self.failure_threshold };
+        let threshold = if success {
+            self.success_threshold
+        } else {
+            self.failure_threshold
+        };
         (self.run >= threshold).then_some(success)
     }
 }

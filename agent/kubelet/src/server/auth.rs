@@ -29,7 +29,11 @@ pub struct User {
 /// The subject of a verified client certificate.
 pub fn certificate_user(der: &[u8]) -> Option<User> {
     let info = pki::CertificateInfo::from_der(der).ok()?;
-    let user = User { name: info.subject.common_name, uid: String::new(), groups: info.subject.organizations };
+    let user = User {
+        name: info.subject.common_name,
+        uid: String::new(),
+        groups: info.subject.organizations,
+    };
     (!user.name.is_empty()).then_some(user)
 }
 
@@ -68,14 +72,25 @@ pub struct Authorizer {
 impl Authorizer {
     /// The user of a bearer token; none for requests without a valid one.
     pub async fn token_user(&self, context: &Context, headers: &HeaderMap) -> Option<User> {
-        let token = headers.get(header::AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")?.to_owned();
+        let token = headers
+            .get(header::AUTHORIZATION)?
+            .to_str()
+            .ok()?
+            .strip_prefix("Bearer ")?
+            .to_owned();
         if let Some((user, at)) = self.tokens.lock().unwrap_or_else(|e| e.into_inner()).get(&token)
             && at.elapsed() < TOKEN_TTL
         {
             return user.clone();
         }
-        let spec = TokenReviewSpec { token: token.clone(), audiences: None };
-        let review = TokenReview { spec, ..Default::default() };
+        let spec = TokenReviewSpec {
+            token: token.clone(),
+            audiences: None,
+        };
+        let review = TokenReview {
+            spec,
+            ..Default::default()
+        };
         let reviews: Api<TokenReview> = Api::all(context.client.clone());
         let status = match reviews.create(&PostParams::default(), &review).await {
             Ok(review) => review.status.unwrap_or_default(),
@@ -84,11 +99,14 @@ impl Authorizer {
                 return None;
             }
         };
-        let user = status.user.filter(|_| status.authenticated == Some(true)).map(|user| User {
-            name: user.username.unwrap_or_default(),
-            uid: user.uid.unwrap_or_default(),
-            groups: user.groups.unwrap_or_default(),
-        });
+        let user = status
+            .user
+            .filter(|_| status.authenticated == Some(true))
+            .map(|user| User {
+                name: user.username.unwrap_or_default(),
+                uid: user.uid.unwrap_or_default(),
+                groups: user.groups.unwrap_or_default(),
+            });
         let mut tokens = self.tokens.lock().unwrap_or_else(|e| e.into_inner());
         if tokens.len() >= REMEMBERED {
             tokens.clear();
@@ -97,7 +115,13 @@ impl Authorizer {
         user
     }
 
-    pub async fn authorize(&self, context: &Context, user: &User, method: &Method, path: &str) -> Result<(), String> {
+    pub async fn authorize(
+        &self,
+        context: &Context,
+        user: &User,
+        method: &Method,
+        path: &str,
+    ) -> Result<(), String> {
         let node = &context.config.node_name;
         let wanted = subresources(path);
         for subresource in wanted {
@@ -123,7 +147,11 @@ impl Authorizer {
         subresource: &'static str,
     ) -> Result<bool, kube::Error> {
         let question = (user.clone(), verb, subresource);
-        if let Some((allowed, at)) = self.answers.lock().unwrap_or_else(|e| e.into_inner()).get(&question)
+        if let Some((allowed, at)) = self
+            .answers
+            .lock()
+            .unwrap_or_else(|e| e.into_inner())
+            .get(&question)
             && at.elapsed() < if *allowed { ALLOWED_TTL } else { DENIED_TTL }
         {
             return Ok(*allowed);
@@ -174,6 +202,9 @@ mod tests {
         ] {
             assert_eq!(subresources(path), expected, "{path}");
         }
-        assert_eq!([Method::GET, Method::POST].map(|method| verb(&method)), ["get", "create"]);
+        assert_eq!(
+            [Method::GET, Method::POST].map(|method| verb(&method)),
+            ["get", "create"]
+        );
     }
 }

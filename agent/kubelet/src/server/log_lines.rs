@@ -59,7 +59,12 @@ fn parse(line: &[u8]) -> Option<Line<'_>> {
     let stream = std::str::from_utf8(parts.next()?).ok()?;
     let tag = parts.next()?;
     let text = parts.next().unwrap_or_default();
-    Some(Line { time, stream, partial: tag.starts_with(b"P"), text })
+    Some(Line {
+        time,
+        stream,
+        partial: tag.starts_with(b"P"),
+        text,
+    })
 }
 
 /// Prints complete log lines; what is not in CRI's format is skipped, as upstream does.
@@ -73,7 +78,11 @@ pub struct Printer {
 impl Printer {
     pub fn new(options: LogOptions) -> Self {
         let left = options.limit_bytes.unwrap_or(usize::MAX);
-        Self { options, left, continuing: false }
+        Self {
+            options,
+            left,
+            continuing: false,
+        }
     }
 
     pub fn is_exhausted(&self) -> bool {
@@ -85,7 +94,12 @@ impl Printer {
         let mut output = Vec::with_capacity(block.len());
         for raw in block.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
             let Some(line) = parse(raw) else { continue };
-            if self.options.stream.as_deref().is_some_and(|stream| stream != line.stream) {
+            if self
+                .options
+                .stream
+                .as_deref()
+                .is_some_and(|stream| stream != line.stream)
+            {
                 continue;
             }
             let older = |since: Timestamp| line.time.parse::<Timestamp>().is_ok_and(|time| time < since);
@@ -113,8 +127,12 @@ pub fn tail_offset(log: &[u8], count: usize) -> usize {
     let mut wanted = count;
     let mut end = log.len();
     while end > 0 {
-        let start = log[..end - 1].iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-        let full = parse(log[start..end].strip_suffix(b"\n").unwrap_or(&log[start..end])).is_some_and(|l| !l.partial);
+        let start = log[..end - 1]
+            .iter()
+            .rposition(|byte| *byte == b'\n')
+            .map_or(0, |at| at + 1);
+        let full = parse(log[start..end].strip_suffix(b"\n").unwrap_or(&log[start..end]))
+            .is_some_and(|l| !l.partial);
         if full {
             if wanted == 0 {
                 return end;
@@ -140,15 +158,36 @@ mod tests {
     #[test]
     fn printing() {
         assert_eq!(print(LogOptions::default()), "one\ntwo\nthree\n");
-        let stamped = print(LogOptions { timestamps: true, ..Default::default() });
+        let stamped = print(LogOptions {
+            timestamps: true,
+            ..Default::default()
+        });
         assert_eq!(
             stamped,
             "2026-01-01T00:00:00.5Z one\n2026-01-01T00:00:01Z two\n2026-01-01T00:00:02Z three\n"
         );
         let since = Some("2026-01-01T00:00:01Z".parse().unwrap());
-        assert_eq!(print(LogOptions { since, ..Default::default() }), "two\nthree\n");
-        assert_eq!(print(LogOptions { limit_bytes: Some(5), ..Default::default() }), "one\nt");
-        assert_eq!(print(LogOptions { stream: Some("stderr".into()), ..Default::default() }), "two\n");
+        assert_eq!(
+            print(LogOptions {
+                since,
+                ..Default::default()
+            }),
+            "two\nthree\n"
+        );
+        assert_eq!(
+            print(LogOptions {
+                limit_bytes: Some(5),
+                ..Default::default()
+            }),
+            "one\nt"
+        );
+        assert_eq!(
+            print(LogOptions {
+                stream: Some("stderr".into()),
+                ..Default::default()
+            }),
+            "two\n"
+        );
     }
 
     #[test]
@@ -157,7 +196,10 @@ mod tests {
             let at = tail_offset(LOG, count);
             String::from_utf8(Printer::new(LogOptions::default()).print(&LOG[at..])).unwrap()
         };
-        assert_eq!([tail(0), tail(1), tail(2), tail(9)], ["", "three\n", "two\nthree\n", "one\ntwo\nthree\n"]);
+        assert_eq!(
+            [tail(0), tail(1), tail(2), tail(9)],
+            ["", "three\n", "two\nthree\n", "one\ntwo\nthree\n"]
+        );
     }
 
     #[test]
@@ -167,6 +209,9 @@ mod tests {
         let options = LogOptions::parse(&pairs("follow=true&tailLines=5&sinceSeconds=60"), now).unwrap();
         assert_eq!((options.follow, options.tail), (true, Some(5)));
         assert_eq!(options.since, Some("2026-01-01T00:00:00Z".parse().unwrap()));
-        assert_eq!(LogOptions::parse(&pairs("tailLines=x"), now), Err("invalid tailLines: \"x\"".into()));
+        assert_eq!(
+            LogOptions::parse(&pairs("tailLines=x"), now),
+            Err("invalid tailLines: \"x\"".into())
+        );
     }
 }

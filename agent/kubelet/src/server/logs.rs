@@ -36,7 +36,10 @@ pub async fn answer(
         Err(message) => return text(StatusCode::BAD_REQUEST, message),
     };
     let Some(pod) = pods.find(namespace, pod_name) else {
-        return text(StatusCode::NOT_FOUND, format!("pod \"{pod_name}\" does not exist\n"));
+        return text(
+            StatusCode::NOT_FOUND,
+            format!("pod \"{pod_name}\" does not exist\n"),
+        );
     };
     if find_container(&pod, container).is_none() {
         let message = format!("container \"{container}\" not found in pod \"{pod_name}\"\n");
@@ -58,7 +61,10 @@ pub async fn answer(
             tokio::spawn(send(runtime, run.id, path, file, options, sender));
             streamed(receiver)
         }
-        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("failed to open log file {}: {error}", path.display())),
+        Err(error) => text(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("failed to open log file {}: {error}", path.display()),
+        ),
     }
 }
 
@@ -73,7 +79,11 @@ fn choose_run<'a>(
     let mut runs = observed.containers.iter().filter(|run| run.name == container);
     let newest = runs.next();
     let reported = pod.status.iter().flat_map(|status| {
-        status.container_statuses.iter().chain(status.init_container_statuses.iter()).flatten()
+        status
+            .container_statuses
+            .iter()
+            .chain(status.init_container_statuses.iter())
+            .flatten()
     });
     let waiting = reported
         .into_iter()
@@ -81,13 +91,19 @@ fn choose_run<'a>(
         .and_then(|status| status.state.as_ref()?.waiting.as_ref()?.reason.clone());
     if previous {
         // While the container waits to be restarted, its newest run is the previous one.
-        let run = newest.filter(|run| run.state == ContainerState::Exited && waiting.is_some()).or_else(|| runs.next());
-        return run.ok_or_else(|| format!("previous terminated container \"{container}\" in pod \"{pod_name}\" not found"));
+        let run = newest
+            .filter(|run| run.state == ContainerState::Exited && waiting.is_some())
+            .or_else(|| runs.next());
+        return run.ok_or_else(|| {
+            format!("previous terminated container \"{container}\" in pod \"{pod_name}\" not found")
+        });
     }
-    newest.filter(|run| run.state != ContainerState::Created).ok_or_else(|| {
-        let reason = waiting.unwrap_or_else(|| "ContainerCreating".into());
-        format!("container \"{container}\" in pod \"{pod_name}\" is waiting to start: {reason}")
-    })
+    newest
+        .filter(|run| run.state != ContainerState::Created)
+        .ok_or_else(|| {
+            let reason = waiting.unwrap_or_else(|| "ContainerCreating".into());
+            format!("container \"{container}\" in pod \"{pod_name}\" is waiting to start: {reason}")
+        })
 }
 
 async fn send(
@@ -114,10 +130,15 @@ async fn send(
     let mut ended = false;
     loop {
         let mut chunk = vec![0; CHUNK];
-        let Ok(count) = file.read(&mut chunk).await else { return };
+        let Ok(count) = file.read(&mut chunk).await else {
+            return;
+        };
         if count > 0 {
             pending.extend_from_slice(&chunk[..count]);
-            let whole = pending.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+            let whole = pending
+                .iter()
+                .rposition(|byte| *byte == b'\n')
+                .map_or(0, |at| at + 1);
             let output = printer.print(&pending[..whole]);
             pending.drain(..whole);
             if !output.is_empty() && sender.send(output.into()).await.is_err() || printer.is_exhausted() {
@@ -161,7 +182,9 @@ async fn is_running(runtime: &Runtime, id: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use k8s_openapi::api::core::v1::{ContainerState as ApiState, ContainerStateWaiting, ContainerStatus, PodStatus};
+    use k8s_openapi::api::core::v1::{
+        ContainerState as ApiState, ContainerStateWaiting, ContainerStatus, PodStatus,
+    };
 
     fn runs(states: &[ContainerState]) -> RuntimePod {
         let run = |(index, state): (usize, &ContainerState)| ObservedContainer {
@@ -170,7 +193,10 @@ mod tests {
             state: *state,
             ..Default::default()
         };
-        RuntimePod { containers: states.iter().enumerate().map(run).collect(), ..Default::default() }
+        RuntimePod {
+            containers: states.iter().enumerate().map(run).collect(),
+            ..Default::default()
+        }
     }
 
     #[test]
@@ -179,14 +205,20 @@ mod tests {
         let waiting = ContainerStatus {
             name: "c".into(),
             state: Some(ApiState {
-                waiting: Some(ContainerStateWaiting { reason: Some("CrashLoopBackOff".into()), message: None }),
+                waiting: Some(ContainerStateWaiting {
+                    reason: Some("CrashLoopBackOff".into()),
+                    message: None,
+                }),
                 ..Default::default()
             }),
             ..Default::default()
         };
         let plain = Pod::default();
         let crashing = Pod {
-            status: Some(PodStatus { container_statuses: Some(vec![waiting]), ..Default::default() }),
+            status: Some(PodStatus {
+                container_statuses: Some(vec![waiting]),
+                ..Default::default()
+            }),
             ..Default::default()
         };
         for (pod, states, previous, expected) in [
@@ -198,7 +230,9 @@ mod tests {
             (&plain, vec![], false, None),
         ] {
             let observed = runs(&states);
-            let run = choose_run(pod, &observed, "c", previous).ok().map(|run| run.id.as_str());
+            let run = choose_run(pod, &observed, "c", previous)
+                .ok()
+                .map(|run| run.id.as_str());
             assert_eq!(run, expected, "{states:?} previous={previous}");
         }
     }

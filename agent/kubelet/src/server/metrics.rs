@@ -16,14 +16,30 @@ use crate::runtime::{CONTAINER_NAME, PodIdentity, identity};
 pub fn kubelet(pods: &Pods) -> Answer {
     let pods = pods.all();
     let phase_of = |pod: &k8s_openapi::api::core::v1::Pod| {
-        pod.status.as_ref().and_then(|status| status.phase.clone()).unwrap_or_else(|| "Pending".into())
+        pod.status
+            .as_ref()
+            .and_then(|status| status.phase.clone())
+            .unwrap_or_else(|| "Pending".into())
     };
     let running = pods.iter().filter(|pod| phase_of(pod) == "Running").count();
     let mut body = String::new();
-    let _ = writeln!(body, "# HELP kubelet_running_pods Number of pods that have a running pod sandbox");
-    let _ = writeln!(body, "# TYPE kubelet_running_pods gauge\nkubelet_running_pods {running}");
-    let _ = writeln!(body, "# HELP kubelet_desired_pods The number of pods the kubelet is being instructed to run");
-    let _ = writeln!(body, "# TYPE kubelet_desired_pods gauge\nkubelet_desired_pods{{static=\"\"}} {}", pods.len());
+    let _ = writeln!(
+        body,
+        "# HELP kubelet_running_pods Number of pods that have a running pod sandbox"
+    );
+    let _ = writeln!(
+        body,
+        "# TYPE kubelet_running_pods gauge\nkubelet_running_pods {running}"
+    );
+    let _ = writeln!(
+        body,
+        "# HELP kubelet_desired_pods The number of pods the kubelet is being instructed to run"
+    );
+    let _ = writeln!(
+        body,
+        "# TYPE kubelet_desired_pods gauge\nkubelet_desired_pods{{static=\"\"}} {}",
+        pods.len()
+    );
     text(StatusCode::OK, body)
 }
 
@@ -39,7 +55,11 @@ async fn usage(context: &Context) -> Result<Vec<Usage>, Answer> {
     let attributed = stats.into_iter().filter_map(|stats| {
         let attributes = stats.attributes.clone()?;
         let container = attributes.labels.get(CONTAINER_NAME)?.clone();
-        Some(Usage { pod: identity(&attributes.labels)?, container, stats })
+        Some(Usage {
+            pod: identity(&attributes.labels)?,
+            container,
+            stats,
+        })
     });
     Ok(attributed.collect())
 }
@@ -60,19 +80,30 @@ pub async fn resource(context: &Context) -> Answer {
     };
     let mut body = String::from("# TYPE container_cpu_usage_seconds_total counter\n");
     let labels = |usage: &Usage| {
-        format!("container=\"{}\",namespace=\"{}\",pod=\"{}\"", usage.container, usage.pod.namespace, usage.pod.name)
+        format!(
+            "container=\"{}\",namespace=\"{}\",pod=\"{}\"",
+            usage.container, usage.pod.namespace, usage.pod.name
+        )
     };
     for entry in &usage {
         if let Some(nanoseconds) = cpu_nanoseconds(&entry.stats) {
             #[allow(clippy::cast_precision_loss)]
             let seconds = nanoseconds as f64 / 1e9;
-            let _ = writeln!(body, "container_cpu_usage_seconds_total{{{}}} {seconds}", labels(entry));
+            let _ = writeln!(
+                body,
+                "container_cpu_usage_seconds_total{{{}}} {seconds}",
+                labels(entry)
+            );
         }
     }
     body.push_str("# TYPE container_memory_working_set_bytes gauge\n");
     for entry in &usage {
         if let Some(bytes) = working_set(&entry.stats) {
-            let _ = writeln!(body, "container_memory_working_set_bytes{{{}}} {bytes}", labels(entry));
+            let _ = writeln!(
+                body,
+                "container_memory_working_set_bytes{{{}}} {bytes}",
+                labels(entry)
+            );
         }
     }
     text(StatusCode::OK, body)

@@ -21,7 +21,13 @@ pub struct Target<'a> {
     pub container: Option<&'a str>,
 }
 
-pub async fn answer(context: &Context, pods: &Pods, kind: &str, target: Target<'_>, request: Request<Incoming>) -> Answer {
+pub async fn answer(
+    context: &Context,
+    pods: &Pods,
+    kind: &str,
+    target: Target<'_>,
+    request: Request<Incoming>,
+) -> Answer {
     let parameters = query(request.uri().query());
     let Some(pod) = pods.find(target.namespace, target.pod) else {
         return text(StatusCode::NOT_FOUND, "pod does not exist");
@@ -47,9 +53,15 @@ async fn url(
 ) -> Result<String, Refusal> {
     // The API server says `input`, `output`, `error`; direct clients also `stdin`, `stdout`, `stderr`.
     let flag = |names: &[&str]| {
-        parameters.iter().any(|(key, value)| names.contains(&key.as_str()) && matches!(value.as_str(), "1" | "true"))
+        parameters
+            .iter()
+            .any(|(key, value)| names.contains(&key.as_str()) && matches!(value.as_str(), "1" | "true"))
     };
-    let (stdin, stdout, tty) = (flag(&["input", "stdin"]), flag(&["output", "stdout"]), flag(&["tty"]));
+    let (stdin, stdout, tty) = (
+        flag(&["input", "stdin"]),
+        flag(&["output", "stdout"]),
+        flag(&["tty"]),
+    );
     let stderr = flag(&["error", "stderr"]) && !tty;
     if kind != "portForward" && !stdin && !stdout && !stderr {
         let message = "you must specify at least 1 of stdin, stdout, stderr";
@@ -58,21 +70,51 @@ async fn url(
     let failed = |error: crate::runtime::RuntimeError| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string());
     if kind == "portForward" {
         let sandbox = observed.ready_sandbox();
-        let sandbox = sandbox.ok_or((StatusCode::INTERNAL_SERVER_ERROR, "pod has no running sandbox".to_owned()))?;
-        let ports = parameters.iter().filter(|(key, _)| key == "port").filter_map(|(_, value)| value.parse().ok());
-        let request = v1::PortForwardRequest { pod_sandbox_id: sandbox.id.clone(), port: ports.collect() };
+        let sandbox = sandbox.ok_or((
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "pod has no running sandbox".to_owned(),
+        ))?;
+        let ports = parameters
+            .iter()
+            .filter(|(key, _)| key == "port")
+            .filter_map(|(_, value)| value.parse().ok());
+        let request = v1::PortForwardRequest {
+            pod_sandbox_id: sandbox.id.clone(),
+            port: ports.collect(),
+        };
         return context.runtime.port_forward_url(request).await.map_err(failed);
     }
     let name = target.container.unwrap_or_default();
-    let running = observed.running_containers().find(|container| container.name == name);
+    let running = observed
+        .running_containers()
+        .find(|container| container.name == name);
     let missing = || (StatusCode::NOT_FOUND, format!("container not found (\"{name}\")"));
     let container_id = running.ok_or_else(missing)?.id.clone();
     if kind == "attach" {
-        let request = v1::AttachRequest { container_id, stdin, tty, stdout, stderr, ..Default::default() };
+        let request = v1::AttachRequest {
+            container_id,
+            stdin,
+            tty,
+            stdout,
+            stderr,
+            ..Default::default()
+        };
         return context.runtime.attach_url(request).await.map_err(failed);
     }
-    let cmd = parameters.iter().filter(|(key, _)| key == "command").map(|(_, value)| value.clone()).collect();
-    let request = v1::ExecRequest { container_id, cmd, tty, stdin, stdout, stderr, ..Default::default() };
+    let cmd = parameters
+        .iter()
+        .filter(|(key, _)| key == "command")
+        .map(|(_, value)| value.clone())
+        .collect();
+    let request = v1::ExecRequest {
+        container_id,
+        cmd,
+        tty,
+        stdin,
+        stdout,
+        stderr,
+        ..Default::default()
+    };
     context.runtime.exec_url(request).await.map_err(failed)
 }
 
@@ -80,21 +122,36 @@ async fn url(
 async fn join(url: String, mut request: Request<Incoming>) -> Answer {
     let client = hyper::upgrade::on(&mut request);
     let forwarded = async {
-        let uri: Uri = url.parse().map_err(|error| format!("streaming URL {url:?}: {error}"))?;
-        let address = uri.authority().ok_or_else(|| format!("streaming URL {url:?} has no host"))?;
-        let stream = TcpStream::connect(address.as_str()).await.map_err(|error| format!("connect {address}: {error}"))?;
+        let uri: Uri = url
+            .parse()
+            .map_err(|error| format!("streaming URL {url:?}: {error}"))?;
+        let address = uri
+            .authority()
+            .ok_or_else(|| format!("streaming URL {url:?} has no host"))?;
+        let stream = TcpStream::connect(address.as_str())
+            .await
+            .map_err(|error| format!("connect {address}: {error}"))?;
         let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
         let (mut sender, connection) = handshake.map_err(|error| error.to_string())?;
         tokio::spawn(connection.with_upgrades());
         let mut onward = Request::new(Full::new(Bytes::new()));
         *onward.method_mut() = request.method().clone();
-        *onward.uri_mut() = uri.path_and_query().map(|path| path.as_str().parse()).transpose().ok().flatten().unwrap_or_default();
+        *onward.uri_mut() = uri
+            .path_and_query()
+            .map(|path| path.as_str().parse())
+            .transpose()
+            .ok()
+            .flatten()
+            .unwrap_or_default();
         *onward.headers_mut() = request.headers().clone();
         onward.headers_mut().remove(http::header::AUTHORIZATION);
         if let Ok(host) = address.as_str().parse() {
             onward.headers_mut().insert(http::header::HOST, host);
         }
-        sender.send_request(onward).await.map_err(|error| format!("streaming server: {error}"))
+        sender
+            .send_request(onward)
+            .await
+            .map_err(|error| format!("streaming server: {error}"))
     };
     let mut response = match forwarded.await {
         Ok(response) => response,
@@ -120,7 +177,10 @@ async fn join(url: String, mut request: Request<Incoming>) -> Answer {
     let bytes = if parts.status == StatusCode::SWITCHING_PROTOCOLS {
         Bytes::new()
     } else {
-        body.collect().await.map(|body| body.to_bytes()).unwrap_or_default()
+        body.collect()
+            .await
+            .map(|body| body.to_bytes())
+            .unwrap_or_default()
     };
     let body: Body = Full::new(bytes).boxed_unsync();
     Answer::from_parts(parts, body)

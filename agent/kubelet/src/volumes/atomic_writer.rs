@@ -28,7 +28,10 @@ pub fn write(volume: &Path, payload: &Payload, fs_group: Option<i64>) -> Result<
     fs::create_dir_all(volume).map_err(SetUpError::file("create", volume))?;
     let data = volume.join(DATA);
     let present = fs::read_link(&data).ok();
-    if present.as_ref().is_some_and(|dir| is_current(&volume.join(dir), payload)) {
+    if present
+        .as_ref()
+        .is_some_and(|dir| is_current(&volume.join(dir), payload))
+    {
         return Ok(false);
     }
     let stamp = jiff::Timestamp::now().as_nanosecond();
@@ -52,14 +55,20 @@ fn is_current(dir: &Path, payload: &Payload) -> bool {
     let mut found = 0;
     let mut pending = vec![dir.to_owned()];
     while let Some(next) = pending.pop() {
-        let Ok(entries) = fs::read_dir(&next) else { return false };
+        let Ok(entries) = fs::read_dir(&next) else {
+            return false;
+        };
         for entry in entries.flatten() {
             let path = entry.path();
             if path.is_dir() {
                 pending.push(path);
                 continue;
             }
-            let name = path.strip_prefix(dir).ok().and_then(Path::to_str).unwrap_or_default();
+            let name = path
+                .strip_prefix(dir)
+                .ok()
+                .and_then(Path::to_str)
+                .unwrap_or_default();
             match payload.get(name) {
                 Some(file) if fs::read(&path).is_ok_and(|data| data == file.data) => found += 1,
                 _ => return false,
@@ -74,7 +83,11 @@ fn write_file(path: &Path, file: &FileProjection, fs_group: Option<i64>) -> Resu
         fs::create_dir_all(parent).map_err(SetUpError::file("create", parent))?;
     }
     fs::write(path, &file.data).map_err(SetUpError::file("write", path))?;
-    let mode = if fs_group.is_some() { file.mode | 0o440 } else { file.mode };
+    let mode = if fs_group.is_some() {
+        file.mode | 0o440
+    } else {
+        file.mode
+    };
     set_mode(path, mode)?;
     if let Some(group) = fs_group.and_then(|group| u32::try_from(group).ok()) {
         std::os::unix::fs::chown(path, None, Some(group)).map_err(SetUpError::file("chown", path))?;
@@ -135,13 +148,23 @@ mod tests {
     fn payload(files: &[(&str, &str)]) -> Payload {
         files
             .iter()
-            .map(|(path, data)| ((*path).to_owned(), FileProjection { data: data.as_bytes().into(), mode: 0o640 }))
+            .map(|(path, data)| {
+                (
+                    (*path).to_owned(),
+                    FileProjection {
+                        data: data.as_bytes().into(),
+                        mode: 0o640,
+                    },
+                )
+            })
             .collect()
     }
 
     fn names(volume: &Path) -> Vec<String> {
-        let mut names: Vec<String> =
-            fs::read_dir(volume).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        let mut names: Vec<String> = fs::read_dir(volume)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
         names.retain(|name| !name.starts_with(".."));
         names.sort();
         names
@@ -154,11 +177,18 @@ mod tests {
         assert!(write(&volume, &payload(&[("a", "1"), ("sub/b", "2")]), None).unwrap());
         assert_eq!(names(&volume), ["a", "sub"]);
         assert_eq!(fs::read_to_string(volume.join("sub/b")).unwrap(), "2");
-        assert_eq!(fs::metadata(volume.join("a")).unwrap().permissions().mode() & 0o777, 0o640);
+        assert_eq!(
+            fs::metadata(volume.join("a")).unwrap().permissions().mode() & 0o777,
+            0o640
+        );
         let before = fs::read_link(volume.join("..data")).unwrap();
 
         assert!(!write(&volume, &payload(&[("a", "1"), ("sub/b", "2")]), None).unwrap());
-        assert_eq!(fs::read_link(volume.join("..data")).unwrap(), before, "an unchanged volume is not touched");
+        assert_eq!(
+            fs::read_link(volume.join("..data")).unwrap(),
+            before,
+            "an unchanged volume is not touched"
+        );
 
         assert!(write(&volume, &payload(&[("a", "3"), ("c", "4")]), None).unwrap());
         assert_eq!(names(&volume), ["a", "c"]);

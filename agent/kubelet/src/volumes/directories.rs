@@ -13,22 +13,36 @@ use super::SetUpError;
 /// Marks an emptyDir whose ownership has been set, so that it is set once.
 const READY: &str = ".ready";
 
-pub fn empty_dir(path: &Path, source: &EmptyDirVolumeSource, fs_group: Option<i64>) -> Result<(), SetUpError> {
+pub fn empty_dir(
+    path: &Path,
+    source: &EmptyDirVolumeSource,
+    fs_group: Option<i64>,
+) -> Result<(), SetUpError> {
     let ready = path.with_extension("").with_file_name(format!(
         "{}{READY}",
-        path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
+        path.file_name()
+            .and_then(|name| name.to_str())
+            .unwrap_or_default()
     ));
     let memory = match source.medium.as_deref().unwrap_or_default() {
         "" => false,
         "Memory" => true,
-        other => return Err(SetUpError::Refused(format!("emptyDir medium {other:?} is not supported"))),
+        other => {
+            return Err(SetUpError::Refused(format!(
+                "emptyDir medium {other:?} is not supported"
+            )));
+        }
     };
     if ready.exists() && (!memory || is_mount_point(path)) {
         return Ok(());
     }
     fs::create_dir_all(path).map_err(SetUpError::file("create", path))?;
     if memory && !is_mount_point(path) {
-        let limit = source.size_limit.as_ref().map(Quantity::of).filter(|limit| !limit.is_zero());
+        let limit = source
+            .size_limit
+            .as_ref()
+            .map(Quantity::of)
+            .filter(|limit| !limit.is_zero());
         let options = limit.map_or_else(String::new, |limit| format!("size={}", limit.value()));
         let options = std::ffi::CString::new(options).unwrap_or_default();
         rustix::mount::mount("tmpfs", path, "tmpfs", MountFlags::empty(), options.as_c_str())
@@ -45,7 +59,10 @@ pub fn empty_dir(path: &Path, source: &EmptyDirVolumeSource, fs_group: Option<i6
 pub fn host_path(path: &Path, kind: &str) -> Result<PathBuf, SetUpError> {
     let metadata = fs::metadata(path).ok();
     let refuse = |what: &str| {
-        Err(SetUpError::Refused(format!("hostPath type check failed: {} is not {what}", path.display())))
+        Err(SetUpError::Refused(format!(
+            "hostPath type check failed: {} is not {what}",
+            path.display()
+        )))
     };
     let file_type = metadata.as_ref().map(fs::Metadata::file_type);
     let holds = |check: fn(&fs::FileType) -> bool| file_type.as_ref().is_some_and(check);
@@ -62,7 +79,8 @@ pub fn host_path(path: &Path, kind: &str) -> Result<PathBuf, SetUpError> {
         "Socket" if !holds(FileTypeExt::is_socket) => return refuse("a socket file"),
         "CharDevice" if !holds(FileTypeExt::is_char_device) => return refuse("a character device"),
         "BlockDevice" if !holds(FileTypeExt::is_block_device) => return refuse("a block device"),
-        "Directory" | "DirectoryOrCreate" | "File" | "FileOrCreate" | "Socket" | "CharDevice" | "BlockDevice" => {}
+        "Directory" | "DirectoryOrCreate" | "File" | "FileOrCreate" | "Socket" | "CharDevice"
+        | "BlockDevice" => {}
         other => return Err(SetUpError::Refused(format!("{other} is an invalid volume type"))),
     }
     Ok(path.to_owned())
@@ -71,7 +89,10 @@ pub fn host_path(path: &Path, kind: &str) -> Result<PathBuf, SetUpError> {
 /// Mount points at or below `root`, deepest first, from a mountinfo text.
 fn mounts_below(mountinfo: &str, root: &Path) -> Vec<PathBuf> {
     let fields = mountinfo.lines().filter_map(|line| line.split(' ').nth(4));
-    let mut mounts: Vec<PathBuf> = fields.map(PathBuf::from).filter(|path| path.starts_with(root)).collect();
+    let mut mounts: Vec<PathBuf> = fields
+        .map(PathBuf::from)
+        .filter(|path| path.starts_with(root))
+        .collect();
     mounts.sort();
     mounts.reverse();
     mounts
@@ -118,11 +139,22 @@ mod tests {
             (&file, "Nonsense", false),
             (&missing, "DirectoryOrCreate", true),
         ] {
-            assert_eq!(host_path(path, kind).is_ok(), accepted, "{} {kind}", path.display());
+            assert_eq!(
+                host_path(path, kind).is_ok(),
+                accepted,
+                "{} {kind}",
+                path.display()
+            );
         }
         assert!(missing.is_dir());
         let error = host_path(&file, "Directory").unwrap_err().to_string();
-        assert_eq!(error, format!("hostPath type check failed: {} is not a directory", file.display()));
+        assert_eq!(
+            error,
+            format!(
+                "hostPath type check failed: {} is not a directory",
+                file.display()
+            )
+        );
     }
 
     #[test]
@@ -134,7 +166,11 @@ mod tests {
         fs::write(path.join("x"), "kept").unwrap();
         empty_dir(&path, &EmptyDirVolumeSource::default(), None).unwrap();
         assert_eq!(fs::read_to_string(path.join("x")).unwrap(), "kept");
-        assert_eq!(fs::read_dir(&path).unwrap().count(), 1, "no marker inside the volume");
+        assert_eq!(
+            fs::read_dir(&path).unwrap().count(),
+            1,
+            "no marker inside the volume"
+        );
     }
 
     #[test]

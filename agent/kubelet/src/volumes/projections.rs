@@ -25,16 +25,28 @@ pub(super) async fn payload(
     if let Some(source) = &volume.config_map {
         let data = context.objects.config_map(namespace, &source.name).await?;
         let data = require(data, source.optional, "configmap", namespace, &source.name)?;
-        let files = project_keys(data, source.items.as_deref(), source.default_mode, source.optional, "config")
-            .map_err(SetUpError::Refused)?;
+        let files = project_keys(
+            data,
+            source.items.as_deref(),
+            source.default_mode,
+            source.optional,
+            "config",
+        )
+        .map_err(SetUpError::Refused)?;
         return Ok(("configmap", files));
     }
     if let Some(source) = &volume.secret {
         let name = source.secret_name.as_deref().unwrap_or_default();
         let data = context.objects.secret(namespace, name).await?;
         let data = require(data, source.optional, "secret", namespace, name)?;
-        let files = project_keys(data, source.items.as_deref(), source.default_mode, source.optional, "secret")
-            .map_err(SetUpError::Refused)?;
+        let files = project_keys(
+            data,
+            source.items.as_deref(),
+            source.default_mode,
+            source.optional,
+            "secret",
+        )
+        .map_err(SetUpError::Refused)?;
         return Ok(("secret", files));
     }
     if let Some(source) = &volume.downward_api {
@@ -49,7 +61,10 @@ pub(super) async fn payload(
         return Ok(("projected", files));
     }
     let kind = serde_json::to_value(volume).ok();
-    let kind = kind.as_ref().and_then(|value| value.as_object()).and_then(|fields| fields.keys().find(|k| *k != "name"));
+    let kind = kind
+        .as_ref()
+        .and_then(|value| value.as_object())
+        .and_then(|fields| fields.keys().find(|k| *k != "name"));
     Err(SetUpError::Refused(format!(
         "no volume plugin matched: volume type {} is not supported by this kubelet",
         kind.map_or("unknown", String::as_str)
@@ -66,14 +81,26 @@ async fn project(
     if let Some(source) = &projection.config_map {
         let data = context.objects.config_map(namespace, &source.name).await?;
         let data = require(data, source.optional, "configmap", namespace, &source.name)?;
-        return project_keys(data, source.items.as_deref(), default_mode, source.optional, "config")
-            .map_err(SetUpError::Refused);
+        return project_keys(
+            data,
+            source.items.as_deref(),
+            default_mode,
+            source.optional,
+            "config",
+        )
+        .map_err(SetUpError::Refused);
     }
     if let Some(source) = &projection.secret {
         let data = context.objects.secret(namespace, &source.name).await?;
         let data = require(data, source.optional, "secret", namespace, &source.name)?;
-        return project_keys(data, source.items.as_deref(), default_mode, source.optional, "secret")
-            .map_err(SetUpError::Refused);
+        return project_keys(
+            data,
+            source.items.as_deref(),
+            default_mode,
+            source.optional,
+            "secret",
+        )
+        .map_err(SetUpError::Refused);
     }
     if let Some(source) = &projection.downward_api {
         return downward(pod, source.items.as_deref(), default_mode, context);
@@ -82,10 +109,15 @@ async fn project(
         let audience = source.audience.as_deref().unwrap_or_default();
         let seconds = source.expiration_seconds.unwrap_or(DEFAULT_TOKEN_SECONDS);
         let token = context.objects.token(pod, audience, seconds).await?;
-        let file = FileProjection { data: token.into_bytes(), mode: mode(None, default_mode) };
+        let file = FileProjection {
+            data: token.into_bytes(),
+            mode: mode(None, default_mode),
+        };
         return Ok(Payload::from([(source.path.clone(), file)]));
     }
-    Err(SetUpError::Refused("a projected source of this kind is not supported by this kubelet".into()))
+    Err(SetUpError::Refused(
+        "a projected source of this kind is not supported by this kubelet".into(),
+    ))
 }
 
 fn require(
@@ -112,14 +144,20 @@ fn project_keys(
 ) -> Result<Payload, String> {
     let items = items.unwrap_or_default();
     if items.is_empty() {
-        let file = |data| FileProjection { data, mode: mode(None, default_mode) };
+        let file = |data| FileProjection {
+            data,
+            mode: mode(None, default_mode),
+        };
         return Ok(data.into_iter().map(|(key, data)| (key, file(data))).collect());
     }
     let mut files = Payload::new();
     for item in items {
         match data.get(&item.key) {
             Some(data) => {
-                let file = FileProjection { data: data.clone(), mode: mode(item.mode, default_mode) };
+                let file = FileProjection {
+                    data: data.clone(),
+                    mode: mode(item.mode, default_mode),
+                };
                 files.insert(item.path.clone(), file);
             }
             None if optional == Some(true) => {}
@@ -142,17 +180,27 @@ fn downward(
                 .ok_or_else(|| SetUpError::Refused(format!("unsupported fieldPath: {}", field.field_path)))?,
             (None, Some(field)) => {
                 let name = field.container_name.as_deref().unwrap_or_default();
-                let containers = pod.spec.iter().flat_map(|s| s.containers.iter().chain(s.init_containers.iter().flatten()));
+                let containers = pod
+                    .spec
+                    .iter()
+                    .flat_map(|s| s.containers.iter().chain(s.init_containers.iter().flatten()));
                 let container = containers.into_iter().find(|container| container.name == name);
-                let value = container
-                    .and_then(|c| resource_field(c, &field.resource, field.divisor.as_ref(), context.allocatable));
+                let value = container.and_then(|c| {
+                    resource_field(c, &field.resource, field.divisor.as_ref(), context.allocatable)
+                });
                 value.ok_or_else(|| {
-                    SetUpError::Refused(format!("unsupported resource {:?} of container {name:?}", field.resource))
+                    SetUpError::Refused(format!(
+                        "unsupported resource {:?} of container {name:?}",
+                        field.resource
+                    ))
                 })?
             }
             (None, None) => String::new(),
         };
-        let file = FileProjection { data: value.into_bytes(), mode: mode(item.mode, default_mode) };
+        let file = FileProjection {
+            data: value.into_bytes(),
+            mode: mode(item.mode, default_mode),
+        };
         files.insert(item.path.clone(), file);
     }
     Ok(files)
@@ -165,14 +213,37 @@ mod tests {
     #[test]
     fn keys_and_items() {
         let data = || Data::from([("a".to_owned(), b"1".to_vec()), ("b".to_owned(), b"2".to_vec())]);
-        let item = |key: &str, path: &str| KeyToPath { key: key.into(), path: path.into(), mode: Some(0o400) };
+        let item = |key: &str, path: &str| KeyToPath {
+            key: key.into(),
+            path: path.into(),
+            mode: Some(0o400),
+        };
         let all = project_keys(data(), None, Some(0o600), None, "config").unwrap();
-        assert_eq!(all["b"], FileProjection { data: b"2".to_vec(), mode: 0o600 });
+        assert_eq!(
+            all["b"],
+            FileProjection {
+                data: b"2".to_vec(),
+                mode: 0o600
+            }
+        );
         let some = project_keys(data(), Some(&[item("a", "x/y")]), None, None, "config").unwrap();
-        assert_eq!(some, Payload::from([("x/y".into(), FileProjection { data: b"1".to_vec(), mode: 0o400 })]));
+        assert_eq!(
+            some,
+            Payload::from([(
+                "x/y".into(),
+                FileProjection {
+                    data: b"1".to_vec(),
+                    mode: 0o400
+                }
+            )])
+        );
         let missing = [item("z", "z")];
         let error = project_keys(data(), Some(&missing), None, None, "config").unwrap_err();
         assert_eq!(error, "references non-existent config key: z");
-        assert!(project_keys(data(), Some(&missing), None, Some(true), "config").unwrap().is_empty());
+        assert!(
+            project_keys(data(), Some(&missing), None, Some(true), "config")
+                .unwrap()
+                .is_empty()
+        );
     }
 }
