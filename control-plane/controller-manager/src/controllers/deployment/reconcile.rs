@@ -450,3 +450,194 @@ fn same_template(set: &ReplicaSet, template: &PodTemplateSpec) -> bool {
         && labels(theirs) == labels(template)
         && annotations(theirs) == annotations(template)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, from_value};
+
+    fn now() -> Timestamp {
+        "2026-01-01T01:00:00Z".parse().unwrap()
+    }
+
+    fn deployment(image: &str, strategy: &str) -> Deployment {
+        let mut spec = json!({"replicas": 2, "selector": {"matchLabels": {"app": "web"}}, "progressDeadlineSeconds": 600,
+            "revisionHistoryLimit": 1, "strategy": {"type": strategy},
+            "template": {"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "c", "image": image}]}}});
+        if strategy == "RollingUpdate" {
+            spec["strategy"]["rollingUpdate"] = json!({"maxSurge": 1, "maxUnavailable": 0});
+        }
+        from_value(
+            json!({"metadata": {"name": "web", "namespace": "n", "uid": "d", "generation": 1}, "spec": spec}),
+        )
+        .unwrap()
+    }
+
+    /// The server's and the ReplicaSet controller's part: applies a plan, and makes every wanted pod available.
+    fn apply(deployment: &mut Deployment, sets: &mut Vec<Arc<ReplicaSet>>, plan: &[Action]) {
+        for action in plan {
+            match action {
+                Action::Create { body, .. } => {
+                    let mut set: ReplicaSet = from_value(body.clone()).unwrap();
+                    set.metadata.uid = set.metadata.name.clone();
+                    set.metadata.creation_timestamp =
+                        Some(Time(Timestamp::from_second(sets.len() as i64).unwrap()));
+                    sets.push(Arc::new(set));
+                }
+                Action::Patch { at, patch } if at.url.contains("/deployments/") => {
+                    *deployment = merged(deployment, patch);
+                }
+                Action::Patch { at, patch } => {
+                    for set in sets
+                        .iter_mut()
+                        .filter(|s| s.metadata.name.as_deref() == Some(&at.key.name))
+                    {
+                        *set = Arc::new(merged(&**set, patch));
+                    }
+                }
+                Action::Delete { at, .. } => {
+                    sets.retain(|s| s.metadata.name.as_deref() != Some(&at.key.name))
+                }
+                Action::Event(_) | Action::Requeue(_) => {}
+                other => panic!("unexpected {other:?}"),
+            }
+        }
+        for set in sets {
+            let n = size(set);
+            *set = Arc::new(merged(
+                &**set,
+                &json!({"status": {"replicas": n, "readyReplicas": n, "availableReplicas": n}}),
+            ));
+        }
+    }
+
+    fn merged<T: serde::Serialize + serde::de::DeserializeOwned>(object: &T, patch: &Value) -> T {
+        fn merge(into: &mut Value, patch: &Value) {
+            let Value::Object(patch) = patch else {
+                return *into = patch.clone();
+            };
+            if !into.is_object() {
+                *into = json!({});
+            }
+            for (key, value) in patch {
+                if value.is_null() {
+                    into.as_object_mut().unwrap().remove(key);
+                } else {
+                    merge(&mut into[key], value);
+                }
+            }
+        }
+        let mut value = json!(object);
+        merge(&mut value, patch);
+        from_value(value).unwrap()
+    }
+
+    fn step(deployment: &Deployment, sets: &[Arc<ReplicaSet>]) -> Vec<Action> {
+        let taken = sets.iter().filter_map(|s| s.metadata.name.clone()).collect();
+        let observed = Observed {
+            deployment: Arc::new(deployment.clone()),
+            sets: sets.to_vec(),
+            pods: Vec::new(),
+            taken,
+            failure: None,
+        };
+        reconcile(observed, now())
+    }
+
+    /// Runs to rest; returns the sizes of all sets at every step.
+    fn converge(deployment: &mut Deployment, sets: &mut Vec<Arc<ReplicaSet>>) -> Vec<Vec<i32>> {
+        let mut history = Vec::new();
+        for _ in 0..30 {
+            let plan = step(deployment, sets);
+            if plan.is_empty() {
+                return history;
+            }
+            apply(deployment, sets, &plan);
+            history.push(sets.iter().map(|s| size(s)).collect());
+        }
+        panic!("no rest after {history:?}");
+    }
+
+    fn reason(deployment: &Deployment) -> String {
+        let conditions = deployment.status.as_ref().and_then(|s| s.conditions.as_ref());
+        condition::find(conditions, "Progressing")
+            .map(|c| c.reason().to_owned())
+            .unwrap_or_default()
+    }
+
+    #[test]
+    fn a_rollout_keeps_its_promises_and_comes_to_rest() {
+        let (mut web, mut sets) = (deployment("a", "RollingUpdate"), Vec::new());
+        converge(&mut web, &mut sets);
+        assert_eq!(
+            (sets.len(), size(&sets[0]), reason(&web).as_str()),
+            (1, 2, "NewReplicaSetAvailable")
+        );
+        assert_eq!(get(&web.metadata, REVISION), Some("1"));
+        let status = web.status.clone();
+        web = Deployment {
+            status,
+            metadata: web.metadata.clone(),
+            ..deployment("b", "RollingUpdate")
+        };
+        let history = converge(&mut web, &mut sets);
+        assert!(
+            history
+                .iter()
+                .all(|sizes| (2..=3).contains(&sizes.iter().sum::<i32>())),
+            "{history:?}"
+        );
+        assert_eq!(sets.iter().map(|s| size(s)).collect::<Vec<_>>(), [0, 2]);
+        assert_eq!(
+            (get(&web.metadata, REVISION), reason(&web).as_str()),
+            (Some("2"), "NewReplicaSetAvailable")
+        );
+        let status = web.status.clone();
+        web = Deployment {
+            status,
+            metadata: web.metadata.clone(),
+            ..deployment("a", "RollingUpdate")
+        };
+        converge(&mut web, &mut sets);
+        assert_eq!(
+            sets.iter().map(|s| size(s)).collect::<Vec<_>>(),
+            [2, 0],
+            "rolled back to the first set"
+        );
+        assert_eq!(revision(&sets[0].metadata), 3);
+        let status = web.status.clone();
+        web = Deployment {
+            status,
+            metadata: web.metadata.clone(),
+            ..deployment("c", "RollingUpdate")
+        };
+        converge(&mut web, &mut sets);
+        assert_eq!(sets.len(), 2, "the history holds one old revision");
+    }
+
+    #[test]
+    fn recreation_never_mixes_old_and_new() {
+        let (mut web, mut sets) = (deployment("a", "Recreate"), Vec::new());
+        converge(&mut web, &mut sets);
+        web = Deployment {
+            status: web.status.clone(),
+            metadata: web.metadata.clone(),
+            ..deployment("b", "Recreate")
+        };
+        let history = converge(&mut web, &mut sets);
+        assert!(
+            history
+                .iter()
+                .all(|sizes| sizes.iter().filter(|n| **n > 0).count() <= 1),
+            "{history:?}"
+        );
+        assert_eq!(sets.iter().map(|s| size(s)).collect::<Vec<_>>(), [0, 2]);
+    }
+
+    #[test]
+    fn a_selector_for_everything_is_refused() {
+        let mut web = deployment("a", "Recreate");
+        web.spec.as_mut().unwrap().selector = Default::default();
+        assert!(matches!(&step(&web, &[])[..], [Action::Event(n)] if n.reason == "SelectingAll"));
+    }
+}
