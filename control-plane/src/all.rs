@@ -9,6 +9,7 @@ use apiserver::{KeyPair, ServiceAccountKeys};
 use controller_manager::Signer;
 use pki::BootstrapToken;
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use crate::components::{self, client, issuer, open_store, url};
 use crate::flags::{self, StoreKind};
@@ -26,7 +27,7 @@ pub async fn run(flags: flags::All) -> anyhow::Result<()> {
     let request = |server| founding::request(&flags.founding, &flags.cluster, advertise_address, server);
     founding::found(&flags.founding, &request(None)?)?;
 
-    let server = apiserver::run(server_config(&flags, &directory, advertise_address).await?).await?;
+    let server = apiserver::run(server_config(&flags, &directory, advertise_address, &shutdown).await?).await?;
     let port = server.address.port();
     // The kubeconfigs name the port, and port 0 is known only now.
     founding::found(
@@ -68,7 +69,7 @@ pub async fn run(flags: flags::All) -> anyhow::Result<()> {
 /// A component that ends before it is told to takes the process with it: whoever supervises us starts all anew.
 async fn watch(
     tasks: &mut JoinSet<anyhow::Result<()>>,
-    shutdown: &tokio_util::sync::CancellationToken,
+    shutdown: &CancellationToken,
 ) -> anyhow::Result<()> {
     loop {
         tokio::select! {
@@ -82,7 +83,7 @@ async fn start(
     flags: &flags::All,
     directory: &Path,
     join_server: String,
-    shutdown: &tokio_util::sync::CancellationToken,
+    shutdown: &CancellationToken,
     tasks: &mut JoinSet<anyhow::Result<()>>,
 ) -> anyhow::Result<()> {
     let read = |name: &str| disk::read(&directory.join(name));
@@ -151,6 +152,7 @@ async fn server_config(
     flags: &flags::All,
     directory: &Path,
     advertise_address: IpAddr,
+    shutdown: &CancellationToken,
 ) -> anyhow::Result<apiserver::Config> {
     let read = |name: String| disk::read(&directory.join(name));
     let key_pair = |stem: &str| -> anyhow::Result<KeyPair> {
@@ -161,7 +163,7 @@ async fn server_config(
     };
     let ca = read(format!("{}.crt", files::CA))?;
     Ok(apiserver::Config {
-        store: open_store(&flags.store, Some(directory)).await?,
+        store: open_store(&flags.store, Some(directory), shutdown).await?,
         bind_address: SocketAddr::new(flags.serving.bind_address, flags.serving.secure_port),
         advertise_address,
         serving: key_pair(files::APISERVER)?,

@@ -3,10 +3,12 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use apiserver::{KeyPair, ServiceAccountKeys};
 use controller_manager::Signer;
+use tokio_util::sync::CancellationToken;
 
 use crate::flags::{self, StoreKind};
 use crate::{files, process};
@@ -22,6 +24,7 @@ pub fn issuer(cluster_domain: &str) -> String {
 pub async fn open_store(
     flags: &flags::Store,
     data_dir: Option<&Path>,
+    shutdown: &CancellationToken,
 ) -> anyhow::Result<Arc<dyn store::Store>> {
     match (flags.store, data_dir) {
         (StoreKind::Embedded, Some(directory)) => {
@@ -35,10 +38,30 @@ pub async fn open_store(
         (StoreKind::Embedded, None) => anyhow::bail!("--data-dir is needed for --store embedded"),
         (StoreKind::Etcd, _) => {
             let config = etcd_config(flags, data_dir)?;
-            let servers = flags.etcd_servers.join(",");
-            let connected = store::EtcdStore::connect(&config).await;
-            Ok(connected.with_context(|| format!("--etcd-servers {servers}: cannot connect"))?)
+            tokio::select! {
+                connected = wait_for_etcd(&config) => Ok(connected),
+                () = shutdown.cancelled() => anyhow::bail!("told to stop before etcd answered"),
+            }
         }
+    }
+}
+
+/// etcd starts beside us and may take its time: that is no reason to end.
+async fn wait_for_etcd(config: &store::EtcdConfig) -> Arc<store::EtcdStore> {
+    const RETRY: Duration = Duration::from_millis(250);
+    const REMIND: u32 = 40;
+    let mut failures: u32 = 0;
+    loop {
+        match store::EtcdStore::connect(config).await {
+            Ok(store) => return store,
+            Err(error) if failures % REMIND == 0 => {
+                let servers = config.endpoints.join(",");
+                tracing::warn!(servers, %error, "--etcd-servers: cannot connect yet; trying on");
+            }
+            Err(_) => {}
+        }
+        failures += 1;
+        tokio::time::sleep(RETRY).await;
     }
 }
 
@@ -124,7 +147,7 @@ pub async fn apiserver(flags: flags::ApiServer) -> anyhow::Result<()> {
         .iter()
         .map(|path| files::read(path));
     let config = apiserver::Config {
-        store: open_store(&flags.store, flags.data_dir.as_deref()).await?,
+        store: open_store(&flags.store, flags.data_dir.as_deref(), &shutdown).await?,
         bind_address: SocketAddr::new(flags.serving.bind_address, flags.serving.secure_port),
         advertise_address,
         serving: key_pair(&flags.tls_cert_file, &flags.tls_private_key_file)?,
