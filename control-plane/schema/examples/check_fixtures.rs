@@ -60,7 +60,11 @@ fn main() -> Result<()> {
 
 fn without_nulls(value: Value) -> Value {
     match value {
-        Value::Object(fields) => fields.into_iter().filter(|(_, value)| !value.is_null()).map(|(key, value)| (key, without_nulls(value))).collect(),
+        Value::Object(fields) => fields
+            .into_iter()
+            .filter(|(_, value)| !value.is_null())
+            .map(|(key, value)| (key, without_nulls(value)))
+            .collect(),
         Value::Array(items) => items.into_iter().map(without_nulls).collect(),
         other => other,
     }
@@ -70,7 +74,12 @@ fn report(left: &Value, right: &Value, path: String, problems: &mut Vec<String>)
     match (left, right) {
         (Value::Object(a), Value::Object(b)) => {
             for key in a.keys().chain(b.keys().filter(|key| !a.contains_key(*key))) {
-                report(a.get(key).unwrap_or(&Value::Null), b.get(key).unwrap_or(&Value::Null), format!("{path}.{key}"), problems);
+                report(
+                    a.get(key).unwrap_or(&Value::Null),
+                    b.get(key).unwrap_or(&Value::Null),
+                    format!("{path}.{key}"),
+                    problems,
+                );
             }
         }
         (Value::Array(a), Value::Array(b)) if a.len() == b.len() => {

@@ -14,11 +14,21 @@ fn main() -> Result<()> {
     let openapi = OpenApi::new(Catalog::builtin(), None);
     let index = openapi.index();
     let mut differences = 0;
-    for path in index["paths"].as_object().into_iter().flatten().map(|(path, _)| path) {
+    for path in index["paths"]
+        .as_object()
+        .into_iter()
+        .flatten()
+        .map(|(path, _)| path)
+    {
         let file = Path::new(&directory).join(format!("{}.json", path.replace('/', "__")));
-        let upstream: Value = serde_json::from_slice(&fs::read(&file).with_context(|| file.display().to_string())?)?;
+        let upstream: Value =
+            serde_json::from_slice(&fs::read(&file).with_context(|| file.display().to_string())?)?;
         let ours: Value = serde_json::from_slice(&openapi.document(path).context("no document")?)?;
-        differences += compare_schemas(path, &upstream["components"]["schemas"], &ours["components"]["schemas"]);
+        differences += compare_schemas(
+            path,
+            &upstream["components"]["schemas"],
+            &ours["components"]["schemas"],
+        );
         differences += compare_paths(path, &upstream["paths"], &ours["paths"]);
     }
     if differences > 0 {
@@ -37,7 +47,10 @@ fn compare_schemas(document: &str, upstream: &Value, ours: &Value) -> usize {
             println!("{document}: {name}");
             for (key, value) in wanted["properties"].as_object().into_iter().flatten() {
                 if got["properties"][key] != *value {
-                    println!("  {key}: upstream {value}\n  {key}: ours     {}", got["properties"][key]);
+                    println!(
+                        "  {key}: upstream {value}\n  {key}: ours     {}",
+                        got["properties"][key]
+                    );
                 }
             }
             let rest = |mut value: Value| {
@@ -49,7 +62,13 @@ fn compare_schemas(document: &str, upstream: &Value, ours: &Value) -> usize {
             }
         }
     }
-    for name in ours.as_object().into_iter().flatten().map(|(name, _)| name).filter(|name| upstream.get(*name).is_none()) {
+    for name in ours
+        .as_object()
+        .into_iter()
+        .flatten()
+        .map(|(name, _)| name)
+        .filter(|name| upstream.get(*name).is_none())
+    {
         println!("{document}: {name} is ours alone");
     }
     differences
@@ -58,7 +77,12 @@ fn compare_schemas(document: &str, upstream: &Value, ours: &Value) -> usize {
 /// Lists that are sets, sorted; prose away; a reference that is only wrapped to make room for prose, unwrapped.
 fn normal(value: Value) -> Value {
     match value {
-        Value::Object(fields) if fields.len() == 1 && fields.get("allOf").is_some_and(|list| list.as_array().is_some_and(|list| list.len() == 1)) => {
+        Value::Object(fields)
+            if fields.len() == 1
+                && fields
+                    .get("allOf")
+                    .is_some_and(|list| list.as_array().is_some_and(|list| list.len() == 1)) =>
+        {
             normal(fields["allOf"][0].clone())
         }
         Value::Object(fields) => fields
@@ -66,7 +90,10 @@ fn normal(value: Value) -> Value {
             .filter(|(key, value)| key != "description" || !value.is_string())
             .map(|(key, value)| {
                 let mut value = normal(value);
-                if let (true, Value::Array(items)) = (matches!(key.as_str(), "required" | "x-kubernetes-group-version-kind"), &mut value) {
+                if let (true, Value::Array(items)) = (
+                    matches!(key.as_str(), "required" | "x-kubernetes-group-version-kind"),
+                    &mut value,
+                ) {
                     items.sort_by_key(ToString::to_string);
                 }
                 (key, value)
@@ -87,11 +114,18 @@ fn compare_paths(document: &str, upstream: &Value, ours: &Value) -> usize {
             if matches!(method.as_str(), "head" | "options") {
                 continue;
             }
-            for key in ["operationId", "x-kubernetes-action", "x-kubernetes-group-version-kind"] {
+            for key in [
+                "operationId",
+                "x-kubernetes-action",
+                "x-kubernetes-group-version-kind",
+            ] {
                 let got = &ours[path][method][key];
                 if *got != operation[key] {
                     differences += 1;
-                    println!("{document}: {method} {path} {key}: upstream {}, ours {got}", operation[key]);
+                    println!(
+                        "{document}: {method} {path} {key}: upstream {}, ours {got}",
+                        operation[key]
+                    );
                 }
             }
         }

@@ -16,7 +16,11 @@ pub struct GroupVersionKind {
 
 impl GroupVersionKind {
     pub fn new(group: &str, version: &str, kind: &str) -> Self {
-        Self { group: group.into(), version: version.into(), kind: kind.into() }
+        Self {
+            group: group.into(),
+            version: version.into(),
+            kind: kind.into(),
+        }
     }
 
     /// From an object's `apiVersion` and `kind`.
@@ -39,7 +43,11 @@ impl fmt::Display for GroupVersionKind {
 
 /// `v1` for the core group, `group/version` for the others.
 pub fn group_version(group: &str, version: &str) -> String {
-    if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") }
+    if group.is_empty() {
+        version.to_owned()
+    } else {
+        format!("{group}/{version}")
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,12 +115,18 @@ impl Resource {
     }
 
     pub fn subresource(&self, name: &str) -> Option<&Subresource> {
-        self.subresources.iter().find(|subresource| subresource.name == name)
+        self.subresources
+            .iter()
+            .find(|subresource| subresource.name == name)
     }
 
     /// `pods` or `deployments.apps`, as messages name it.
     pub fn qualified_name(&self) -> String {
-        if self.group.is_empty() { self.plural.clone() } else { format!("{}.{}", self.plural, self.group) }
+        if self.group.is_empty() {
+            self.plural.clone()
+        } else {
+            format!("{}.{}", self.plural, self.group)
+        }
     }
 }
 
@@ -143,17 +157,34 @@ impl Catalog {
     /// Every kind of Kubernetes v1.36 that is served by default.
     pub fn builtin() -> Self {
         let types = Types::builtin();
-        let mut inner = Inner { types: types.clone(), resources: Vec::new(), paths: HashMap::new(), kinds: HashMap::new(), shared_kinds: HashMap::new() };
+        let mut inner = Inner {
+            types: types.clone(),
+            resources: Vec::new(),
+            paths: HashMap::new(),
+            kinds: HashMap::new(),
+            shared_kinds: HashMap::new(),
+        };
         for (name, source) in facts::type_sources() {
-            let Some(gvk) = source.lines().next().and_then(|head| head.split(" g=").nth(1)) else { continue };
+            let Some(gvk) = source.lines().next().and_then(|head| head.split(" g=").nth(1)) else {
+                continue;
+            };
             let gvk = gvk.split(' ').next().unwrap_or_default();
-            let Some(root) = types.by_name(&facts::full_name(name)) else { continue };
+            let Some(root) = types.by_name(&facts::full_name(name)) else {
+                continue;
+            };
             match gvk.split('/').collect::<Vec<_>>()[..] {
                 [group, version, kind] => inner.add_kind(GroupVersionKind::new(group, version, kind), root),
                 _ => {
                     let kind = name.rsplit('.').next().unwrap_or_default();
                     let gvk = GroupVersionKind::new("meta.k8s.io", "v1", kind);
-                    inner.shared_kinds.insert(kind.to_owned(), Arc::new(Kind { gvk, types: types.clone(), root }));
+                    inner.shared_kinds.insert(
+                        kind.to_owned(),
+                        Arc::new(Kind {
+                            gvk,
+                            types: types.clone(),
+                            root,
+                        }),
+                    );
                 }
             }
         }
@@ -168,12 +199,18 @@ impl Catalog {
     }
 
     pub fn resource(&self, group: &str, version: &str, plural: &str) -> Option<&Arc<Resource>> {
-        self.0.paths.get(&path_key(group, version, plural)).map(|index| &self.0.resources[*index])
+        self.0
+            .paths
+            .get(&path_key(group, version, plural))
+            .map(|index| &self.0.resources[*index])
     }
 
     /// Any registered kind, also those without a resource: lists, Status, DeleteOptions, Scale.
     pub fn kind(&self, gvk: &GroupVersionKind) -> Option<&Arc<Kind>> {
-        self.0.kinds.get(gvk).or_else(|| self.0.shared_kinds.get(&gvk.kind))
+        self.0
+            .kinds
+            .get(gvk)
+            .or_else(|| self.0.shared_kinds.get(&gvk.kind))
     }
 
     pub fn resource_for_kind(&self, gvk: &GroupVersionKind) -> Option<&Arc<Resource>> {
@@ -190,8 +227,13 @@ impl Catalog {
         let mut groups: Vec<ApiGroup> = Vec::new();
         for resource in self.resources() {
             match groups.iter_mut().find(|group| group.name == resource.group) {
-                None => groups.push(ApiGroup { name: resource.group.clone(), versions: vec![resource.version.clone()] }),
-                Some(group) if !group.versions.contains(&resource.version) => group.versions.push(resource.version.clone()),
+                None => groups.push(ApiGroup {
+                    name: resource.group.clone(),
+                    versions: vec![resource.version.clone()],
+                }),
+                Some(group) if !group.versions.contains(&resource.version) => {
+                    group.versions.push(resource.version.clone())
+                }
                 Some(_) => {}
             }
         }
@@ -215,7 +257,11 @@ impl Catalog {
         if let Some(index) = inner.paths.remove(&path_key(group, version, plural)) {
             let gone = inner.resources.remove(index);
             inner.kinds.remove(&gone.kind.gvk);
-            inner.paths.values_mut().filter(|position| **position > index).for_each(|position| *position -= 1);
+            inner
+                .paths
+                .values_mut()
+                .filter(|position| **position > index)
+                .for_each(|position| *position -= 1);
         }
         Self(Arc::new(inner))
     }
@@ -242,11 +288,19 @@ fn path_key(group: &str, version: &str, plural: &str) -> [String; 3] {
 
 impl Inner {
     fn add_kind(&mut self, gvk: GroupVersionKind, root: TypeId) {
-        self.kinds.insert(gvk.clone(), Arc::new(Kind { gvk, types: self.types.clone(), root }));
+        self.kinds.insert(
+            gvk.clone(),
+            Arc::new(Kind {
+                gvk,
+                types: self.types.clone(),
+                root,
+            }),
+        );
     }
 
     fn add_resource(&mut self, resource: Arc<Resource>) {
-        self.kinds.insert(resource.kind.gvk.clone(), resource.kind.clone());
+        self.kinds
+            .insert(resource.kind.gvk.clone(), resource.kind.clone());
         let key = path_key(&resource.group, &resource.version, &resource.plural);
         match self.paths.get(&key) {
             Some(index) => self.resources[*index] = resource,
@@ -268,7 +322,19 @@ impl Inner {
     fn read_resource(&self, block: &str) -> Option<Resource> {
         let mut lines = block.lines().map(|line| line.split('\t').collect::<Vec<_>>());
         let head = lines.next()?;
-        let [group_version, plural, kind, scope, verbs, short_names, categories, singular] = head[..] else { return None };
+        let [
+            group_version,
+            plural,
+            kind,
+            scope,
+            verbs,
+            short_names,
+            categories,
+            singular,
+        ] = head[..]
+        else {
+            return None;
+        };
         let gvk = GroupVersionKind::from_api_version(group_version, kind);
         let mut resource = Resource {
             group: gvk.group.clone(),
@@ -277,7 +343,11 @@ impl Inner {
             singular: singular.to_owned(),
             list_kind: format!("{kind}List"),
             kind: self.kinds.get(&gvk)?.clone(),
-            scope: if scope == "Namespaced" { Scope::Namespaced } else { Scope::Cluster },
+            scope: if scope == "Namespaced" {
+                Scope::Namespaced
+            } else {
+                Scope::Cluster
+            },
             verbs: words(verbs),
             short_names: words(short_names),
             categories: words(categories),
@@ -291,7 +361,11 @@ impl Inner {
                         Some((api_version, kind)) => GroupVersionKind::from_api_version(api_version, kind),
                         None => GroupVersionKind::new(&gvk.group, &gvk.version, kind),
                     };
-                    resource.subresources.push(Subresource { name: name.to_owned(), kind: self.kinds.get(&gvk)?.clone(), verbs: words(verbs) });
+                    resource.subresources.push(Subresource {
+                        name: name.to_owned(),
+                        kind: self.kinds.get(&gvk)?.clone(),
+                        verbs: words(verbs),
+                    });
                 }
                 ["C", name, ty, format, priority] => resource.columns.push(Column {
                     name: name.to_owned(),
@@ -307,7 +381,10 @@ impl Inner {
 }
 
 fn words(text: &str) -> Vec<String> {
-    text.split(',').filter(|word| !word.is_empty()).map(str::to_owned).collect()
+    text.split(',')
+        .filter(|word| !word.is_empty())
+        .map(str::to_owned)
+        .collect()
 }
 
 #[cfg(test)]
@@ -317,24 +394,56 @@ mod tests {
     #[test]
     fn every_resource_line_becomes_a_resource() {
         let catalog = Catalog::builtin();
-        let expected = facts::RESOURCES.lines().filter(|line| line.starts_with("R\t")).count();
+        let expected = facts::RESOURCES
+            .lines()
+            .filter(|line| line.starts_with("R\t"))
+            .count();
         assert_eq!(catalog.resources().count(), expected);
-        let subresources = facts::RESOURCES.lines().filter(|line| line.starts_with("S\t")).count();
-        assert_eq!(catalog.resources().map(|resource| resource.subresources.len()).sum::<usize>(), subresources);
+        let subresources = facts::RESOURCES
+            .lines()
+            .filter(|line| line.starts_with("S\t"))
+            .count();
+        assert_eq!(
+            catalog
+                .resources()
+                .map(|resource| resource.subresources.len())
+                .sum::<usize>(),
+            subresources
+        );
     }
 
     #[test]
     fn looks_up_by_path_and_kind() {
         let catalog = Catalog::builtin();
         let pods = catalog.resource("", "v1", "pods").expect("pods");
-        assert_eq!((pods.list_kind.as_str(), pods.scope, pods.short_names.as_slice()), ("PodList", Scope::Namespaced, &["po".to_owned()][..]));
-        assert_eq!(pods.subresource("eviction").expect("eviction").kind.gvk, GroupVersionKind::new("policy", "v1", "Eviction"));
-        assert_eq!(catalog.resource_for_kind(&pods.kind.gvk).expect("by kind").plural, "pods");
+        assert_eq!(
+            (pods.list_kind.as_str(), pods.scope, pods.short_names.as_slice()),
+            ("PodList", Scope::Namespaced, &["po".to_owned()][..])
+        );
+        assert_eq!(
+            pods.subresource("eviction").expect("eviction").kind.gvk,
+            GroupVersionKind::new("policy", "v1", "Eviction")
+        );
+        assert_eq!(
+            catalog.resource_for_kind(&pods.kind.gvk).expect("by kind").plural,
+            "pods"
+        );
         for kind in ["PodList", "Status", "DeleteOptions", "List"] {
-            assert!(catalog.kind(&GroupVersionKind::new("", "v1", kind)).is_some(), "{kind}");
+            assert!(
+                catalog.kind(&GroupVersionKind::new("", "v1", kind)).is_some(),
+                "{kind}"
+            );
         }
-        assert!(catalog.kind(&GroupVersionKind::new("policy", "v1", "DeleteOptions")).is_some());
-        assert!(catalog.kind(&GroupVersionKind::new("", "v1", "Nothing")).is_none());
+        assert!(
+            catalog
+                .kind(&GroupVersionKind::new("policy", "v1", "DeleteOptions"))
+                .is_some()
+        );
+        assert!(
+            catalog
+                .kind(&GroupVersionKind::new("", "v1", "Nothing"))
+                .is_none()
+        );
         let groups = catalog.groups();
         assert_eq!((groups[0].name.as_str(), groups.len()), ("", 21));
     }
@@ -345,12 +454,23 @@ mod tests {
         let mut widget = Resource::clone(builtin.resource("", "v1", "configmaps").expect("configmaps"));
         widget.group = "example.com".into();
         widget.plural = "widgets".into();
-        widget.kind = Arc::new(Kind { gvk: GroupVersionKind::new("example.com", "v1", "Widget"), ..Kind::clone(&widget.kind) });
+        widget.kind = Arc::new(Kind {
+            gvk: GroupVersionKind::new("example.com", "v1", "Widget"),
+            ..Kind::clone(&widget.kind)
+        });
         let with = builtin.with(widget);
         assert!(with.resource("example.com", "v1", "widgets").is_some());
         assert!(builtin.resource("example.com", "v1", "widgets").is_none());
-        let without = with.without("example.com", "v1", "widgets").without("", "v1", "configmaps");
+        let without = with
+            .without("example.com", "v1", "widgets")
+            .without("", "v1", "configmaps");
         assert!(without.resource("example.com", "v1", "widgets").is_none());
-        assert_eq!(without.resource("apps", "v1", "deployments").expect("still there").plural, "deployments");
+        assert_eq!(
+            without
+                .resource("apps", "v1", "deployments")
+                .expect("still there")
+                .plural,
+            "deployments"
+        );
     }
 }

@@ -51,20 +51,31 @@ pub enum CodecError {
 }
 
 /// Decodes a request body. `default` names the kind when the body does not, and the kind that messages expect.
-pub fn decode(catalog: &Catalog, media: MediaType, body: &[u8], default: Option<&GroupVersionKind>) -> Result<Decoded, CodecError> {
+pub fn decode(
+    catalog: &Catalog,
+    media: MediaType,
+    body: &[u8],
+    default: Option<&GroupVersionKind>,
+) -> Result<Decoded, CodecError> {
     let expected = default.map_or("", |gvk| gvk.kind.as_str());
     let unrecognized = |problem: &str| {
         let summary = summarize(body);
-        CodecError::BadRequest(format!("the object provided is unrecognized (must be of type {expected}): {problem} ({summary})"))
+        CodecError::BadRequest(format!(
+            "the object provided is unrecognized (must be of type {expected}): {problem} ({summary})"
+        ))
     };
     let (mut object, mut strict, named) = match media {
         MediaType::Json => {
-            let (object, strict) = json::from_json(body).map_err(|error| unrecognized(&format!("couldn't get version/kind; json parse error: {error}")))?;
+            let (object, strict) = json::from_json(body).map_err(|error| {
+                unrecognized(&format!("couldn't get version/kind; json parse error: {error}"))
+            })?;
             let named = type_meta(&object);
             (object, strict, named)
         }
         MediaType::Yaml => {
-            let (object, strict) = json::from_yaml(body).map_err(|error| unrecognized(&format!("couldn't get version/kind; yaml parse error: {error}")))?;
+            let (object, strict) = json::from_yaml(body).map_err(|error| {
+                unrecognized(&format!("couldn't get version/kind; yaml parse error: {error}"))
+            })?;
             let named = type_meta(&object);
             (object, strict, named)
         }
@@ -72,7 +83,8 @@ pub fn decode(catalog: &Catalog, media: MediaType, body: &[u8], default: Option<
             let (named, raw) = open_envelope(body).map_err(|problem| unrecognized(&problem))?;
             let gvk = complete(named, default);
             let kind = catalog.kind(&gvk).ok_or_else(|| unknown_kind(&gvk, expected))?;
-            let object = protobuf::decode(&kind.types, kind.root, raw).map_err(|error| handled_as(&gvk, expected, &error.to_string()))?;
+            let object = protobuf::decode(&kind.types, kind.root, raw)
+                .map_err(|error| handled_as(&gvk, expected, &error.to_string()))?;
             (object, Vec::new(), (gvk.api_version(), gvk.kind))
         }
     };
@@ -90,7 +102,12 @@ pub fn decode(catalog: &Catalog, media: MediaType, body: &[u8], default: Option<
 
 /// The 400 message for strict problems.
 pub fn strict_message(gvk: &GroupVersionKind, expected_kind: &str, problems: &[String]) -> String {
-    format!("{} in version \"{}\" cannot be handled as a {expected_kind}: strict decoding error: {}", gvk.kind, gvk.version, problems.join(", "))
+    format!(
+        "{} in version \"{}\" cannot be handled as a {expected_kind}: strict decoding error: {}",
+        gvk.kind,
+        gvk.version,
+        problems.join(", ")
+    )
 }
 
 /// Encodes any registered kind (objects, lists, Status, …) in the `k8s\0` envelope.
@@ -118,7 +135,9 @@ pub fn parse_patch(media: MediaType, body: &[u8]) -> Result<Value, CodecError> {
         MediaType::Yaml => json::from_yaml(body),
         MediaType::Json | MediaType::Protobuf => json::from_json(body),
     };
-    parsed.map(|(value, _)| value).map_err(|error| CodecError::BadRequest(format!("error decoding patch: {error}")))
+    parsed
+        .map(|(value, _)| value)
+        .map_err(|error| CodecError::BadRequest(format!("error decoding patch: {error}")))
 }
 
 /// JSON is YAML too: what the YAML writer cannot express comes out as JSON.
@@ -127,14 +146,23 @@ pub fn to_yaml(object: &Value) -> String {
 }
 
 fn type_meta(object: &Value) -> (String, String) {
-    let text = |key: &str| object.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let text = |key: &str| {
+        object
+            .get(key)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned()
+    };
     (text("apiVersion"), text("kind"))
 }
 
 fn complete((api_version, kind): (String, String), default: Option<&GroupVersionKind>) -> GroupVersionKind {
     let fallback = default.cloned().unwrap_or_default();
     let mut gvk = if api_version.is_empty() {
-        GroupVersionKind { kind: String::new(), ..fallback.clone() }
+        GroupVersionKind {
+            kind: String::new(),
+            ..fallback.clone()
+        }
     } else {
         GroupVersionKind::from_api_version(&api_version, "")
     };
@@ -144,7 +172,10 @@ fn complete((api_version, kind): (String, String), default: Option<&GroupVersion
 
 fn handled_as(gvk: &GroupVersionKind, expected: &str, problem: &str) -> CodecError {
     let expected = if expected.is_empty() { &gvk.kind } else { expected };
-    CodecError::BadRequest(format!("{} in version \"{}\" cannot be handled as a {expected}: {problem}", gvk.kind, gvk.version))
+    CodecError::BadRequest(format!(
+        "{} in version \"{}\" cannot be handled as a {expected}: {problem}",
+        gvk.kind, gvk.version
+    ))
 }
 
 fn unknown_kind(gvk: &GroupVersionKind, expected: &str) -> CodecError {
@@ -152,7 +183,9 @@ fn unknown_kind(gvk: &GroupVersionKind, expected: &str) -> CodecError {
 }
 
 fn open_envelope(body: &[u8]) -> Result<((String, String), &[u8]), String> {
-    let message = body.strip_prefix(MAGIC).ok_or("provided data does not appear to be a protobuf message, expected prefix [107 56 115 0]")?;
+    let message = body
+        .strip_prefix(MAGIC)
+        .ok_or("provided data does not appear to be a protobuf message, expected prefix [107 56 115 0]")?;
     let (mut type_meta, mut raw): (&[u8], &[u8]) = (&[], &[]);
     let mut reader = Reader(message);
     while let Some((number, wire)) = reader.next()? {
@@ -196,6 +229,9 @@ fn summarize(body: &[u8]) -> String {
     match body.first() {
         None => "<empty>".to_owned(),
         Some(b'{') => format!("{}{more}", String::from_utf8_lossy(head)),
-        Some(_) => format!("{}{more}", head.iter().map(|byte| format!("{byte:02x}")).collect::<String>()),
+        Some(_) => format!(
+            "{}{more}",
+            head.iter().map(|byte| format!("{byte:02x}")).collect::<String>()
+        ),
     }
 }

@@ -47,7 +47,11 @@ fn apply_object(types: &Types, id: TypeId, object: &mut Object) {
         apply_rules(types, inline.ty, object);
     }
     for field in types.fields(id) {
-        if let Some(default) = field.default.as_ref().filter(|_| !field.omit_zero && !object.contains_key(&field.name)) {
+        if let Some(default) = field
+            .default
+            .as_ref()
+            .filter(|_| !field.omit_zero && !object.contains_key(&field.name))
+        {
             object.insert(field.name.clone(), default.clone());
         }
         if let Some(value) = object.get_mut(&field.name) {
@@ -62,8 +66,12 @@ fn apply_object(types: &Types, id: TypeId, object: &mut Object) {
 fn apply_value(types: &Types, ty: &FieldType, value: &mut Value) {
     match (ty, value) {
         (FieldType::Object(id), Value::Object(fields)) => apply_object(types, *id, fields),
-        (FieldType::List(item), Value::Array(items)) => items.iter_mut().for_each(|value| apply_value(types, item, value)),
-        (FieldType::Map(item), Value::Object(entries)) => entries.values_mut().for_each(|value| apply_value(types, item, value)),
+        (FieldType::List(item), Value::Array(items)) => {
+            items.iter_mut().for_each(|value| apply_value(types, item, value))
+        }
+        (FieldType::Map(item), Value::Object(entries)) => entries
+            .values_mut()
+            .for_each(|value| apply_value(types, item, value)),
         _ => {}
     }
 }
@@ -72,10 +80,15 @@ fn apply_rules(types: &Types, id: TypeId, object: &mut Object) {
     for rule in rules().get(&types.get(id).name).into_iter().flatten() {
         // A zero value that Go holds by value is as good as absent.
         let pointer = types.field(id, rule.field).is_some_and(|field| field.pointer);
-        let given = object.get(rule.field).is_some_and(|value| pointer || (*value != json!("") && *value != json!(0)));
+        let given = object
+            .get(rule.field)
+            .is_some_and(|value| pointer || (*value != json!("") && *value != json!(0)));
         let holds = match &rule.condition {
             Condition::Always => true,
-            Condition::When(sibling, values) => object.get(*sibling).and_then(Value::as_str).is_some_and(|value| values.contains(&value)),
+            Condition::When(sibling, values) => object
+                .get(*sibling)
+                .and_then(Value::as_str)
+                .is_some_and(|value| values.contains(&value)),
             Condition::Unless(sibling) => !object.contains_key(*sibling),
         };
         if !holds || given {
@@ -120,7 +133,14 @@ fn parse_rule(line: &'static str) -> Option<(&'static str, Rule)> {
         Some(sibling) => Fill::Sibling(sibling),
         None => Fill::Constant(serde_json::from_str(value).ok()?),
     };
-    Some((type_name, Rule { field, fill, condition }))
+    Some((
+        type_name,
+        Rule {
+            field,
+            fill,
+            condition,
+        },
+    ))
 }
 
 fn special(type_name: &str) -> Option<fn(&mut Object)> {
@@ -153,14 +173,27 @@ fn special(type_name: &str) -> Option<fn(&mut Object)> {
 }
 
 fn pod(pod: &mut Object) {
-    let Some(Value::Object(spec)) = pod.get_mut("spec") else { return };
+    let Some(Value::Object(spec)) = pod.get_mut("spec") else {
+        return;
+    };
     let host_network = spec.get("hostNetwork") == Some(&Value::Bool(true));
     for list in ["containers", "initContainers"] {
-        for container in spec.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
+        for container in spec
+            .get_mut(list)
+            .and_then(Value::as_array_mut)
+            .into_iter()
+            .flatten()
+        {
             if let Some(Value::Object(resources)) = container.get_mut("resources") {
                 requests_from_limits(resources);
             }
-            for port in container.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten().filter_map(Value::as_object_mut) {
+            for port in container
+                .get_mut("ports")
+                .and_then(Value::as_array_mut)
+                .into_iter()
+                .flatten()
+                .filter_map(Value::as_object_mut)
+            {
                 if host_network && !port.contains_key("hostPort") {
                     let number = port.get("containerPort").cloned().unwrap_or_default();
                     port.insert("hostPort".into(), number);
@@ -182,24 +215,39 @@ fn service_account(spec: &mut Object) {
 
 /// A single value that is the first of a list: whichever is absent follows the other.
 fn first_and_all(object: &mut Object, single: &str, list: &str, key: Option<&str>) {
-    let first = object.get(list).and_then(|list| list.get(0)).and_then(|item| key.map_or(Some(item), |key| item.get(key))).cloned();
+    let first = object
+        .get(list)
+        .and_then(|list| list.get(0))
+        .and_then(|item| key.map_or(Some(item), |key| item.get(key)))
+        .cloned();
     match (object.get(single).cloned(), first) {
         (None, Some(first)) => object.insert(single.to_owned(), first),
-        (Some(value), None) => object.insert(list.to_owned(), json!([key.map_or_else(|| value.clone(), |key| json!({key: value}))])),
+        (Some(value), None) => object.insert(
+            list.to_owned(),
+            json!([key.map_or_else(|| value.clone(), |key| json!({key: value}))]),
+        ),
         _ => None,
     };
 }
 
 /// `stringData` is written, never read: it goes into `data`.
 fn secret(secret: &mut Object) {
-    let Some(Value::Object(texts)) = secret.remove("stringData") else { return };
+    let Some(Value::Object(texts)) = secret.remove("stringData") else {
+        return;
+    };
     if let Value::Object(data) = secret.entry("data").or_insert_with(|| json!({})) {
-        data.extend(texts.into_iter().map(|(key, text)| (key, STANDARD.encode(text.as_str().unwrap_or_default()).into())));
+        data.extend(
+            texts
+                .into_iter()
+                .map(|(key, text)| (key, STANDARD.encode(text.as_str().unwrap_or_default()).into())),
+        );
     }
 }
 
 fn requests_from_limits(resources: &mut Object) {
-    let Some(Value::Object(limits)) = resources.get("limits").cloned() else { return };
+    let Some(Value::Object(limits)) = resources.get("limits").cloned() else {
+        return;
+    };
     if let Value::Object(requests) = resources.entry("requests").or_insert_with(|| json!({})) {
         for (name, limit) in limits {
             requests.entry(name).or_insert(limit);
@@ -216,8 +264,14 @@ fn container(container: &mut Object) {
 
 /// `Always` for the tag `latest` or none, unless a digest pins the image.
 fn pull_policy(image: &str) -> &'static str {
-    let (name, digest) = image.split_once('@').map_or((image, None), |(name, digest)| (name, Some(digest)));
-    let tag = name.rsplit('/').next().and_then(|last| last.split_once(':')).map(|(_, tag)| tag);
+    let (name, digest) = image
+        .split_once('@')
+        .map_or((image, None), |(name, digest)| (name, Some(digest)));
+    let tag = name
+        .rsplit('/')
+        .next()
+        .and_then(|last| last.split_once(':'))
+        .map(|(_, tag)| tag);
     match (tag, digest) {
         (Some("latest"), _) | (None, None) => "Always",
         _ => "IfNotPresent",
@@ -230,7 +284,12 @@ fn resource_requirements(resources: &mut Object) {
 
 fn round_lists(object: &mut Object, names: &[&str]) {
     for name in names {
-        for amount in object.get_mut(*name).and_then(Value::as_object_mut).into_iter().flat_map(Map::values_mut) {
+        for amount in object
+            .get_mut(*name)
+            .and_then(Value::as_object_mut)
+            .into_iter()
+            .flat_map(Map::values_mut)
+        {
             if let Some(quantity) = amount.as_str().and_then(Quantity::parse) {
                 *amount = quantity.round_to_milli().canonical().into();
             }
@@ -243,19 +302,22 @@ fn volume(volume: &mut Object) {
         volume.insert("emptyDir".into(), json!({}));
     }
     if let Some(Value::Object(image)) = volume.get_mut("image")
-        && !image.contains_key("pullPolicy") {
-            let policy = pull_policy(image.get("reference").and_then(Value::as_str).unwrap_or_default());
-            image.insert("pullPolicy".into(), policy.into());
-        }
+        && !image.contains_key("pullPolicy")
+    {
+        let policy = pull_policy(image.get("reference").and_then(Value::as_str).unwrap_or_default());
+        image.insert("pullPolicy".into(), policy.into());
+    }
 }
 
 fn service_spec(spec: &mut Object) {
     if spec.get("sessionAffinity").and_then(Value::as_str) == Some("None") {
         spec.remove("sessionAffinityConfig");
     }
-    let external = spec.get("externalIPs").is_some() && spec.get("type").and_then(Value::as_str) == Some("ClusterIP");
+    let external =
+        spec.get("externalIPs").is_some() && spec.get("type").and_then(Value::as_str) == Some("ClusterIP");
     if external {
-        spec.entry("externalTrafficPolicy").or_insert_with(|| "Cluster".into());
+        spec.entry("externalTrafficPolicy")
+            .or_insert_with(|| "Cluster".into());
     }
 }
 
@@ -267,8 +329,12 @@ fn service_port(port: &mut Object) {
 }
 
 fn namespace(namespace: &mut Object) {
-    let Some(Value::Object(metadata)) = namespace.get_mut("metadata") else { return };
-    let Some(name) = metadata.get("name").cloned().filter(|name| name != "") else { return };
+    let Some(Value::Object(metadata)) = namespace.get_mut("metadata") else {
+        return;
+    };
+    let Some(name) = metadata.get("name").cloned().filter(|name| name != "") else {
+        return;
+    };
     if let Value::Object(labels) = metadata.entry("labels").or_insert_with(|| json!({})) {
         labels.insert("kubernetes.io/metadata.name".into(), name);
     }
@@ -278,8 +344,16 @@ fn limit_range_item(item: &mut Object) {
     if item.get("type").and_then(Value::as_str) != Some("Container") {
         return;
     }
-    for (target, source) in [("default", "max"), ("defaultRequest", "default"), ("defaultRequest", "min")] {
-        let amounts = item.get(source).and_then(Value::as_object).cloned().unwrap_or_default();
+    for (target, source) in [
+        ("default", "max"),
+        ("defaultRequest", "default"),
+        ("defaultRequest", "min"),
+    ] {
+        let amounts = item
+            .get(source)
+            .and_then(Value::as_object)
+            .cloned()
+            .unwrap_or_default();
         if amounts.is_empty() {
             continue;
         }
@@ -300,7 +374,9 @@ fn labels_from_template(object: &mut Object) -> Option<Value> {
 }
 
 fn replication_controller(controller: &mut Object) {
-    if let (Some(labels), Some(Value::Object(spec))) = (labels_from_template(controller), controller.get_mut("spec")) {
+    if let (Some(labels), Some(Value::Object(spec))) =
+        (labels_from_template(controller), controller.get_mut("spec"))
+    {
         spec.entry("selector").or_insert(labels);
     }
 }
@@ -316,7 +392,9 @@ fn network_policy_spec(spec: &mut Object) {
 }
 
 fn rbac_subject(subject: &mut Object) {
-    if subject.get("kind").and_then(Value::as_str) == Some("ServiceAccount") && subject.get("apiGroup").and_then(Value::as_str) == Some("") {
+    if subject.get("kind").and_then(Value::as_str) == Some("ServiceAccount")
+        && subject.get("apiGroup").and_then(Value::as_str) == Some("")
+    {
         subject.remove("apiGroup");
     }
 }
@@ -324,12 +402,20 @@ fn rbac_subject(subject: &mut Object) {
 /// A partly given scaling rule takes the rest of upstream's rule.
 fn scaling_behavior(behavior: &mut Object) {
     let full = [
-        ("scaleUp", json!({"policies": [{"type": "Pods", "value": 4, "periodSeconds": 15}, {"type": "Percent", "value": 100, "periodSeconds": 15}],
-            "selectPolicy": "Max", "stabilizationWindowSeconds": 0})),
-        ("scaleDown", json!({"policies": [{"type": "Percent", "value": 100, "periodSeconds": 15}], "selectPolicy": "Max"})),
+        (
+            "scaleUp",
+            json!({"policies": [{"type": "Pods", "value": 4, "periodSeconds": 15}, {"type": "Percent", "value": 100, "periodSeconds": 15}],
+            "selectPolicy": "Max", "stabilizationWindowSeconds": 0}),
+        ),
+        (
+            "scaleDown",
+            json!({"policies": [{"type": "Percent", "value": 100, "periodSeconds": 15}], "selectPolicy": "Max"}),
+        ),
     ];
     for (name, defaults) in full {
-        if let (Value::Object(rules), Value::Object(defaults)) = (behavior.entry(name).or_insert_with(|| json!({})), defaults) {
+        if let (Value::Object(rules), Value::Object(defaults)) =
+            (behavior.entry(name).or_insert_with(|| json!({})), defaults)
+        {
             for (key, value) in defaults {
                 rules.entry(key).or_insert(value);
             }
@@ -344,7 +430,10 @@ mod tests {
     use crate::fields;
 
     fn defaulted(api_version: &str, kind: &str, mut object: Value) -> Value {
-        let kind = Catalog::builtin().kind(&GroupVersionKind::from_api_version(api_version, kind)).expect(kind).clone();
+        let kind = Catalog::builtin()
+            .kind(&GroupVersionKind::from_api_version(api_version, kind))
+            .expect(kind)
+            .clone();
         assert_eq!(fields::check(&kind, &mut object), Ok(vec![]));
         apply(&kind, &mut object);
         let once = object.clone();
@@ -357,13 +446,17 @@ mod tests {
     #[test]
     fn every_rule_names_a_type_and_fields_that_exist() {
         let types = Types::builtin();
-        let lines = facts::DEFAULTS.lines().filter(|line| !line.starts_with('#')).count();
+        let lines = facts::DEFAULTS
+            .lines()
+            .filter(|line| !line.starts_with('#'))
+            .count();
         assert_eq!(rules().values().map(Vec::len).sum::<usize>(), lines);
         for (name, rules) in rules() {
             let id = types.by_name(name).unwrap_or_else(|| panic!("{name}"));
             for rule in rules {
                 let siblings = match (&rule.fill, &rule.condition) {
-                    (Fill::Sibling(sibling), _) | (_, Condition::When(sibling, _) | Condition::Unless(sibling)) => Some(*sibling),
+                    (Fill::Sibling(sibling), _)
+                    | (_, Condition::When(sibling, _) | Condition::Unless(sibling)) => Some(*sibling),
                     _ => None,
                 };
                 for field in siblings.into_iter().chain([rule.field]) {
@@ -375,10 +468,16 @@ mod tests {
 
     #[test]
     fn pod_gets_upstreams_defaults() {
-        let pod = defaulted("v1", "Pod", json!({"metadata": {"name": "x"}, "spec": {"hostNetwork": true, "volumes": [{"name": "v"}],
+        let pod = defaulted(
+            "v1",
+            "Pod",
+            json!({"metadata": {"name": "x"}, "spec": {"hostNetwork": true, "volumes": [{"name": "v"}],
             "containers": [{"name": "c", "image": "nginx", "ports": [{"containerPort": 80}], "resources": {"limits": {"cpu": "1"}},
-                "livenessProbe": {"httpGet": {"port": 80}}}]}}));
-        assert_eq!(pod["spec"], json!({
+                "livenessProbe": {"httpGet": {"port": 80}}}]}}),
+        );
+        assert_eq!(
+            pod["spec"],
+            json!({
             "containers": [{"name": "c", "image": "nginx", "imagePullPolicy": "Always", "terminationMessagePath": "/dev/termination-log",
                 "terminationMessagePolicy": "File", "ports": [{"containerPort": 80, "hostPort": 80, "protocol": "TCP"}],
                 "resources": {"limits": {"cpu": "1"}, "requests": {"cpu": "1"}},
@@ -386,16 +485,31 @@ mod tests {
                     "successThreshold": 1, "timeoutSeconds": 1}}],
             "dnsPolicy": "ClusterFirst", "enableServiceLinks": true, "hostNetwork": true, "restartPolicy": "Always",
             "schedulerName": "default-scheduler", "securityContext": {}, "terminationGracePeriodSeconds": 30,
-            "volumes": [{"name": "v", "emptyDir": {}}]}));
+            "volumes": [{"name": "v", "emptyDir": {}}]})
+        );
     }
 
     #[test]
     fn templates_do_not_get_what_only_pods_get() {
-        let deployment = defaulted("apps/v1", "Deployment", json!({"spec": {"template": {"spec": {"containers": [
-            {"name": "c", "image": "a/b:1", "resources": {"limits": {"cpu": "1"}}}]}}}}));
+        let deployment = defaulted(
+            "apps/v1",
+            "Deployment",
+            json!({"spec": {"template": {"spec": {"containers": [
+            {"name": "c", "image": "a/b:1", "resources": {"limits": {"cpu": "1"}}}]}}}}),
+        );
         let spec = &deployment["spec"];
-        assert_eq!(spec["strategy"], json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "25%", "maxUnavailable": "25%"}}));
-        assert_eq!((&spec["replicas"], &spec["revisionHistoryLimit"], &spec["progressDeadlineSeconds"]), (&json!(1), &json!(10), &json!(600)));
+        assert_eq!(
+            spec["strategy"],
+            json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "25%", "maxUnavailable": "25%"}})
+        );
+        assert_eq!(
+            (
+                &spec["replicas"],
+                &spec["revisionHistoryLimit"],
+                &spec["progressDeadlineSeconds"]
+            ),
+            (&json!(1), &json!(10), &json!(600))
+        );
         let pod = &spec["template"]["spec"];
         assert_eq!(pod["containers"][0]["resources"], json!({"limits": {"cpu": "1"}}));
         assert_eq!(pod["containers"][0]["imagePullPolicy"], "IfNotPresent");
@@ -405,23 +519,100 @@ mod tests {
     #[test]
     fn other_kinds() {
         for (api_version, kind, object, pointer, expected) in [
-            ("v1", "Service", json!({"spec": {"ports": [{"port": 80}]}}), "/spec", json!({"type": "ClusterIP", "sessionAffinity": "None",
-                "internalTrafficPolicy": "Cluster", "ports": [{"port": 80, "targetPort": 80, "protocol": "TCP"}]})),
-            ("v1", "Service", json!({"spec": {"sessionAffinity": "ClientIP"}}), "/spec/sessionAffinityConfig", json!({"clientIP": {"timeoutSeconds": 10800}})),
-            ("v1", "Namespace", json!({"metadata": {"name": "a"}}), "/metadata/labels", json!({"kubernetes.io/metadata.name": "a"})),
+            (
+                "v1",
+                "Service",
+                json!({"spec": {"ports": [{"port": 80}]}}),
+                "/spec",
+                json!({"type": "ClusterIP", "sessionAffinity": "None",
+                "internalTrafficPolicy": "Cluster", "ports": [{"port": 80, "targetPort": 80, "protocol": "TCP"}]}),
+            ),
+            (
+                "v1",
+                "Service",
+                json!({"spec": {"sessionAffinity": "ClientIP"}}),
+                "/spec/sessionAffinityConfig",
+                json!({"clientIP": {"timeoutSeconds": 10800}}),
+            ),
+            (
+                "v1",
+                "Namespace",
+                json!({"metadata": {"name": "a"}}),
+                "/metadata/labels",
+                json!({"kubernetes.io/metadata.name": "a"}),
+            ),
             ("v1", "Secret", json!({}), "/type", json!("Opaque")),
-            ("v1", "Secret", json!({"data": {"b": "Yg=="}, "stringData": {"a": "a"}}), "/data", json!({"a": "YQ==", "b": "Yg=="})),
-            ("v1", "Pod", json!({"spec": {"serviceAccount": "s", "containers": []}}), "/spec/serviceAccountName", json!("s")),
-            ("v1", "Pod", json!({"status": {"podIP": "1.2.3.4"}}), "/status/podIPs", json!([{"ip": "1.2.3.4"}])),
-            ("v1", "Node", json!({"spec": {"podCIDR": "10.0.0.0/24"}}), "/spec/podCIDRs", json!(["10.0.0.0/24"])),
-            ("v1", "Node", json!({"spec": {"podCIDRs": ["10.0.0.0/24"]}}), "/spec/podCIDR", json!("10.0.0.0/24")),
-            ("apps/v1", "Deployment", json!({"spec": {"strategy": {"type": "Recreate"}}}), "/spec/strategy", json!({"type": "Recreate"})),
-            ("apps/v1", "StatefulSet", json!({}), "/spec/updateStrategy", json!({"type": "RollingUpdate", "rollingUpdate": {"partition": 0}})),
-            ("apps/v1", "StatefulSet", json!({"spec": {"updateStrategy": {"type": "OnDelete"}}}), "/spec/updateStrategy", json!({"type": "OnDelete"})),
+            (
+                "v1",
+                "Secret",
+                json!({"data": {"b": "Yg=="}, "stringData": {"a": "a"}}),
+                "/data",
+                json!({"a": "YQ==", "b": "Yg=="}),
+            ),
+            (
+                "v1",
+                "Pod",
+                json!({"spec": {"serviceAccount": "s", "containers": []}}),
+                "/spec/serviceAccountName",
+                json!("s"),
+            ),
+            (
+                "v1",
+                "Pod",
+                json!({"status": {"podIP": "1.2.3.4"}}),
+                "/status/podIPs",
+                json!([{"ip": "1.2.3.4"}]),
+            ),
+            (
+                "v1",
+                "Node",
+                json!({"spec": {"podCIDR": "10.0.0.0/24"}}),
+                "/spec/podCIDRs",
+                json!(["10.0.0.0/24"]),
+            ),
+            (
+                "v1",
+                "Node",
+                json!({"spec": {"podCIDRs": ["10.0.0.0/24"]}}),
+                "/spec/podCIDR",
+                json!("10.0.0.0/24"),
+            ),
+            (
+                "apps/v1",
+                "Deployment",
+                json!({"spec": {"strategy": {"type": "Recreate"}}}),
+                "/spec/strategy",
+                json!({"type": "Recreate"}),
+            ),
+            (
+                "apps/v1",
+                "StatefulSet",
+                json!({}),
+                "/spec/updateStrategy",
+                json!({"type": "RollingUpdate", "rollingUpdate": {"partition": 0}}),
+            ),
+            (
+                "apps/v1",
+                "StatefulSet",
+                json!({"spec": {"updateStrategy": {"type": "OnDelete"}}}),
+                "/spec/updateStrategy",
+                json!({"type": "OnDelete"}),
+            ),
             ("batch/v1", "Job", json!({}), "/spec/completions", json!(1)),
-            ("rbac.authorization.k8s.io/v1", "RoleBinding", json!({"subjects": [{"kind": "User", "name": "u"}, {"kind": "ServiceAccount", "name": "s"}]}),
-                "/subjects", json!([{"kind": "User", "name": "u", "apiGroup": "rbac.authorization.k8s.io"}, {"kind": "ServiceAccount", "name": "s"}])),
-            ("networking.k8s.io/v1", "NetworkPolicy", json!({}), "/spec/policyTypes", json!(["Ingress"])),
+            (
+                "rbac.authorization.k8s.io/v1",
+                "RoleBinding",
+                json!({"subjects": [{"kind": "User", "name": "u"}, {"kind": "ServiceAccount", "name": "s"}]}),
+                "/subjects",
+                json!([{"kind": "User", "name": "u", "apiGroup": "rbac.authorization.k8s.io"}, {"kind": "ServiceAccount", "name": "s"}]),
+            ),
+            (
+                "networking.k8s.io/v1",
+                "NetworkPolicy",
+                json!({}),
+                "/spec/policyTypes",
+                json!(["Ingress"]),
+            ),
         ] {
             let result = defaulted(api_version, kind, object);
             assert_eq!(result.pointer(pointer), Some(&expected), "{kind} {pointer}");
@@ -430,7 +621,14 @@ mod tests {
 
     #[test]
     fn pull_policy_follows_the_tag() {
-        for (image, expected) in [("a", "Always"), ("a:latest", "Always"), ("a:1", "IfNotPresent"), ("r:5000/a", "Always"), ("r:5000/a:1", "IfNotPresent"), ("a@sha256:0", "IfNotPresent")] {
+        for (image, expected) in [
+            ("a", "Always"),
+            ("a:latest", "Always"),
+            ("a:1", "IfNotPresent"),
+            ("r:5000/a", "Always"),
+            ("r:5000/a:1", "IfNotPresent"),
+            ("a@sha256:0", "IfNotPresent"),
+        ] {
             assert_eq!(pull_policy(image), expected, "{image}");
         }
     }

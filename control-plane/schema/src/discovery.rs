@@ -14,13 +14,21 @@ pub fn api_versions(server_address: &str) -> Value {
 
 /// `GET /apis`
 pub fn api_group_list(catalog: &Catalog) -> Value {
-    let groups: Vec<Value> = catalog.groups().iter().filter(|group| !group.name.is_empty()).map(group_fields).collect();
+    let groups: Vec<Value> = catalog
+        .groups()
+        .iter()
+        .filter(|group| !group.name.is_empty())
+        .map(group_fields)
+        .collect();
     json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
 }
 
 /// `GET /apis/GROUP`
 pub fn api_group(catalog: &Catalog, group: &str) -> Option<Value> {
-    let group = catalog.groups().into_iter().find(|candidate| candidate.name == group && !group.is_empty())?;
+    let group = catalog
+        .groups()
+        .into_iter()
+        .find(|candidate| candidate.name == group && !group.is_empty())?;
     let mut document = group_fields(&group);
     document["kind"] = "APIGroup".into();
     document["apiVersion"] = "v1".into();
@@ -28,15 +36,21 @@ pub fn api_group(catalog: &Catalog, group: &str) -> Option<Value> {
 }
 
 fn group_fields(group: &ApiGroup) -> Value {
-    let versions: Vec<Value> =
-        group.versions.iter().map(|version| json!({"groupVersion": group_version(&group.name, version), "version": version})).collect();
+    let versions: Vec<Value> = group
+        .versions
+        .iter()
+        .map(|version| json!({"groupVersion": group_version(&group.name, version), "version": version}))
+        .collect();
     json!({"name": group.name, "preferredVersion": versions.first(), "versions": versions})
 }
 
 /// `GET /api/v1`, `GET /apis/GROUP/VERSION`
 pub fn api_resource_list(catalog: &Catalog, group: &str, version: &str) -> Option<Value> {
     let mut resources: Vec<(String, Value)> = Vec::new();
-    for resource in catalog.resources().filter(|resource| resource.group == group && resource.version == version) {
+    for resource in catalog
+        .resources()
+        .filter(|resource| resource.group == group && resource.version == version)
+    {
         let mut entry = json!({"name": resource.plural, "singularName": resource.singular, "namespaced": resource.namespaced(),
             "kind": resource.kind.gvk.kind, "verbs": resource.verbs});
         add_names(&mut entry, resource);
@@ -60,7 +74,9 @@ pub fn api_resource_list(catalog: &Catalog, group: &str, version: &str) -> Optio
     }
     resources.sort_by(|left, right| left.0.cmp(&right.0));
     let resources: Vec<Value> = resources.into_iter().map(|(_, entry)| entry).collect();
-    Some(json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version(group, version), "resources": resources}))
+    Some(
+        json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version(group, version), "resources": resources}),
+    )
 }
 
 fn add_names(entry: &mut Value, resource: &Resource) {
@@ -80,11 +96,22 @@ fn storage_version_hash(gvk: &GroupVersionKind) -> String {
 
 /// `GET /api` (core group) or `/apis` (the others) with `as=APIGroupDiscoveryList;v=v2;g=apidiscovery.k8s.io`.
 pub fn aggregated(catalog: &Catalog, core: bool) -> Value {
-    let groups = catalog.groups().into_iter().filter(|group| group.name.is_empty() == core);
+    let groups = catalog
+        .groups()
+        .into_iter()
+        .filter(|group| group.name.is_empty() == core);
     let items: Vec<Value> = groups
         .map(|group| {
-            let versions: Vec<Value> = group.versions.iter().map(|version| aggregated_version(catalog, &group.name, version)).collect();
-            let metadata = if core { Map::new() } else { Map::from_iter([("name".to_owned(), Value::from(group.name.as_str()))]) };
+            let versions: Vec<Value> = group
+                .versions
+                .iter()
+                .map(|version| aggregated_version(catalog, &group.name, version))
+                .collect();
+            let metadata = if core {
+                Map::new()
+            } else {
+                Map::from_iter([("name".to_owned(), Value::from(group.name.as_str()))])
+            };
             json!({"metadata": metadata, "versions": versions})
         })
         .collect();
@@ -92,7 +119,11 @@ pub fn aggregated(catalog: &Catalog, core: bool) -> Value {
 }
 
 fn aggregated_version(catalog: &Catalog, group: &str, version: &str) -> Value {
-    let mut resources: Vec<&Resource> = catalog.resources().map(AsRef::as_ref).filter(|resource| resource.group == group && resource.version == version).collect();
+    let mut resources: Vec<&Resource> = catalog
+        .resources()
+        .map(AsRef::as_ref)
+        .filter(|resource| resource.group == group && resource.version == version)
+        .collect();
     resources.sort_by(|left, right| left.plural.cmp(&right.plural));
     let resources: Vec<Value> = resources.into_iter().map(aggregated_resource).collect();
     json!({"version": version, "resources": resources, "freshness": "Current"})
@@ -128,12 +159,23 @@ mod tests {
     fn resource_lists_name_subresources_and_foreign_kinds() {
         let list = api_resource_list(&Catalog::builtin(), "apps", "v1").expect("served");
         let resources = list["resources"].as_array().expect("list");
-        let find = |name: &str| resources.iter().find(|entry| entry["name"] == name).unwrap_or_else(|| panic!("{name}"));
-        assert_eq!(find("deployments"), &json!({"name": "deployments", "singularName": "deployment", "namespaced": true, "kind": "Deployment",
+        let find = |name: &str| {
+            resources
+                .iter()
+                .find(|entry| entry["name"] == name)
+                .unwrap_or_else(|| panic!("{name}"))
+        };
+        assert_eq!(
+            find("deployments"),
+            &json!({"name": "deployments", "singularName": "deployment", "namespaced": true, "kind": "Deployment",
             "verbs": ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"], "shortNames": ["deploy"],
-            "categories": ["all"], "storageVersionHash": "8aSe+NMegvE="}));
-        assert_eq!(find("deployments/scale"), &json!({"name": "deployments/scale", "singularName": "", "namespaced": true, "kind": "Scale",
-            "group": "autoscaling", "version": "v1", "verbs": ["get", "patch", "update"]}));
+            "categories": ["all"], "storageVersionHash": "8aSe+NMegvE="})
+        );
+        assert_eq!(
+            find("deployments/scale"),
+            &json!({"name": "deployments/scale", "singularName": "", "namespaced": true, "kind": "Scale",
+            "group": "autoscaling", "version": "v1", "verbs": ["get", "patch", "update"]})
+        );
         assert!(api_resource_list(&Catalog::builtin(), "apps", "v2").is_none());
     }
 
@@ -141,10 +183,16 @@ mod tests {
     fn groups_prefer_their_first_version() {
         let catalog = Catalog::builtin();
         let group = api_group(&catalog, "autoscaling").expect("served");
-        assert_eq!(group["preferredVersion"], json!({"groupVersion": "autoscaling/v2", "version": "v2"}));
+        assert_eq!(
+            group["preferredVersion"],
+            json!({"groupVersion": "autoscaling/v2", "version": "v2"})
+        );
         assert_eq!(group["versions"].as_array().map(Vec::len), Some(2));
         assert!(api_group(&catalog, "").is_none());
-        assert_eq!(api_group_list(&catalog)["groups"].as_array().map(Vec::len), Some(20));
+        assert_eq!(
+            api_group_list(&catalog)["groups"].as_array().map(Vec::len),
+            Some(20)
+        );
     }
 
     #[test]
@@ -153,7 +201,11 @@ mod tests {
         let count = |core| {
             let document = aggregated(&catalog, core);
             let items = document["items"].as_array().expect("items").clone();
-            items.iter().flat_map(|item| item["versions"].as_array().expect("versions").clone()).map(|version| version["resources"].as_array().map_or(0, Vec::len)).sum::<usize>()
+            items
+                .iter()
+                .flat_map(|item| item["versions"].as_array().expect("versions").clone())
+                .map(|version| version["resources"].as_array().map_or(0, Vec::len))
+                .sum::<usize>()
         };
         assert_eq!(count(true) + count(false), catalog.resources().count());
         assert!(count(true) > 10 && count(false) > 10);

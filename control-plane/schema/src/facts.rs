@@ -33,7 +33,10 @@ pub(crate) fn full_name(short: &str) -> String {
 pub(crate) fn parse_type(source: &str, resolve: &dyn Fn(&str) -> Option<TypeId>) -> ObjectType {
     let mut lines = source.lines();
     let mut head = lines.next().unwrap_or_default().split(' ');
-    let mut object = ObjectType { name: full_name(head.next().unwrap_or_default()), ..ObjectType::default() };
+    let mut object = ObjectType {
+        name: full_name(head.next().unwrap_or_default()),
+        ..ObjectType::default()
+    };
     for word in head {
         match word.split_once('=') {
             None => object.map_atomic = word == "a",
@@ -44,9 +47,15 @@ pub(crate) fn parse_type(source: &str, resolve: &dyn Fn(&str) -> Option<TypeId>)
     }
     for line in lines {
         let mut words = line.trim_start().split(' ');
-        let (Some(name), Some(number), Some(flags), Some(ty)) = (words.next(), words.next(), words.next(), words.next()) else { continue };
+        let (Some(name), Some(number), Some(flags), Some(ty)) =
+            (words.next(), words.next(), words.next(), words.next())
+        else {
+            continue;
+        };
         let number = number.parse().unwrap_or(0);
-        let Some(ty) = field_type(ty, resolve) else { continue };
+        let Some(ty) = field_type(ty, resolve) else {
+            continue;
+        };
         if let (true, FieldType::Object(ty)) = (flags.contains('~'), &ty) {
             object.inlines.push(Inline { number, ty: *ty });
             continue;
@@ -57,7 +66,13 @@ pub(crate) fn parse_type(source: &str, resolve: &dyn Fn(&str) -> Option<TypeId>)
     object
 }
 
-fn field<'a>(name: &str, number: u32, flags: &str, ty: FieldType, details: impl Iterator<Item = &'a str>) -> Field {
+fn field<'a>(
+    name: &str,
+    number: u32,
+    flags: &str,
+    ty: FieldType,
+    details: impl Iterator<Item = &'a str>,
+) -> Field {
     let mut field = Field {
         name: name.to_owned(),
         number,

@@ -16,10 +16,18 @@ const MAX_PROBLEMS: usize = 100;
 /// Brings `object` into canonical form. `Ok` lists strict problems (`unknown field "spec.foo"`);
 /// `Err` is the decoder's text for a value of the wrong type, without the `… cannot be handled as a …` prefix.
 pub fn check(kind: &Kind, object: &mut Value) -> Result<Vec<String>, String> {
-    let mut walk = Walk { types: &kind.types, path: String::new(), go_path: String::new(), problems: Vec::new() };
+    let mut walk = Walk {
+        types: &kind.types,
+        path: String::new(),
+        go_path: String::new(),
+        problems: Vec::new(),
+    };
     let Value::Object(fields) = object else {
         let name = go_name(&kind.types, &FieldType::Object(kind.root));
-        return Err(format!("json: cannot unmarshal {} into Go value of type {name}", json_kind(object)));
+        return Err(format!(
+            "json: cannot unmarshal {} into Go value of type {name}",
+            json_kind(object)
+        ));
     };
     walk.object(kind.root, fields)?;
     Ok(walk.problems)
@@ -77,7 +85,9 @@ impl Walk<'_> {
 
     /// A schema, a list of them, or something else that needs no look.
     fn schemas(&mut self, value: &mut Value) -> Result<(), String> {
-        let Some(id) = self.types.by_name(JSON_SCHEMA) else { return Ok(()) };
+        let Some(id) = self.types.by_name(JSON_SCHEMA) else {
+            return Ok(());
+        };
         match value {
             Value::Object(fields) => self.object(id, fields),
             Value::Array(items) => {
@@ -103,11 +113,20 @@ impl Walk<'_> {
             | (FieldType::FieldsV1, Value::Object(_))
             | (_, Value::Null) => Ok(()),
             (FieldType::Int64, Value::Number(number)) if number.is_i64() => Ok(()),
-            (FieldType::Int32 | FieldType::IntOrString, Value::Number(number)) if number.as_i64().is_some_and(|number| i32::try_from(number).is_ok()) => Ok(()),
+            (FieldType::Int32 | FieldType::IntOrString, Value::Number(number))
+                if number
+                    .as_i64()
+                    .is_some_and(|number| i32::try_from(number).is_ok()) =>
+            {
+                Ok(())
+            }
             (FieldType::Bytes, Value::String(text)) => {
                 // Line breaks are no part of the encoding.
                 text.retain(|c| !matches!(c, '\r' | '\n'));
-                STANDARD.decode(text.as_bytes()).map(drop).map_err(|_| format!("illegal base64 data at input byte {}", base64_offset(text)))
+                STANDARD
+                    .decode(text.as_bytes())
+                    .map(drop)
+                    .map_err(|_| format!("illegal base64 data at input byte {}", base64_offset(text)))
             }
             (FieldType::Quantity, Value::String(_) | Value::Number(_)) => {
                 let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
@@ -160,10 +179,15 @@ impl Walk<'_> {
 
 fn mismatch(types: &Types, ty: &FieldType, value: &Value, owner: &str, path: &str) -> String {
     let what = match (ty, value) {
-        (FieldType::Int32 | FieldType::Int64 | FieldType::IntOrString, Value::Number(number)) => format!("number {number}"),
+        (FieldType::Int32 | FieldType::Int64 | FieldType::IntOrString, Value::Number(number)) => {
+            format!("number {number}")
+        }
         (_, value) => json_kind(value).to_owned(),
     };
-    format!("json: cannot unmarshal {what} into Go struct field {owner}.{path} of type {}", go_name(types, ty))
+    format!(
+        "json: cannot unmarshal {what} into Go struct field {owner}.{path} of type {}",
+        go_name(types, ty)
+    )
 }
 
 fn json_kind(value: &Value) -> &'static str {
@@ -196,7 +220,13 @@ fn go_name(types: &Types, ty: &FieldType) -> String {
         FieldType::Json(_) => "v1.JSON".into(),
         FieldType::Object(id) => {
             let name = &types.get(*id).name;
-            name.rsplitn(3, '.').take(2).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join(".")
+            name.rsplitn(3, '.')
+                .take(2)
+                .collect::<Vec<_>>()
+                .into_iter()
+                .rev()
+                .collect::<Vec<_>>()
+                .join(".")
         }
         FieldType::List(item) | FieldType::WrappedList(item) => format!("[]{}", go_name(types, item)),
         FieldType::Map(item) => format!("map[string]{}", go_name(types, item)),
@@ -207,7 +237,9 @@ fn is_zero(field: &Field, value: &Value) -> bool {
     match value {
         Value::Array(items) => items.is_empty(),
         _ if field.pointer => false,
-        Value::Object(entries) => entries.is_empty() && (field.omit_zero || matches!(field.ty, FieldType::Map(_))),
+        Value::Object(entries) => {
+            entries.is_empty() && (field.omit_zero || matches!(field.ty, FieldType::Map(_)))
+        }
         Value::String(text) => text.is_empty() && !matches!(field.ty, FieldType::IntOrString),
         Value::Bool(set) => !set,
         Value::Number(number) => number.as_f64() == Some(0.0) && !matches!(field.ty, FieldType::IntOrString),
@@ -256,7 +288,11 @@ fn step(path: &mut String, name: &str) {
 }
 
 fn joined(path: &str, name: &str) -> String {
-    if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
+    if path.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{path}.{name}")
+    }
 }
 
 #[cfg(test)]
@@ -267,7 +303,10 @@ mod tests {
     use crate::catalog::{Catalog, GroupVersionKind};
 
     fn kind(api_version: &str, kind: &str) -> std::sync::Arc<Kind> {
-        Catalog::builtin().kind(&GroupVersionKind::from_api_version(api_version, kind)).expect(kind).clone()
+        Catalog::builtin()
+            .kind(&GroupVersionKind::from_api_version(api_version, kind))
+            .expect(kind)
+            .clone()
     }
 
     #[test]
@@ -275,24 +314,72 @@ mod tests {
         let mut pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x", "foo": 1}, "bar": {},
             "spec": {"containers": [{"name": "a"}, {"name": "b", "imagee": "y"}]}});
         let problems = check(&kind("v1", "Pod"), &mut pod).expect("types are right");
-        assert_eq!(problems, [r#"unknown field "bar""#, r#"unknown field "metadata.foo""#, r#"unknown field "spec.containers[1].imagee""#]);
-        assert_eq!(pod["spec"]["containers"][1], json!({"name": "b", "resources": {}}));
+        assert_eq!(
+            problems,
+            [
+                r#"unknown field "bar""#,
+                r#"unknown field "metadata.foo""#,
+                r#"unknown field "spec.containers[1].imagee""#
+            ]
+        );
+        assert_eq!(
+            pod["spec"]["containers"][1],
+            json!({"name": "b", "resources": {}})
+        );
         assert_eq!(pod["metadata"], json!({"name": "x"}));
     }
 
     #[test]
     fn type_mismatches_read_like_upstreams() {
         for (api_version, name, object, expected) in [
-            ("apps/v1", "Deployment", json!({"spec": {"replicas": "3"}}), "json: cannot unmarshal string into Go struct field DeploymentSpec.spec.replicas of type int32"),
-            ("apps/v1", "Deployment", json!({"spec": {"replicas": 1.5}}), "json: cannot unmarshal number 1.5 into Go struct field DeploymentSpec.spec.replicas of type int32"),
-            ("v1", "Pod", json!({"metadata": {"labels": {"a": 1}}}), "json: cannot unmarshal number into Go struct field ObjectMeta.metadata.labels of type string"),
-            ("v1", "Pod", json!({"spec": {"containers": {}}}), "json: cannot unmarshal object into Go struct field PodSpec.spec.containers of type []v1.Container"),
-            ("v1", "Pod", json!({"spec": {"containers": [{"image": true}]}}), "json: cannot unmarshal bool into Go struct field Container.spec.containers.image of type string"),
-            ("v1", "Secret", json!({"data": {"a": "?"}}), "illegal base64 data at input byte 0"),
-            ("v1", "Pod", json!([]), "json: cannot unmarshal array into Go value of type v1.Pod"),
+            (
+                "apps/v1",
+                "Deployment",
+                json!({"spec": {"replicas": "3"}}),
+                "json: cannot unmarshal string into Go struct field DeploymentSpec.spec.replicas of type int32",
+            ),
+            (
+                "apps/v1",
+                "Deployment",
+                json!({"spec": {"replicas": 1.5}}),
+                "json: cannot unmarshal number 1.5 into Go struct field DeploymentSpec.spec.replicas of type int32",
+            ),
+            (
+                "v1",
+                "Pod",
+                json!({"metadata": {"labels": {"a": 1}}}),
+                "json: cannot unmarshal number into Go struct field ObjectMeta.metadata.labels of type string",
+            ),
+            (
+                "v1",
+                "Pod",
+                json!({"spec": {"containers": {}}}),
+                "json: cannot unmarshal object into Go struct field PodSpec.spec.containers of type []v1.Container",
+            ),
+            (
+                "v1",
+                "Pod",
+                json!({"spec": {"containers": [{"image": true}]}}),
+                "json: cannot unmarshal bool into Go struct field Container.spec.containers.image of type string",
+            ),
+            (
+                "v1",
+                "Secret",
+                json!({"data": {"a": "?"}}),
+                "illegal base64 data at input byte 0",
+            ),
+            (
+                "v1",
+                "Pod",
+                json!([]),
+                "json: cannot unmarshal array into Go value of type v1.Pod",
+            ),
         ] {
             let mut object = object;
-            assert_eq!(check(&kind(api_version, name), &mut object), Err(expected.to_owned()));
+            assert_eq!(
+                check(&kind(api_version, name), &mut object),
+                Err(expected.to_owned())
+            );
         }
     }
 
@@ -302,8 +389,11 @@ mod tests {
             "nodeName": "", "hostNetwork": false, "terminationGracePeriodSeconds": 0, "tolerations": [],
             "volumes": [{"name": "v", "emptyDir": {}}], "containers": [{"name": "c", "resources": {"limits": {"cpu": 0.5, "memory": "1024Mi"}}}]}});
         check(&kind("v1", "Pod"), &mut pod).expect("types are right");
-        assert_eq!(pod, json!({"metadata": {"name": "x"}, "spec": {"terminationGracePeriodSeconds": 0,
+        assert_eq!(
+            pod,
+            json!({"metadata": {"name": "x"}, "spec": {"terminationGracePeriodSeconds": 0,
             "volumes": [{"name": "v", "emptyDir": {}}], "containers": [{"name": "c", "resources": {"limits": {"cpu": "500m", "memory": "1Gi"}}}]},
-            "status": {}}));
+            "status": {}})
+        );
     }
 }

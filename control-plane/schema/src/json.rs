@@ -10,7 +10,9 @@ use serde_json::{Map, Value};
 pub(crate) fn from_json(text: &[u8]) -> Result<(Value, Vec<String>), String> {
     let notes = Notes::default();
     let mut reader = serde_json::Deserializer::from_slice(text);
-    let value = Node(&notes).deserialize(&mut reader).map_err(|error| error.to_string())?;
+    let value = Node(&notes)
+        .deserialize(&mut reader)
+        .map_err(|error| error.to_string())?;
     reader.end().map_err(|error| error.to_string())?;
     Ok((value, notes.duplicates.into_inner()))
 }
@@ -100,7 +102,10 @@ impl<'de> Visitor<'de> for Node<'_> {
             let value = access.next_value_seed(Node(self.0))?;
             if object.insert(key, value).is_some() {
                 let path = self.0.path.borrow();
-                self.0.duplicates.borrow_mut().push(format!("duplicate field \"{path}\""));
+                self.0
+                    .duplicates
+                    .borrow_mut()
+                    .push(format!("duplicate field \"{path}\""));
             }
             self.0.path.borrow_mut().truncate(length);
         }
@@ -118,7 +123,10 @@ mod tests {
     fn notes_duplicates_with_their_path() {
         let (value, duplicates) = from_json(br#"{"a":1,"b":[{"c":1},{"c":2,"c":3}],"a":2}"#).expect("parses");
         assert_eq!(value, json!({"a": 2, "b": [{"c": 1}, {"c": 3}]}));
-        assert_eq!(duplicates, [r#"duplicate field "b[1].c""#, r#"duplicate field "a""#]);
+        assert_eq!(
+            duplicates,
+            [r#"duplicate field "b[1].c""#, r#"duplicate field "a""#]
+        );
     }
 
     #[test]

@@ -22,11 +22,18 @@ pub struct ProtobufError {
 
 impl ProtobufError {
     fn new(problem: impl Into<String>) -> Self {
-        Self { path: String::new(), problem: problem.into() }
+        Self {
+            path: String::new(),
+            problem: problem.into(),
+        }
     }
 
     fn within(mut self, step: &str) -> Self {
-        self.path = if self.path.is_empty() { step.to_owned() } else { format!("{step}.{}", self.path) };
+        self.path = if self.path.is_empty() {
+            step.to_owned()
+        } else {
+            format!("{step}.{}", self.path)
+        };
         self
     }
 }
@@ -35,11 +42,18 @@ type Result<T> = std::result::Result<T, ProtobufError>;
 
 pub(crate) fn decode(types: &Types, root: TypeId, bytes: &[u8]) -> Result<Value> {
     let mut object = Map::new();
-    decode_object(types, root, bytes, &mut object, 0).map_err(|error| error.within(types.get(root).short_name()))?;
+    decode_object(types, root, bytes, &mut object, 0)
+        .map_err(|error| error.within(types.get(root).short_name()))?;
     Ok(Value::Object(object))
 }
 
-fn decode_object(types: &Types, id: TypeId, bytes: &[u8], object: &mut Map<String, Value>, depth: usize) -> Result<()> {
+fn decode_object(
+    types: &Types,
+    id: TypeId,
+    bytes: &[u8],
+    object: &mut Map<String, Value>,
+    depth: usize,
+) -> Result<()> {
     if depth > MAX_DEPTH {
         return Err(ProtobufError::new("nested too deeply"));
     }
@@ -49,13 +63,25 @@ fn decode_object(types: &Types, id: TypeId, bytes: &[u8], object: &mut Map<Strin
         if let Some(field) = ty.fields.iter().find(|field| field.number == number) {
             decode_field(types, field, wire, object, depth).map_err(|error| error.within(&field.name))?;
         } else if let Some(inline) = ty.inlines.iter().find(|inline| inline.number == number) {
-            decode_object(types, inline.ty, wire.bytes().map_err(ProtobufError::new)?, object, depth + 1)?;
+            decode_object(
+                types,
+                inline.ty,
+                wire.bytes().map_err(ProtobufError::new)?,
+                object,
+                depth + 1,
+            )?;
         }
     }
     Ok(())
 }
 
-fn decode_field(types: &Types, field: &Field, wire: Wire<'_>, object: &mut Map<String, Value>, depth: usize) -> Result<()> {
+fn decode_field(
+    types: &Types,
+    field: &Field,
+    wire: Wire<'_>,
+    object: &mut Map<String, Value>,
+    depth: usize,
+) -> Result<()> {
     match &field.ty {
         FieldType::List(item) => {
             let value = decode_value(types, item, wire, depth)?;
@@ -85,7 +111,13 @@ fn decode_field(types: &Types, field: &Field, wire: Wire<'_>, object: &mut Map<S
         // A message that comes in two parts is merged, as protobuf wants it.
         FieldType::Object(id) => {
             if let Value::Object(inner) = object.entry(&field.name).or_insert_with(|| json!({})) {
-                decode_object(types, *id, wire.bytes().map_err(ProtobufError::new)?, inner, depth + 1)?;
+                decode_object(
+                    types,
+                    *id,
+                    wire.bytes().map_err(ProtobufError::new)?,
+                    inner,
+                    depth + 1,
+                )?;
             }
         }
         ty => {
@@ -111,7 +143,11 @@ fn decode_value(types: &Types, ty: &FieldType, wire: Wire<'_>, depth: usize) -> 
         },
         FieldType::IntOrString => {
             let message = Scalars::read(bytes()?)?;
-            if message.varints[0] == 0 { (message.varints[1] as i32).into() } else { utf8(message.bytes[2])?.into() }
+            if message.varints[0] == 0 {
+                (message.varints[1] as i32).into()
+            } else {
+                utf8(message.bytes[2])?.into()
+            }
         }
         FieldType::Quantity => utf8(Scalars::read(bytes()?)?.bytes[0])?.into(),
         FieldType::Time | FieldType::MicroTime => {
@@ -121,8 +157,13 @@ fn decode_value(types: &Types, ty: &FieldType, wire: Wire<'_>, depth: usize) -> 
             }
             let message = Scalars::read(bytes)?;
             let (seconds, nanos) = (message.varints[0] as i64, message.varints[1] as i32);
-            let time = jiff::Timestamp::new(seconds, nanos).map_err(|error| ProtobufError::new(error.to_string()))?;
-            if *ty == FieldType::Time { time::format_seconds(seconds).into() } else { time::format_micro(time).into() }
+            let time = jiff::Timestamp::new(seconds, nanos)
+                .map_err(|error| ProtobufError::new(error.to_string()))?;
+            if *ty == FieldType::Time {
+                time::format_seconds(seconds).into()
+            } else {
+                time::format_micro(time).into()
+            }
         }
         FieldType::Duration => time::format_duration(Scalars::read(bytes()?)?.varints[0] as i64).into(),
         FieldType::RawExtension | FieldType::FieldsV1 | FieldType::Json(JsonShape::Raw) => {
@@ -148,25 +189,34 @@ fn decode_value(types: &Types, ty: &FieldType, wire: Wire<'_>, depth: usize) -> 
             }
             items.into()
         }
-        FieldType::List(_) | FieldType::Map(_) => return Err(ProtobufError::new("a list of lists has no protobuf form")),
+        FieldType::List(_) | FieldType::Map(_) => {
+            return Err(ProtobufError::new("a list of lists has no protobuf form"));
+        }
     })
 }
 
 fn decode_schema_or(types: &Types, shape: JsonShape, bytes: &[u8], depth: usize) -> Result<Value> {
-    let schema = FieldType::Object(types.by_name(JSON_SCHEMA).ok_or_else(|| ProtobufError::new("no JSONSchemaProps"))?);
+    let schema = FieldType::Object(
+        types
+            .by_name(JSON_SCHEMA)
+            .ok_or_else(|| ProtobufError::new("no JSONSchemaProps"))?,
+    );
     let mut result = Value::Null;
     let mut reader = Reader(bytes);
     while let Some((number, wire)) = reader.next().map_err(ProtobufError::new)? {
         match (shape, number) {
-            (JsonShape::SchemaOrBool, 1)
-                if !result.is_object() => {
-                    result = (wire.varint().map_err(ProtobufError::new)? != 0).into();
-                }
+            (JsonShape::SchemaOrBool, 1) if !result.is_object() => {
+                result = (wire.varint().map_err(ProtobufError::new)? != 0).into();
+            }
             (JsonShape::SchemaOrBool, 2) | (JsonShape::SchemaOrArray | JsonShape::SchemaOrStringArray, 1) => {
                 result = decode_value(types, &schema, wire, depth + 1)?;
             }
             (_, 2) => {
-                let item = if shape == JsonShape::SchemaOrArray { decode_value(types, &schema, wire, depth + 1)? } else { text(wire)?.into() };
+                let item = if shape == JsonShape::SchemaOrArray {
+                    decode_value(types, &schema, wire, depth + 1)?
+                } else {
+                    text(wire)?.into()
+                };
                 match &mut result {
                     Value::Array(items) => items.push(item),
                     _ => result = json!([item]),
@@ -213,14 +263,22 @@ pub(crate) fn encode(types: &Types, root: TypeId, object: &Value) -> Result<Vec<
     let mut out = Vec::new();
     let empty = Map::new();
     let fields = object.as_object().unwrap_or(&empty);
-    encode_object(types, root, fields, &mut out).map_err(|error| error.within(types.get(root).short_name()))?;
+    encode_object(types, root, fields, &mut out)
+        .map_err(|error| error.within(types.get(root).short_name()))?;
     Ok(out)
 }
 
 fn encode_object(types: &Types, id: TypeId, object: &Map<String, Value>, out: &mut Vec<u8>) -> Result<()> {
     let ty = types.get(id);
-    let own = ty.fields.iter().filter(|field| field.number > 0).map(|field| (field.number, Some(field), None));
-    let inlined = ty.inlines.iter().map(|inline| (inline.number, None, Some(inline.ty)));
+    let own = ty
+        .fields
+        .iter()
+        .filter(|field| field.number > 0)
+        .map(|field| (field.number, Some(field), None));
+    let inlined = ty
+        .inlines
+        .iter()
+        .map(|inline| (inline.number, None, Some(inline.ty)));
     let mut parts: Vec<_> = own.chain(inlined).collect();
     parts.sort_by_key(|(number, ..)| *number);
     for (number, field, inline) in parts {
@@ -230,7 +288,8 @@ fn encode_object(types: &Types, id: TypeId, object: &Map<String, Value>, out: &m
             put_bytes(out, number, &inner);
         }
         if let Some(field) = field {
-            encode_field(types, field, object.get(&field.name).unwrap_or(&Value::Null), out).map_err(|error| error.within(&field.name))?;
+            encode_field(types, field, object.get(&field.name).unwrap_or(&Value::Null), out)
+                .map_err(|error| error.within(&field.name))?;
         }
     }
     Ok(())
@@ -238,10 +297,15 @@ fn encode_object(types: &Types, id: TypeId, object: &Map<String, Value>, out: &m
 
 fn encode_field(types: &Types, field: &Field, value: &Value, out: &mut Vec<u8>) -> Result<()> {
     match (&field.ty, value) {
-        (FieldType::List(_) | FieldType::Map(_) | FieldType::WrappedList(_) | FieldType::Bytes, Value::Null) => Ok(()),
+        (
+            FieldType::List(_) | FieldType::Map(_) | FieldType::WrappedList(_) | FieldType::Bytes,
+            Value::Null,
+        ) => Ok(()),
         (_, Value::Null) if field.pointer => Ok(()),
         (ty, Value::Null) => encode_zero(types, ty, field.number, out),
-        (FieldType::List(item), Value::Array(items)) => items.iter().try_for_each(|entry| encode_value(types, item, field.number, entry, out)),
+        (FieldType::List(item), Value::Array(items)) => items
+            .iter()
+            .try_for_each(|entry| encode_value(types, item, field.number, entry, out)),
         (FieldType::Map(item), Value::Object(entries)) => entries.iter().try_for_each(|(key, entry)| {
             let mut message = Vec::new();
             put_bytes(&mut message, 1, key.as_bytes());
@@ -256,7 +320,12 @@ fn encode_field(types: &Types, field: &Field, value: &Value, out: &mut Vec<u8>) 
 /// A field that Go holds by value is on the wire even when it was never set.
 fn encode_zero(types: &Types, ty: &FieldType, number: u32, out: &mut Vec<u8>) -> Result<()> {
     match ty {
-        FieldType::String | FieldType::Time | FieldType::MicroTime | FieldType::RawExtension | FieldType::FieldsV1 | FieldType::Json(_) => {
+        FieldType::String
+        | FieldType::Time
+        | FieldType::MicroTime
+        | FieldType::RawExtension
+        | FieldType::FieldsV1
+        | FieldType::Json(_) => {
             put_bytes(out, number, &[]);
             Ok(())
         }
@@ -286,7 +355,9 @@ fn encode_value(types: &Types, ty: &FieldType, number: u32, value: &Value, out: 
             return Ok(());
         }
         FieldType::Bytes => {
-            let bytes = STANDARD.decode(string()?).map_err(|error| ProtobufError::new(error.to_string()))?;
+            let bytes = STANDARD
+                .decode(string()?)
+                .map_err(|error| ProtobufError::new(error.to_string()))?;
             put_bytes(out, number, &bytes);
             return Ok(());
         }
@@ -316,34 +387,56 @@ fn encode_value(types: &Types, ty: &FieldType, number: u32, value: &Value, out: 
             if !value.is_null() {
                 let (seconds, nanos) = time::split(string()?).map_err(ProtobufError::new)?;
                 put_varint(&mut message, 1, seconds as u64);
-                put_varint(&mut message, 2, if *ty == FieldType::Time { 0 } else { nanos as u64 });
+                put_varint(
+                    &mut message,
+                    2,
+                    if *ty == FieldType::Time { 0 } else { nanos as u64 },
+                );
             }
         }
-        FieldType::Duration => put_varint(&mut message, 1, time::parse_duration(string()?).map_err(ProtobufError::new)? as u64),
-        FieldType::RawExtension | FieldType::FieldsV1 | FieldType::Json(JsonShape::Raw) => put_bytes(&mut message, 1, value.to_string().as_bytes()),
+        FieldType::Duration => put_varint(
+            &mut message,
+            1,
+            time::parse_duration(string()?).map_err(ProtobufError::new)? as u64,
+        ),
+        FieldType::RawExtension | FieldType::FieldsV1 | FieldType::Json(JsonShape::Raw) => {
+            put_bytes(&mut message, 1, value.to_string().as_bytes())
+        }
         FieldType::Json(shape) => encode_schema_or(types, *shape, value, &mut message)?,
-        FieldType::Object(id) => encode_object(types, *id, value.as_object().ok_or_else(wrong)?, &mut message)?,
+        FieldType::Object(id) => {
+            encode_object(types, *id, value.as_object().ok_or_else(wrong)?, &mut message)?
+        }
         FieldType::WrappedList(item) => {
             for entry in value.as_array().into_iter().flatten() {
                 encode_value(types, item, 1, entry, &mut message)?;
             }
         }
-        FieldType::List(_) | FieldType::Map(_) => return Err(ProtobufError::new("a list of lists has no protobuf form")),
+        FieldType::List(_) | FieldType::Map(_) => {
+            return Err(ProtobufError::new("a list of lists has no protobuf form"));
+        }
     }
     put_bytes(out, number, &message);
     Ok(())
 }
 
 fn encode_schema_or(types: &Types, shape: JsonShape, value: &Value, out: &mut Vec<u8>) -> Result<()> {
-    let schema = FieldType::Object(types.by_name(JSON_SCHEMA).ok_or_else(|| ProtobufError::new("no JSONSchemaProps"))?);
+    let schema = FieldType::Object(
+        types
+            .by_name(JSON_SCHEMA)
+            .ok_or_else(|| ProtobufError::new("no JSONSchemaProps"))?,
+    );
     match (shape, value) {
         (JsonShape::SchemaOrBool, Value::Bool(allows)) => put_varint(out, 1, u64::from(*allows)),
         (JsonShape::SchemaOrBool, schema_value) => {
             put_varint(out, 1, 1);
             encode_value(types, &schema, 2, schema_value, out)?;
         }
-        (JsonShape::SchemaOrArray, Value::Array(items)) => items.iter().try_for_each(|item| encode_value(types, &schema, 2, item, out))?,
-        (_, Value::Array(items)) => items.iter().try_for_each(|item| encode_value(types, &FieldType::String, 2, item, out))?,
+        (JsonShape::SchemaOrArray, Value::Array(items)) => items
+            .iter()
+            .try_for_each(|item| encode_value(types, &schema, 2, item, out))?,
+        (_, Value::Array(items)) => items
+            .iter()
+            .try_for_each(|item| encode_value(types, &FieldType::String, 2, item, out))?,
         (_, schema_value) => encode_value(types, &schema, 1, schema_value, out)?,
     }
     Ok(())

@@ -8,7 +8,8 @@ use serde_json::Value;
 use crate::facts;
 
 /// What the union-like types of apiextensions hold.
-pub(crate) const JSON_SCHEMA: &str = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps";
+pub(crate) const JSON_SCHEMA: &str =
+    "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps";
 
 /// Index of an object type within its [`Types`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -90,7 +91,9 @@ impl Field {
     }
 
     pub fn patch_retains_keys(&self) -> bool {
-        self.patch_strategy.split(',').any(|strategy| strategy == "retainKeys")
+        self.patch_strategy
+            .split(',')
+            .any(|strategy| strategy == "retainKeys")
     }
 
     /// A struct by value: always written, even when empty.
@@ -149,8 +152,13 @@ impl Types {
             .get_or_init(|| {
                 let mut types = Self::default();
                 for (name, source) in facts::type_sources() {
-                    types.names.insert(facts::full_name(name), TypeId(types.slots.len() as u32));
-                    types.slots.push(Slot { source, parsed: OnceLock::new() });
+                    types
+                        .names
+                        .insert(facts::full_name(name), TypeId(types.slots.len() as u32));
+                    types.slots.push(Slot {
+                        source,
+                        parsed: OnceLock::new(),
+                    });
                 }
                 Arc::new(types)
             })
@@ -159,14 +167,25 @@ impl Types {
 
     /// A set of its own for a custom resource: `object` fills in the types once their identities are known.
     pub fn from_objects(objects: Vec<ObjectType>) -> Self {
-        let names = objects.iter().enumerate().map(|(index, object)| (object.name.clone(), TypeId(index as u32))).collect();
-        let slots = objects.into_iter().map(|object| Slot { source: "", parsed: OnceLock::from(object) }).collect();
+        let names = objects
+            .iter()
+            .enumerate()
+            .map(|(index, object)| (object.name.clone(), TypeId(index as u32)))
+            .collect();
+        let slots = objects
+            .into_iter()
+            .map(|object| Slot {
+                source: "",
+                parsed: OnceLock::from(object),
+            })
+            .collect();
         Self { names, slots }
     }
 
     pub fn get(&self, id: TypeId) -> &ObjectType {
         let slot = &self.slots[id.0 as usize];
-        slot.parsed.get_or_init(|| facts::parse_type(slot.source, &|name| self.names.get(name).copied()))
+        slot.parsed
+            .get_or_init(|| facts::parse_type(slot.source, &|name| self.names.get(name).copied()))
     }
 
     pub fn by_name(&self, name: &str) -> Option<TypeId> {
@@ -180,9 +199,15 @@ impl Types {
     /// The field as JSON sees it, inlined structs included.
     pub fn field(&self, id: TypeId, name: &str) -> Option<&Field> {
         let object = self.get(id);
-        match object.fields.binary_search_by(|field| field.name.as_str().cmp(name)) {
+        match object
+            .fields
+            .binary_search_by(|field| field.name.as_str().cmp(name))
+        {
             Ok(index) => Some(&object.fields[index]),
-            Err(_) => object.inlines.iter().find_map(|inline| self.field(inline.ty, name)),
+            Err(_) => object
+                .inlines
+                .iter()
+                .find_map(|inline| self.field(inline.ty, name)),
         }
     }
 
@@ -198,7 +223,9 @@ impl Types {
         let mut segments = path.split('.');
         let mut current = &self.field(root, segments.next()?)?.ty;
         for segment in segments {
-            let FieldType::Object(id) = current.element() else { return None };
+            let FieldType::Object(id) = current.element() else {
+                return None;
+            };
             current = &self.field(*id, segment)?.ty;
         }
         Some(current)

@@ -124,7 +124,14 @@ mod tests {
 
     #[test]
     fn truncated_or_absurd_input_is_an_error() {
-        for bytes in [&[0x0a][..], &[0x0a, 5, 1], &[0x08, 0xff], &[0x00], &[0x0b], &[0x08, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255]] {
+        for bytes in [
+            &[0x0a][..],
+            &[0x0a, 5, 1],
+            &[0x08, 0xff],
+            &[0x00],
+            &[0x0b],
+            &[0x08, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255],
+        ] {
             assert!(Reader(bytes).next().is_err(), "{bytes:?}");
         }
     }

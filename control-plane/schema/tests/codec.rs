@@ -32,13 +32,19 @@ fn value(types: &Types, ty: &FieldType, depth: usize, seed: usize) -> Value {
         FieldType::Time => "2026-01-02T03:04:05Z".into(),
         FieldType::MicroTime => "2026-01-02T03:04:05.678901Z".into(),
         FieldType::Duration => "1m30s".into(),
-        FieldType::RawExtension | FieldType::FieldsV1 | FieldType::Json(JsonShape::Raw) => json!({"any": ["thing", 1]}),
+        FieldType::RawExtension | FieldType::FieldsV1 | FieldType::Json(JsonShape::Raw) => {
+            json!({"any": ["thing", 1]})
+        }
         FieldType::Json(JsonShape::SchemaOrBool) => false.into(),
         FieldType::Json(JsonShape::SchemaOrArray) => json!([{"type": "string"}]),
         FieldType::Json(JsonShape::SchemaOrStringArray) => json!(["a", "b"]),
         FieldType::Object(id) => filled(types, *id, depth + 1),
-        FieldType::List(item) | FieldType::WrappedList(item) => json!([value(types, item, depth, seed), value(types, item, depth, seed)]),
-        FieldType::Map(item) => json!({"a": value(types, item, depth, seed), "b.c/d": value(types, item, depth, seed)}),
+        FieldType::List(item) | FieldType::WrappedList(item) => {
+            json!([value(types, item, depth, seed), value(types, item, depth, seed)])
+        }
+        FieldType::Map(item) => {
+            json!({"a": value(types, item, depth, seed), "b.c/d": value(types, item, depth, seed)})
+        }
     }
 }
 
@@ -47,16 +53,24 @@ fn every_kind_survives_json_and_protobuf() {
     let catalog = Catalog::builtin();
     let mut kinds = 0;
     for resource in catalog.resources() {
-        for kind in std::iter::once(&resource.kind).chain(resource.subresources.iter().map(|subresource| &subresource.kind)) {
+        for kind in std::iter::once(&resource.kind)
+            .chain(resource.subresources.iter().map(|subresource| &subresource.kind))
+        {
             let mut object = filled(&kind.types, kind.root, 0);
             object["apiVersion"] = kind.gvk.api_version().into();
             object["kind"] = kind.gvk.kind.clone().into();
-            let from_json = decode(&catalog, MediaType::Json, object.to_string().as_bytes(), None).expect("JSON");
+            let from_json =
+                decode(&catalog, MediaType::Json, object.to_string().as_bytes(), None).expect("JSON");
             assert_eq!(from_json.strict, [] as [&str; 0], "{}", kind.gvk);
             let wire = encode_protobuf(&catalog, &from_json.object).expect("encodes");
             let from_wire = decode(&catalog, MediaType::Protobuf, &wire, None).expect("protobuf");
             assert_eq!(from_wire.object, from_json.object, "{}", kind.gvk);
-            assert_eq!(encode_protobuf(&catalog, &from_wire.object).expect("encodes"), wire, "{}", kind.gvk);
+            assert_eq!(
+                encode_protobuf(&catalog, &from_wire.object).expect("encodes"),
+                wire,
+                "{}",
+                kind.gvk
+            );
             kinds += 1;
         }
     }
@@ -68,11 +82,32 @@ fn every_kind_survives_json_and_protobuf() {
 fn a_namespace_on_the_wire() {
     let catalog = Catalog::builtin();
     let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "a"}, "spec": {}, "status": {"phase": "Active"}});
-    let metadata = [b"\x0a\x01a\x12\x00\x1a\x00\x22\x00\x2a\x00\x32\x00\x38\x00".as_slice(), b"\x42\x00"].concat();
-    let raw = [&[0x0a, metadata.len() as u8][..], &metadata, b"\x12\x00", b"\x1a\x08\x0a\x06Active"].concat();
-    let expected = [b"k8s\x00\x0a\x0f\x0a\x02v1\x12\x09Namespace\x12".as_slice(), &[raw.len() as u8], &raw, b"\x1a\x00\x22\x00"].concat();
+    let metadata = [
+        b"\x0a\x01a\x12\x00\x1a\x00\x22\x00\x2a\x00\x32\x00\x38\x00".as_slice(),
+        b"\x42\x00",
+    ]
+    .concat();
+    let raw = [
+        &[0x0a, metadata.len() as u8][..],
+        &metadata,
+        b"\x12\x00",
+        b"\x1a\x08\x0a\x06Active",
+    ]
+    .concat();
+    let expected = [
+        b"k8s\x00\x0a\x0f\x0a\x02v1\x12\x09Namespace\x12".as_slice(),
+        &[raw.len() as u8],
+        &raw,
+        b"\x1a\x00\x22\x00",
+    ]
+    .concat();
     assert_eq!(encode_protobuf(&catalog, &object).expect("encodes"), expected);
-    assert_eq!(decode(&catalog, MediaType::Protobuf, &expected, None).expect("decodes").object, object);
+    assert_eq!(
+        decode(&catalog, MediaType::Protobuf, &expected, None)
+            .expect("decodes")
+            .object,
+        object
+    );
 }
 
 #[test]
@@ -87,7 +122,9 @@ fn lists_statuses_and_options_have_wire_forms_too() {
         json!({"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata", "metadata": {"name": "a", "labels": {"x": "y"}}}),
     ] {
         let wire = encode_protobuf(&catalog, &object).expect("encodes");
-        let decoded = decode(&catalog, MediaType::Protobuf, &wire, None).expect("decodes").object;
+        let decoded = decode(&catalog, MediaType::Protobuf, &wire, None)
+            .expect("decodes")
+            .object;
         for (key, value) in object.as_object().expect("object") {
             if key != "items" && key != "status" {
                 assert_eq!(decoded[key], *value, "{object}");
@@ -107,11 +144,31 @@ fn bodies_that_cannot_be_read_get_upstreams_message() {
         other => panic!("{other:?}"),
     };
     for (media, body, expected) in [
-        (MediaType::Json, &b"{\"spec\": {\"nodeName\": 5}}"[..], r#"Pod in version "v1" cannot be handled as a Pod: json: cannot unmarshal number into Go struct field PodSpec.spec.nodeName of type string"#),
-        (MediaType::Json, b"{\"kind\": \"Pond\"}", r#"Pond in version "v1" cannot be handled as a Pod: no kind "Pond" is registered for version "v1""#),
-        (MediaType::Json, b"", "the object provided is unrecognized (must be of type Pod): couldn't get version/kind; json parse error: "),
-        (MediaType::Protobuf, b"nothing", "the object provided is unrecognized (must be of type Pod): provided data does not appear to be a protobuf message"),
-        (MediaType::Protobuf, b"k8s\0\x0a\xff", "the object provided is unrecognized (must be of type Pod): unexpected EOF"),
+        (
+            MediaType::Json,
+            &b"{\"spec\": {\"nodeName\": 5}}"[..],
+            r#"Pod in version "v1" cannot be handled as a Pod: json: cannot unmarshal number into Go struct field PodSpec.spec.nodeName of type string"#,
+        ),
+        (
+            MediaType::Json,
+            b"{\"kind\": \"Pond\"}",
+            r#"Pond in version "v1" cannot be handled as a Pod: no kind "Pond" is registered for version "v1""#,
+        ),
+        (
+            MediaType::Json,
+            b"",
+            "the object provided is unrecognized (must be of type Pod): couldn't get version/kind; json parse error: ",
+        ),
+        (
+            MediaType::Protobuf,
+            b"nothing",
+            "the object provided is unrecognized (must be of type Pod): provided data does not appear to be a protobuf message",
+        ),
+        (
+            MediaType::Protobuf,
+            b"k8s\0\x0a\xff",
+            "the object provided is unrecognized (must be of type Pod): unexpected EOF",
+        ),
     ] {
         let message = refusal(media, body);
         assert!(message.starts_with(expected), "{message}");

@@ -33,8 +33,15 @@ impl GoTypes {
     pub fn read_package(&mut self, directory: &Path, package: &str) -> Result<()> {
         for entry in fs::read_dir(directory).with_context(|| directory.display().to_string())? {
             let path = entry?.path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let relevant = name.ends_with(".go") && !name.ends_with("_test.go") && !name.starts_with("zz_") && !name.contains("generated");
+            let name = path
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
+            let relevant = name.ends_with(".go")
+                && !name.ends_with("_test.go")
+                && !name.starts_with("zz_")
+                && !name.contains("generated");
             if relevant {
                 self.read_file(&fs::read_to_string(&path)?, package);
             }
@@ -46,16 +53,28 @@ impl GoTypes {
         let imports = imports(text);
         let mut lines = text.lines();
         while let Some(line) = lines.next() {
-            let Some(rest) = line.strip_prefix("type ") else { continue };
-            let Some((name, definition)) = rest.split_once(' ') else { continue };
+            let Some(rest) = line.strip_prefix("type ") else {
+                continue;
+            };
+            let Some((name, definition)) = rest.split_once(' ') else {
+                continue;
+            };
             let key = format!("{package}.{name}");
             if definition.trim() == "struct {" {
-                let fields = lines.by_ref().take_while(|line| !line.starts_with('}')).filter_map(|line| field(line, package, &imports)).collect();
+                let fields = lines
+                    .by_ref()
+                    .take_while(|line| !line.starts_with('}'))
+                    .filter_map(|line| field(line, package, &imports))
+                    .collect();
                 self.0.insert(key, GoType::Struct(fields));
-            } else if definition.starts_with("struct") || definition.starts_with("interface") || definition.starts_with("func") {
+            } else if definition.starts_with("struct")
+                || definition.starts_with("interface")
+                || definition.starts_with("func")
+            {
                 self.0.entry(key).or_insert(GoType::Struct(Vec::new()));
             } else {
-                self.0.insert(key, GoType::Named(qualify(definition, package, &imports)));
+                self.0
+                    .insert(key, GoType::Named(qualify(definition, package, &imports)));
             }
         }
     }
@@ -65,17 +84,32 @@ fn imports(text: &str) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     for line in text.lines().map(str::trim) {
         let line = line.strip_prefix("import ").unwrap_or(line);
-        let Some((alias, path)) = line.split_once('"') else { continue };
-        let Some(path) = path.strip_suffix('"') else { continue };
+        let Some((alias, path)) = line.split_once('"') else {
+            continue;
+        };
+        let Some(path) = path.strip_suffix('"') else {
+            continue;
+        };
         if !path.starts_with("k8s.io/") {
             continue;
         }
         let parts: Vec<&str> = path.split('/').collect();
         let last = parts[parts.len() - 1];
         let versioned = last.starts_with('v') && last[1..].starts_with(|digit: char| digit.is_ascii_digit());
-        let package = if versioned { format!("{}.{last}", parts[parts.len() - 2]) } else { last.to_owned() };
+        let package = if versioned {
+            format!("{}.{last}", parts[parts.len() - 2])
+        } else {
+            last.to_owned()
+        };
         let alias = alias.trim();
-        found.insert(if alias.is_empty() { last.to_owned() } else { alias.to_owned() }, package);
+        found.insert(
+            if alias.is_empty() {
+                last.to_owned()
+            } else {
+                alias.to_owned()
+            },
+            package,
+        );
     }
     found
 }
@@ -90,7 +124,9 @@ fn field(line: &str, package: &str, imports: &BTreeMap<String, String>) -> Optio
     let mut options = json.split(',');
     let name = options.next().unwrap_or_default().to_owned();
     let options: Vec<&str> = options.collect();
-    let number = tag_value(tag, "protobuf").and_then(|tag| tag.split(',').nth(1)?.parse().ok()).unwrap_or(0);
+    let number = tag_value(tag, "protobuf")
+        .and_then(|tag| tag.split(',').nth(1)?.parse().ok())
+        .unwrap_or(0);
     let ty = declaration.split_whitespace().last()?;
     Some(GoField {
         inline: options.contains(&"inline"),
@@ -121,7 +157,8 @@ fn qualify(ty: &str, package: &str, imports: &BTreeMap<String, String>) -> Strin
         return format!("map[]{}", qualify(value, package, imports));
     }
     match ty {
-        "string" | "bool" | "int32" | "int64" | "int" | "uint8" | "byte" | "float64" | "float32" | "interface{}" => ty.to_owned(),
+        "string" | "bool" | "int32" | "int64" | "int" | "uint8" | "byte" | "float64" | "float32"
+        | "interface{}" => ty.to_owned(),
         _ => match ty.split_once('.') {
             Some((alias, name)) => format!("{}.{name}", imports.get(alias).map_or(alias, String::as_str)),
             None => format!("{package}.{ty}"),

@@ -27,15 +27,29 @@ const PREFIXES: &[(&str, &str)] = &[
 
 /// Types that no schema mentions but clients send or ask for.
 const EXTRA: &[&str] = &[
-    "meta.v1.List", "meta.v1.ListOptions", "meta.v1.GetOptions", "meta.v1.CreateOptions", "meta.v1.UpdateOptions", "meta.v1.PatchOptions",
-    "meta.v1.PartialObjectMetadata", "meta.v1.PartialObjectMetadataList", "core.v1.PodExecOptions", "core.v1.PodAttachOptions",
-    "core.v1.PodLogOptions", "core.v1.PodPortForwardOptions", "core.v1.PodProxyOptions", "core.v1.NodeProxyOptions",
-    "core.v1.ServiceProxyOptions", "core.v1.RangeAllocation",
+    "meta.v1.List",
+    "meta.v1.ListOptions",
+    "meta.v1.GetOptions",
+    "meta.v1.CreateOptions",
+    "meta.v1.UpdateOptions",
+    "meta.v1.PatchOptions",
+    "meta.v1.PartialObjectMetadata",
+    "meta.v1.PartialObjectMetadataList",
+    "core.v1.PodExecOptions",
+    "core.v1.PodAttachOptions",
+    "core.v1.PodLogOptions",
+    "core.v1.PodPortForwardOptions",
+    "core.v1.PodProxyOptions",
+    "core.v1.NodeProxyOptions",
+    "core.v1.ServiceProxyOptions",
+    "core.v1.RangeAllocation",
 ];
 
 fn main() -> Result<()> {
     let arguments: Vec<PathBuf> = env::args_os().skip(1).map(PathBuf::from).collect();
-    let [api, go] = arguments.as_slice() else { bail!("usage: import_facts API_FACTS_DIR GO_SRC_DIR") };
+    let [api, go] = arguments.as_slice() else {
+        bail!("usage: import_facts API_FACTS_DIR GO_SRC_DIR")
+    };
     let facts = Path::new(env!("CARGO_MANIFEST_DIR")).join("facts");
     fs::create_dir_all(&facts)?;
     fs::write(facts.join("resources.facts"), resources(api)?)?;
@@ -46,7 +60,10 @@ fn main() -> Result<()> {
 fn resources(api: &Path) -> Result<String> {
     let mut columns: BTreeMap<(String, String), Vec<Vec<String>>> = BTreeMap::new();
     for row in rows(&api.join("table-columns.tsv"))? {
-        columns.entry((row[0].clone(), row[1].clone())).or_default().push(row);
+        columns
+            .entry((row[0].clone(), row[1].clone()))
+            .or_default()
+            .push(row);
     }
     let mut out = String::from(
         "# R group/version, plural, kind, scope, verbs, short names, categories, singular; its S (name, kind, verbs) and C (name, type, format, priority)\n",
@@ -57,8 +74,22 @@ fn resources(api: &Path) -> Result<String> {
             writeln!(out, "S\t{subresource}\t{}\t{}", get(2).trim(), get(4))?;
             continue;
         }
-        writeln!(out, "R\t{}\t{}\t{}\t{}\t{}\t{}\t{}\t{}", get(0), get(1), get(2), get(3), get(4), get(5), get(6), get(7))?;
-        for column in columns.remove(&(row[0].clone(), row[1].clone())).unwrap_or_default() {
+        writeln!(
+            out,
+            "R\t{}\t{}\t{}\t{}\t{}\t{}\t{}\t{}",
+            get(0),
+            get(1),
+            get(2),
+            get(3),
+            get(4),
+            get(5),
+            get(6),
+            get(7)
+        )?;
+        for column in columns
+            .remove(&(row[0].clone(), row[1].clone()))
+            .unwrap_or_default()
+        {
             writeln!(out, "C\t{}", column[2..].join("\t"))?;
         }
     }
@@ -67,13 +98,21 @@ fn resources(api: &Path) -> Result<String> {
 
 fn rows(path: &Path) -> Result<Vec<Vec<String>>> {
     let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
-    Ok(text.lines().filter(|line| !line.starts_with('#')).map(|line| line.split('\t').map(str::to_owned).collect()).collect())
+    Ok(text
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .map(|line| line.split('\t').map(str::to_owned).collect())
+        .collect())
 }
 
 fn types(api: &Path, go: &Path) -> Result<String> {
     let mut schemas = schemas(&api.join("openapi-v3"))?;
     let mut go_types = GoTypes::default();
-    for package in schemas.keys().map(|name| name.rsplit_once('.').map_or("", |(package, _)| package)).collect::<BTreeSet<_>>() {
+    for package in schemas
+        .keys()
+        .map(|name| name.rsplit_once('.').map_or("", |(package, _)| package))
+        .collect::<BTreeSet<_>>()
+    {
         let path = match package {
             "resource" | "intstr" | "util.intstr" | "runtime" => continue,
             "version" | "pkg.version" => "apimachinery/pkg/version".to_owned(),
@@ -85,13 +124,19 @@ fn types(api: &Path, go: &Path) -> Result<String> {
         go_types.read_package(&go.join(path), package)?;
     }
     add_inlined(&mut schemas, &go_types);
-    let mut pending: Vec<String> = schemas.keys().cloned().chain(EXTRA.iter().map(ToString::to_string)).collect();
+    let mut pending: Vec<String> = schemas
+        .keys()
+        .cloned()
+        .chain(EXTRA.iter().map(ToString::to_string))
+        .collect();
     let mut done: BTreeMap<String, String> = BTreeMap::new();
     while let Some(name) = pending.pop() {
         if done.contains_key(&name) || scalar(&name).is_some() {
             continue;
         }
-        let Some(GoType::Struct(fields)) = go_types.0.get(&name) else { bail!("{name}: no Go struct") };
+        let Some(GoType::Struct(fields)) = go_types.0.get(&name) else {
+            bail!("{name}: no Go struct")
+        };
         let schema = schemas.get(&name);
         let text = type_text(&name, fields, schema, &go_types, &mut pending)?;
         done.insert(name, text);
@@ -105,10 +150,18 @@ fn types(api: &Path, go: &Path) -> Result<String> {
 
 /// Structs that are only ever embedded have no schema of their own: their fields are described where they appear.
 fn add_inlined(schemas: &mut BTreeMap<String, Value>, go: &GoTypes) {
-    let mut outer: Vec<(String, Value)> = schemas.iter().map(|(name, schema)| (name.clone(), schema.clone())).collect();
+    let mut outer: Vec<(String, Value)> = schemas
+        .iter()
+        .map(|(name, schema)| (name.clone(), schema.clone()))
+        .collect();
     while let Some((name, schema)) = outer.pop() {
-        let Some(GoType::Struct(fields)) = go.0.get(&name) else { continue };
-        for field in fields.iter().filter(|field| field.inline && !field.ty.ends_with(".TypeMeta")) {
+        let Some(GoType::Struct(fields)) = go.0.get(&name) else {
+            continue;
+        };
+        for field in fields
+            .iter()
+            .filter(|field| field.inline && !field.ty.ends_with(".TypeMeta"))
+        {
             if !schemas.contains_key(&field.ty) {
                 let inner = serde_json::json!({"properties": schema.get("properties"), "required": schema.get("required")});
                 schemas.insert(field.ty.clone(), inner.clone());
@@ -123,7 +176,9 @@ fn schemas(directory: &Path) -> Result<BTreeMap<String, Value>> {
     for entry in fs::read_dir(directory)? {
         let path = entry?.path();
         let document: Value = serde_json::from_str(&fs::read_to_string(&path)?)?;
-        let Some(schemas) = document.pointer("/components/schemas").and_then(Value::as_object) else { continue };
+        let Some(schemas) = document.pointer("/components/schemas").and_then(Value::as_object) else {
+            continue;
+        };
         for (name, schema) in schemas {
             found.insert(short(name), schema.clone());
         }
@@ -132,21 +187,48 @@ fn schemas(directory: &Path) -> Result<BTreeMap<String, Value>> {
 }
 
 fn short(name: &str) -> String {
-    let best = PREFIXES.iter().filter(|(prefix, _)| name.starts_with(prefix)).max_by_key(|(prefix, _)| prefix.len());
-    best.map_or_else(|| name.to_owned(), |(prefix, replacement)| format!("{replacement}{}", &name[prefix.len()..]))
+    let best = PREFIXES
+        .iter()
+        .filter(|(prefix, _)| name.starts_with(prefix))
+        .max_by_key(|(prefix, _)| prefix.len());
+    best.map_or_else(
+        || name.to_owned(),
+        |(prefix, replacement)| format!("{replacement}{}", &name[prefix.len()..]),
+    )
 }
 
-fn type_text(name: &str, fields: &[GoField], schema: Option<&Value>, go: &GoTypes, pending: &mut Vec<String>) -> Result<String> {
+fn type_text(
+    name: &str,
+    fields: &[GoField],
+    schema: Option<&Value>,
+    go: &GoTypes,
+    pending: &mut Vec<String>,
+) -> Result<String> {
     let empty = Map::new();
-    let properties = schema.and_then(|schema| schema.get("properties")).and_then(Value::as_object).unwrap_or(&empty);
-    let required: Vec<&str> = schema.and_then(|schema| schema.get("required")).and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect();
+    let properties = schema
+        .and_then(|schema| schema.get("properties"))
+        .and_then(Value::as_object)
+        .unwrap_or(&empty);
+    let required: Vec<&str> = schema
+        .and_then(|schema| schema.get("required"))
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
     let mut out = format!("@{name}");
     if let Some(schema) = schema {
         if schema.get("x-kubernetes-map-type").is_some() {
             out.push_str(" a");
         }
-        if let Some(kinds) = schema.get("x-kubernetes-group-version-kind").and_then(Value::as_array) {
-            let [only] = kinds.as_slice() else { out.push_str(" g=*\n"); return append_fields(out, fields, properties, &required, go, pending) };
+        if let Some(kinds) = schema
+            .get("x-kubernetes-group-version-kind")
+            .and_then(Value::as_array)
+        {
+            let [only] = kinds.as_slice() else {
+                out.push_str(" g=*\n");
+                return append_fields(out, fields, properties, &required, go, pending);
+            };
             let text = |key: &str| only.get(key).and_then(Value::as_str).unwrap_or_default();
             write!(out, " g={}/{}/{}", text("group"), text("version"), text("kind"))?;
         }
@@ -159,7 +241,12 @@ fn type_text(name: &str, fields: &[GoField], schema: Option<&Value>, go: &GoType
 }
 
 fn append_fields(
-    mut out: String, fields: &[GoField], properties: &Map<String, Value>, required: &[&str], go: &GoTypes, pending: &mut Vec<String>,
+    mut out: String,
+    fields: &[GoField],
+    properties: &Map<String, Value>,
+    required: &[&str],
+    go: &GoTypes,
+    pending: &mut Vec<String>,
 ) -> Result<String> {
     for field in fields {
         if field.json == "-" {
@@ -175,7 +262,12 @@ fn append_fields(
             flags.push('*');
             ty = target;
         }
-        for (set, flag) in [(field.omit_empty, '?'), (field.omit_zero, '0'), (field.inline, '~'), (required.contains(&field.json.as_str()), '!')] {
+        for (set, flag) in [
+            (field.omit_empty, '?'),
+            (field.omit_zero, '0'),
+            (field.inline, '~'),
+            (required.contains(&field.json.as_str()), '!'),
+        ] {
             if set {
                 flags.push(flag);
             }
@@ -184,7 +276,12 @@ fn append_fields(
             flags.push('-');
         }
         let name = if field.inline { "~" } else { &field.json };
-        write!(out, " {name} {} {flags} {}", field.number, resolve(ty, go, pending)?)?;
+        write!(
+            out,
+            " {name} {} {flags} {}",
+            field.number,
+            resolve(ty, go, pending)?
+        )?;
         if let Some(property) = properties.get(&field.json) {
             details(&mut out, property)?;
         }
@@ -197,7 +294,12 @@ fn details(out: &mut String, property: &Value) -> Result<()> {
     let text = |key: &str| property.get(key).and_then(Value::as_str);
     let words = |value: Option<&Value>| -> Option<String> {
         // A space ends a detail, so one inside a value is written as an underscore; no enum value has underscores.
-        let words: Vec<String> = value?.as_array()?.iter().filter_map(Value::as_str).map(|word| word.replace(' ', "_")).collect();
+        let words: Vec<String> = value?
+            .as_array()?
+            .iter()
+            .filter_map(Value::as_str)
+            .map(|word| word.replace(' ', "_"))
+            .collect();
         Some(words.join(","))
     };
     if let Some(kind) = text("x-kubernetes-list-type") {
@@ -218,7 +320,11 @@ fn details(out: &mut String, property: &Value) -> Result<()> {
     if let Some(values) = words(property.get("enum")) {
         write!(out, " e={values}")?;
     }
-    if let Some(values) = words(property.pointer("/items/enum").or_else(|| property.pointer("/additionalProperties/enum"))) {
+    if let Some(values) = words(
+        property
+            .pointer("/items/enum")
+            .or_else(|| property.pointer("/additionalProperties/enum")),
+    ) {
         write!(out, " ei={values}")?;
     }
     if let Some(default) = property.get("default") {
@@ -254,7 +360,10 @@ fn resolve(ty: &str, go: &GoTypes, pending: &mut Vec<String>) -> Result<String> 
         return Ok("bytes".to_owned());
     }
     if let Some(item) = ty.strip_prefix("[]") {
-        return Ok(format!("[]{}", resolve(item.trim_start_matches('*'), go, pending)?));
+        return Ok(format!(
+            "[]{}",
+            resolve(item.trim_start_matches('*'), go, pending)?
+        ));
     }
     if let Some(value) = ty.strip_prefix("map[]") {
         return Ok(format!("{{}}{}", resolve(value, go, pending)?));
@@ -271,7 +380,9 @@ fn resolve(ty: &str, go: &GoTypes, pending: &mut Vec<String>) -> Result<String> 
                 format!("@{ty}")
             }
             // Named slices travel as a message with one repeated field.
-            Some(GoType::Named(definition)) if ty.ends_with(".ExtraValue") || ty.ends_with(".Verbs") => format!("<{}", resolve(definition, go, pending)?),
+            Some(GoType::Named(definition)) if ty.ends_with(".ExtraValue") || ty.ends_with(".Verbs") => {
+                format!("<{}", resolve(definition, go, pending)?)
+            }
             Some(GoType::Named(definition)) => resolve(definition, go, pending)?,
             None => bail!("{ty}: unknown Go type"),
         },

@@ -6,7 +6,9 @@ use std::{env, fs};
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let [definitions, out] = arguments.as_slice() else {
-        eprintln!("usage: openapi-pack DEFINITIONS.json OUT\nDEFINITIONS.json is _definitions.json of the Python package kubernetes-validate.");
+        eprintln!(
+            "usage: openapi-pack DEFINITIONS.json OUT\nDEFINITIONS.json is _definitions.json of the Python package kubernetes-validate."
+        );
         return ExitCode::from(2);
     };
     match run(definitions, out) {

@@ -1,7 +1,7 @@
 //! OpenAPI v3 and v2 documents, built when asked for.
 
-mod paths;
 mod pack;
+mod paths;
 mod schemas;
 
 use std::fmt::Write as _;
@@ -28,7 +28,10 @@ pub struct OpenApi {
 
 impl OpenApi {
     pub fn new(catalog: Catalog, descriptions: Option<Arc<Descriptions>>) -> Self {
-        Self { catalog, descriptions }
+        Self {
+            catalog,
+            descriptions,
+        }
     }
 
     /// `GET /openapi/v3`
@@ -37,14 +40,18 @@ impl OpenApi {
         for (group, version) in self.group_versions() {
             let path = document_path(&group, &version);
             let hash = self.hash_of(&group, &version);
-            paths.insert(path.clone(), json!({"serverRelativeURL": format!("/openapi/v3/{path}?hash={hash}")}));
+            paths.insert(
+                path.clone(),
+                json!({"serverRelativeURL": format!("/openapi/v3/{path}?hash={hash}")}),
+            );
         }
         json!({"paths": paths})
     }
 
     /// `path` is a key of the index: `api/v1`, `apis/apps/v1`. The hash changes with the document's content.
     pub fn hash(&self, path: &str) -> Option<String> {
-        self.find(path).map(|(group, version)| self.hash_of(&group, &version))
+        self.find(path)
+            .map(|(group, version)| self.hash_of(&group, &version))
     }
 
     /// JSON bytes of `GET /openapi/v3/PATH`.
@@ -52,7 +59,11 @@ impl OpenApi {
         let (group, version) = self.find(path)?;
         let mut roots = schemas::Roots::default();
         let mut paths = Map::new();
-        for resource in self.catalog.resources().filter(|resource| resource.group == group && resource.version == version) {
+        for resource in self
+            .catalog
+            .resources()
+            .filter(|resource| resource.group == group && resource.version == version)
+        {
             paths::of_resource(resource, Dialect::V3, &mut paths);
             roots.add_resource(&self.catalog, resource);
         }
@@ -92,24 +103,47 @@ impl OpenApi {
     }
 
     fn texts(&self) -> pack::Texts {
-        self.descriptions.as_ref().map(|descriptions| descriptions.texts()).unwrap_or_default()
+        self.descriptions
+            .as_ref()
+            .map(|descriptions| descriptions.texts())
+            .unwrap_or_default()
     }
 
     fn group_versions(&self) -> Vec<(String, String)> {
-        self.catalog.groups().into_iter().flat_map(|group| group.versions.into_iter().map(move |version| (group.name.clone(), version))).collect()
+        self.catalog
+            .groups()
+            .into_iter()
+            .flat_map(|group| {
+                group
+                    .versions
+                    .into_iter()
+                    .map(move |version| (group.name.clone(), version))
+            })
+            .collect()
     }
 
     fn find(&self, path: &str) -> Option<(String, String)> {
-        self.group_versions().into_iter().find(|(group, version)| document_path(group, version) == path)
+        self.group_versions()
+            .into_iter()
+            .find(|(group, version)| document_path(group, version) == path)
     }
 
     /// Over everything a document is made from, so that it need not be built to be named.
     fn hash_of(&self, group: &str, version: &str) -> String {
         let mut hasher = Sha256::new();
-        for part in [GENERATOR, facts::TYPES, facts::RESOURCES, &group_version(group, version)] {
+        for part in [
+            GENERATOR,
+            facts::TYPES,
+            facts::RESOURCES,
+            &group_version(group, version),
+        ] {
             hasher.update(part);
         }
-        for resource in self.catalog.resources().filter(|resource| resource.group == group && resource.version == version) {
+        for resource in self
+            .catalog
+            .resources()
+            .filter(|resource| resource.group == group && resource.version == version)
+        {
             hasher.update(&resource.plural);
         }
         if let Some(descriptions) = &self.descriptions {
@@ -123,7 +157,11 @@ impl OpenApi {
 }
 
 fn document_path(group: &str, version: &str) -> String {
-    if group.is_empty() { format!("api/{version}") } else { format!("apis/{group}/{version}") }
+    if group.is_empty() {
+        format!("api/{version}")
+    } else {
+        format!("apis/{group}/{version}")
+    }
 }
 
 #[cfg(test)]
@@ -147,7 +185,10 @@ mod tests {
             let mut seen = 0;
             for reference in text.split("\"#/components/schemas/").skip(1) {
                 let name = reference.split('"').next().expect("closed");
-                assert!(document["components"]["schemas"].get(name).is_some(), "{path}: {name}");
+                assert!(
+                    document["components"]["schemas"].get(name).is_some(),
+                    "{path}: {name}"
+                );
                 seen += 1;
             }
             assert!(seen > 10, "{path}");
@@ -159,20 +200,45 @@ mod tests {
     fn patch_declares_field_validation() {
         let document = document("apis/apps/v1");
         let patch = &document["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments/{name}"]["patch"];
-        assert_eq!(patch["x-kubernetes-group-version-kind"], json!({"group": "apps", "version": "v1", "kind": "Deployment"}));
-        assert_eq!((&patch["x-kubernetes-action"], &patch["operationId"]), (&json!("patch"), &json!("patchAppsV1NamespacedDeployment")));
-        assert!(patch["parameters"].as_array().expect("list").iter().any(|parameter| parameter["name"] == "fieldValidation"));
+        assert_eq!(
+            patch["x-kubernetes-group-version-kind"],
+            json!({"group": "apps", "version": "v1", "kind": "Deployment"})
+        );
+        assert_eq!(
+            (&patch["x-kubernetes-action"], &patch["operationId"]),
+            (&json!("patch"), &json!("patchAppsV1NamespacedDeployment"))
+        );
+        assert!(
+            patch["parameters"]
+                .as_array()
+                .expect("list")
+                .iter()
+                .any(|parameter| parameter["name"] == "fieldValidation")
+        );
     }
 
     #[test]
     fn schemas_say_what_upstreams_say() {
         let document = document("api/v1");
-        let schema = |name: &str| document["components"]["schemas"][format!("io.k8s.api.core.v1.{name}")].clone();
-        assert_eq!(schema("ServicePort")["properties"]["protocol"], json!({"type": "string", "default": "TCP", "enum": ["SCTP", "TCP", "UDP"]}));
-        assert_eq!(schema("PodSpec")["properties"]["containers"], json!({"type": "array", "items": {"$ref": "#/components/schemas/io.k8s.api.core.v1.Container"},
-            "x-kubernetes-list-map-keys": ["name"], "x-kubernetes-list-type": "map", "x-kubernetes-patch-merge-key": "name", "x-kubernetes-patch-strategy": "merge"}));
-        assert_eq!(schema("Pod")["x-kubernetes-group-version-kind"], json!([{"group": "", "kind": "Pod", "version": "v1"}]));
-        assert!(schema("Volume")["properties"].get("emptyDir").is_some(), "inlined");
+        let schema =
+            |name: &str| document["components"]["schemas"][format!("io.k8s.api.core.v1.{name}")].clone();
+        assert_eq!(
+            schema("ServicePort")["properties"]["protocol"],
+            json!({"type": "string", "default": "TCP", "enum": ["SCTP", "TCP", "UDP"]})
+        );
+        assert_eq!(
+            schema("PodSpec")["properties"]["containers"],
+            json!({"type": "array", "items": {"$ref": "#/components/schemas/io.k8s.api.core.v1.Container"},
+            "x-kubernetes-list-map-keys": ["name"], "x-kubernetes-list-type": "map", "x-kubernetes-patch-merge-key": "name", "x-kubernetes-patch-strategy": "merge"})
+        );
+        assert_eq!(
+            schema("Pod")["x-kubernetes-group-version-kind"],
+            json!([{"group": "", "kind": "Pod", "version": "v1"}])
+        );
+        assert!(
+            schema("Volume")["properties"].get("emptyDir").is_some(),
+            "inlined"
+        );
     }
 
     #[test]
@@ -186,8 +252,16 @@ mod tests {
 
     #[test]
     fn v2_has_definitions_and_paths() {
-        let document: Value = serde_json::from_slice(&OpenApi::new(Catalog::builtin(), None).v2()).expect("JSON");
-        assert_eq!(document["definitions"]["io.k8s.api.core.v1.Pod"]["properties"]["spec"]["$ref"], "#/definitions/io.k8s.api.core.v1.PodSpec");
-        assert!(document["paths"]["/api/v1/namespaces/{namespace}/pods"]["post"]["parameters"].as_array().is_some_and(|list| list.iter().any(|it| it["in"] == "body")));
+        let document: Value =
+            serde_json::from_slice(&OpenApi::new(Catalog::builtin(), None).v2()).expect("JSON");
+        assert_eq!(
+            document["definitions"]["io.k8s.api.core.v1.Pod"]["properties"]["spec"]["$ref"],
+            "#/definitions/io.k8s.api.core.v1.PodSpec"
+        );
+        assert!(
+            document["paths"]["/api/v1/namespaces/{namespace}/pods"]["post"]["parameters"]
+                .as_array()
+                .is_some_and(|list| list.iter().any(|it| it["in"] == "body"))
+        );
     }
 }

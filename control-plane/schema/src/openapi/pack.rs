@@ -39,7 +39,10 @@ impl Descriptions {
         if !text.starts_with(HEADER.as_bytes()) {
             return Err(PackError::Header);
         }
-        Ok(Self { packed: packed.to_vec(), digest: Sha256::digest(packed).into() })
+        Ok(Self {
+            packed: packed.to_vec(),
+            digest: Sha256::digest(packed).into(),
+        })
     }
 
     pub(super) fn digest(&self) -> &[u8] {
@@ -51,7 +54,9 @@ impl Descriptions {
         let mut texts = Texts::default();
         let mut owner = String::new();
         for line in String::from_utf8_lossy(&text).lines().skip(1) {
-            let Some((name, text)) = line.split_once(' ') else { continue };
+            let Some((name, text)) = line.split_once(' ') else {
+                continue;
+            };
             let text: String = serde_json::from_str(text).unwrap_or_default();
             match name.strip_prefix('@') {
                 Some(ty) => {
@@ -73,7 +78,10 @@ pub(super) struct Texts(HashMap<String, String>);
 
 impl Texts {
     pub fn ty(&self, name: &str) -> Option<&str> {
-        self.0.get(name).map(String::as_str).filter(|text| !text.is_empty())
+        self.0
+            .get(name)
+            .map(String::as_str)
+            .filter(|text| !text.is_empty())
     }
 
     pub fn field(&self, ty: &str, field: &str) -> Option<&str> {
@@ -84,9 +92,17 @@ impl Texts {
 /// Builds a pack from the `_definitions.json` of the `kubernetes-validate` package: the texts of the types that are served.
 pub fn build_pack(definitions: &[u8]) -> Result<Vec<u8>, PackError> {
     let document: Value = serde_json::from_slice(definitions).map_err(PackError::Definitions)?;
-    let definitions = document.get("$defs").or_else(|| document.get("definitions")).and_then(Value::as_object).ok_or(PackError::Empty)?;
+    let definitions = document
+        .get("$defs")
+        .or_else(|| document.get("definitions"))
+        .and_then(Value::as_object)
+        .ok_or(PackError::Empty)?;
     let types = Types::builtin();
-    let description = |schema: &Value| schema.get("description").map_or_else(|| "\"\"".to_owned(), Value::to_string);
+    let description = |schema: &Value| {
+        schema
+            .get("description")
+            .map_or_else(|| "\"\"".to_owned(), Value::to_string)
+    };
     let mut text = format!("{HEADER}\n");
     let mut count = 0;
     for (name, schema) in definitions {
@@ -95,7 +111,12 @@ pub fn build_pack(definitions: &[u8]) -> Result<Vec<u8>, PackError> {
             continue;
         }
         text.push_str(&format!("@{name} {}\n", description(schema)));
-        for (field, property) in schema.get("properties").and_then(Value::as_object).into_iter().flatten() {
+        for (field, property) in schema
+            .get("properties")
+            .and_then(Value::as_object)
+            .into_iter()
+            .flatten()
+        {
             text.push_str(&format!("{field} {}\n", description(property)));
             count += 1;
         }
@@ -125,18 +146,25 @@ mod tests {
         let descriptions = Arc::new(Descriptions::parse(&pack).expect("parses"));
         assert!(descriptions.texts().ty("io.k8s.api.old.v1.Gone").is_none());
         let with = OpenApi::new(Catalog::builtin(), Some(descriptions));
-        let document: Value = serde_json::from_slice(&with.document("api/v1").expect("served")).expect("JSON");
+        let document: Value =
+            serde_json::from_slice(&with.document("api/v1").expect("served")).expect("JSON");
         let pod = &document["components"]["schemas"]["io.k8s.api.core.v1.Pod"];
         assert_eq!(pod["description"], "A \"pod\".\nTwo lines.");
         assert_eq!(pod["properties"]["spec"]["description"], "What it shall be.");
-        assert_ne!(with.hash("api/v1"), OpenApi::new(Catalog::builtin(), None).hash("api/v1"));
+        assert_ne!(
+            with.hash("api/v1"),
+            OpenApi::new(Catalog::builtin(), None).hash("api/v1")
+        );
     }
 
     #[test]
     fn other_files_are_refused() {
         assert!(matches!(build_pack(b"{"), Err(PackError::Definitions(_))));
         assert!(matches!(build_pack(b"{\"$defs\":{}}"), Err(PackError::Empty)));
-        assert!(matches!(Descriptions::parse(b"x"), Err(PackError::Compression(_))));
+        assert!(matches!(
+            Descriptions::parse(b"x"),
+            Err(PackError::Compression(_))
+        ));
         let foreign = zstd::encode_all(&b"hello"[..], 1).expect("compresses");
         assert!(matches!(Descriptions::parse(&foreign), Err(PackError::Header)));
     }

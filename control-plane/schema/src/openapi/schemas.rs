@@ -38,16 +38,33 @@ pub(super) struct Roots {
 
 impl Roots {
     pub fn add_resource(&mut self, catalog: &Catalog, resource: &Resource) {
-        let list = GroupVersionKind { kind: resource.list_kind.clone(), ..resource.kind.gvk.clone() };
+        let list = GroupVersionKind {
+            kind: resource.list_kind.clone(),
+            ..resource.kind.gvk.clone()
+        };
         let list = catalog.kind(&list).filter(|_| resource.supports("list"));
-        let subresources = resource.subresources.iter().filter(|subresource| !is_connect(&subresource.kind)).map(|subresource| &subresource.kind);
-        self.group_versions.insert((resource.group.clone(), resource.version.clone()));
-        self.types.extend(std::iter::once(&resource.kind).chain(list).chain(subresources).map(|kind| kind.root));
+        let subresources = resource
+            .subresources
+            .iter()
+            .filter(|subresource| !is_connect(&subresource.kind))
+            .map(|subresource| &subresource.kind);
+        self.group_versions
+            .insert((resource.group.clone(), resource.version.clone()));
+        self.types.extend(
+            std::iter::once(&resource.kind)
+                .chain(list)
+                .chain(subresources)
+                .map(|kind| kind.root),
+        );
     }
 
     pub fn add_shared(&mut self, catalog: &Catalog) {
         self.group_versions.insert((String::new(), "v1".to_owned()));
-        self.types.extend(SHARED.iter().filter_map(|name| catalog.types().by_name(&format!("{META}.{name}"))));
+        self.types.extend(
+            SHARED
+                .iter()
+                .filter_map(|name| catalog.types().by_name(&format!("{META}.{name}"))),
+        );
     }
 }
 
@@ -57,14 +74,30 @@ pub(super) fn is_connect(kind: &Kind) -> bool {
 }
 
 /// The schemas of `roots` and of everything they mention.
-pub(super) fn definitions(catalog: &Catalog, roots: &Roots, dialect: Dialect, texts: &Texts) -> Map<String, Value> {
+pub(super) fn definitions(
+    catalog: &Catalog,
+    roots: &Roots,
+    dialect: Dialect,
+    texts: &Texts,
+) -> Map<String, Value> {
     let types = catalog.types();
-    let mut builder = Builder { types, dialect, texts, roots, pending: roots.types.iter().copied().collect(), seen: roots.types.clone(), out: Map::new() };
+    let mut builder = Builder {
+        types,
+        dialect,
+        texts,
+        roots,
+        pending: roots.types.iter().copied().collect(),
+        seen: roots.types.clone(),
+        out: Map::new(),
+    };
     while let Some(id) = builder.pending.pop() {
         let schema = builder.object(id);
         builder.out.insert(types.get(id).name.clone(), schema);
     }
-    builder.out.insert(format!("{META}.Patch"), described(json!({"type": "object"}), texts.ty(&format!("{META}.Patch"))));
+    builder.out.insert(
+        format!("{META}.Patch"),
+        described(json!({"type": "object"}), texts.ty(&format!("{META}.Patch"))),
+    );
     builder.out
 }
 
@@ -85,10 +118,17 @@ impl Builder<'_> {
         let fields = types.fields(id);
         let mut schema = json!({"type": "object"});
         if !fields.is_empty() {
-            let properties = fields.iter().map(|field| (field.name.clone(), self.property(ty, field))).collect::<Map<_, _>>();
+            let properties = fields
+                .iter()
+                .map(|field| (field.name.clone(), self.property(ty, field)))
+                .collect::<Map<_, _>>();
             schema["properties"] = Value::Object(properties);
         }
-        let mut required: Vec<&str> = fields.iter().filter(|field| field.required).map(|field| field.name.as_str()).collect();
+        let mut required: Vec<&str> = fields
+            .iter()
+            .filter(|field| field.required)
+            .map(|field| field.name.as_str())
+            .collect();
         required.sort_unstable();
         if !required.is_empty() {
             schema["required"] = json!(required);
@@ -110,7 +150,12 @@ impl Builder<'_> {
         let entry = |group: &str, version: &str, kind: &str| json!({"group": group, "kind": kind, "version": version});
         match ty.gvk.split('/').collect::<Vec<_>>()[..] {
             [group, version, kind] => vec![entry(group, version, kind)],
-            ["*"] => self.roots.group_versions.iter().map(|(group, version)| entry(group, version, ty.short_name())).collect(),
+            ["*"] => self
+                .roots
+                .group_versions
+                .iter()
+                .map(|(group, version)| entry(group, version, ty.short_name()))
+                .collect(),
             _ => Vec::new(),
         }
     }
@@ -148,7 +193,11 @@ impl Builder<'_> {
             schema["enum"] = json!(field.enumeration);
         }
         if !field.item_enumeration.is_empty() {
-            let inner = if schema.get("items").is_some() { "items" } else { "additionalProperties" };
+            let inner = if schema.get("items").is_some() {
+                "items"
+            } else {
+                "additionalProperties"
+            };
             schema[inner]["enum"] = json!(field.item_enumeration);
         }
         described(schema, text)
@@ -162,7 +211,9 @@ impl Builder<'_> {
             FieldType::Int32 => json!({"type": "integer", "format": "int32"}),
             FieldType::Int64 => json!({"type": "integer", "format": "int64"}),
             FieldType::Double => json!({"type": "number", "format": "double"}),
-            FieldType::List(item) | FieldType::WrappedList(item) => json!({"type": "array", "items": self.schema(item)}),
+            FieldType::List(item) | FieldType::WrappedList(item) => {
+                json!({"type": "array", "items": self.schema(item)})
+            }
             FieldType::Map(item) => json!({"type": "object", "additionalProperties": self.schema(item)}),
             FieldType::Object(id) => {
                 if self.seen.insert(*id) {
@@ -180,15 +231,30 @@ impl Builder<'_> {
                 json!({"type": "string"}),
                 json!({"oneOf": [{"type": "string"}, {"type": "number"}]}),
             ),
-            FieldType::Time => self.same(&format!("{META}.Time"), json!({"type": "string", "format": "date-time"})),
-            FieldType::MicroTime => self.same(&format!("{META}.MicroTime"), json!({"type": "string", "format": "date-time"})),
+            FieldType::Time => self.same(
+                &format!("{META}.Time"),
+                json!({"type": "string", "format": "date-time"}),
+            ),
+            FieldType::MicroTime => self.same(
+                &format!("{META}.MicroTime"),
+                json!({"type": "string", "format": "date-time"}),
+            ),
             FieldType::Duration => self.same(&format!("{META}.Duration"), json!({"type": "string"})),
             FieldType::FieldsV1 => self.same(&format!("{META}.FieldsV1"), json!({"type": "object"})),
-            FieldType::RawExtension => self.same("io.k8s.apimachinery.pkg.runtime.RawExtension", json!({"type": "object"})),
+            FieldType::RawExtension => self.same(
+                "io.k8s.apimachinery.pkg.runtime.RawExtension",
+                json!({"type": "object"}),
+            ),
             FieldType::Json(JsonShape::Raw) => self.same(&format!("{EXTENSIONS}.JSON"), json!({})),
-            FieldType::Json(JsonShape::SchemaOrArray) => self.same(&format!("{EXTENSIONS}.JSONSchemaPropsOrArray"), json!({})),
-            FieldType::Json(JsonShape::SchemaOrBool) => self.same(&format!("{EXTENSIONS}.JSONSchemaPropsOrBool"), json!({})),
-            FieldType::Json(JsonShape::SchemaOrStringArray) => self.same(&format!("{EXTENSIONS}.JSONSchemaPropsOrStringArray"), json!({})),
+            FieldType::Json(JsonShape::SchemaOrArray) => {
+                self.same(&format!("{EXTENSIONS}.JSONSchemaPropsOrArray"), json!({}))
+            }
+            FieldType::Json(JsonShape::SchemaOrBool) => {
+                self.same(&format!("{EXTENSIONS}.JSONSchemaPropsOrBool"), json!({}))
+            }
+            FieldType::Json(JsonShape::SchemaOrStringArray) => {
+                self.same(&format!("{EXTENSIONS}.JSONSchemaPropsOrStringArray"), json!({}))
+            }
         }
     }
 
@@ -200,7 +266,8 @@ impl Builder<'_> {
     fn named(&mut self, name: &str, v2: Value, v3: Value) -> Value {
         if !self.out.contains_key(name) {
             let schema = if self.dialect == Dialect::V2 { v2 } else { v3 };
-            self.out.insert(name.to_owned(), described(schema, self.texts.ty(name)));
+            self.out
+                .insert(name.to_owned(), described(schema, self.texts.ty(name)));
         }
         self.dialect.reference(name)
     }

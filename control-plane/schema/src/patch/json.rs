@@ -9,13 +9,23 @@ use super::PatchError;
 const MAX_OPERATIONS: usize = 10_000;
 
 pub(super) fn apply(current: &Value, patch: &Value) -> Result<Value, PatchError> {
-    let patch: Patch = serde_json::from_value(patch.clone()).map_err(|error| PatchError::bad_request(format!("error decoding patch: {error}")))?;
+    let patch: Patch = serde_json::from_value(patch.clone())
+        .map_err(|error| PatchError::bad_request(format!("error decoding patch: {error}")))?;
     if patch.0.len() > MAX_OPERATIONS {
-        let message = format!("The allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {}", patch.0.len());
-        return Err(PatchError { code: 413, reason: "RequestEntityTooLarge", message, cause: None });
+        let message = format!(
+            "The allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {}",
+            patch.0.len()
+        );
+        return Err(PatchError {
+            code: 413,
+            reason: "RequestEntityTooLarge",
+            message,
+            cause: None,
+        });
     }
     let mut result = current.clone();
-    json_patch::patch(&mut result, &patch).map_err(|error| PatchError::unprocessable(describe(&patch.0[error.operation], &error.kind)))?;
+    json_patch::patch(&mut result, &patch)
+        .map_err(|error| PatchError::unprocessable(describe(&patch.0[error.operation], &error.kind)))?;
     Ok(result)
 }
 
@@ -31,7 +41,9 @@ fn describe(operation: &PatchOperation, problem: &PatchErrorKind) -> String {
     };
     match problem {
         PatchErrorKind::TestFailed => format!("testing value {path} failed: test failed"),
-        PatchErrorKind::InvalidPointer | PatchErrorKind::InvalidFromPointer => format!("{name} operation does not apply: doc is missing path: {path}: missing value"),
+        PatchErrorKind::InvalidPointer | PatchErrorKind::InvalidFromPointer => {
+            format!("{name} operation does not apply: doc is missing path: {path}: missing value")
+        }
         other => format!("{name} operation does not apply: {other}"),
     }
 }
@@ -50,14 +62,25 @@ mod tests {
             {"op": "add", "path": "/metadata/labels/x~1y", "value": "2"},
             {"op": "add", "path": "/list/-", "value": 3},
             {"op": "remove", "path": "/list/0"}]);
-        assert_eq!(apply(&current, &patch), Ok(json!({"metadata": {"labels": {"a": "1", "x/y": "2"}}, "list": [2, 3]})));
+        assert_eq!(
+            apply(&current, &patch),
+            Ok(json!({"metadata": {"labels": {"a": "1", "x/y": "2"}}, "list": [2, 3]}))
+        );
     }
 
     #[test]
     fn failures_have_upstreams_status() {
         for (patch, code, cause) in [
-            (json!([{"op": "test", "path": "/a", "value": 2}]), 422, Some("testing value /a failed: test failed")),
-            (json!([{"op": "remove", "path": "/b"}]), 422, Some("remove operation does not apply: doc is missing path: /b: missing value")),
+            (
+                json!([{"op": "test", "path": "/a", "value": 2}]),
+                422,
+                Some("testing value /a failed: test failed"),
+            ),
+            (
+                json!([{"op": "remove", "path": "/b"}]),
+                422,
+                Some("remove operation does not apply: doc is missing path: /b: missing value"),
+            ),
             (json!({"a": 1}), 400, None),
             (json!([{"op": "explode", "path": "/a"}]), 400, None),
         ] {

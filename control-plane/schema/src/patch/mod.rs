@@ -43,22 +43,42 @@ pub struct PatchError {
 
 impl PatchError {
     fn bad_request(message: impl Into<String>) -> Self {
-        Self { code: 400, reason: "BadRequest", message: message.into(), cause: None }
+        Self {
+            code: 400,
+            reason: "BadRequest",
+            message: message.into(),
+            cause: None,
+        }
     }
 
     fn unprocessable(cause: impl Into<String>) -> Self {
         let message = "the server rejected our request due to an error in our request".into();
-        Self { code: 422, reason: "Invalid", message, cause: Some(cause.into()) }
+        Self {
+            code: 422,
+            reason: "Invalid",
+            message,
+            cause: Some(cause.into()),
+        }
     }
 
     fn internal(problem: impl Into<String>) -> Self {
         let problem = problem.into();
-        Self { code: 500, reason: "InternalError", message: format!("Internal error occurred: {problem}"), cause: None }
+        Self {
+            code: 500,
+            reason: "InternalError",
+            message: format!("Internal error occurred: {problem}"),
+            cause: None,
+        }
     }
 }
 
 /// The patched object, unchecked: run `fields::check`, `defaults::apply` and `validate` on it next.
-pub fn apply(kind: &Kind, patch_type: PatchType, current: &Value, patch: &Value) -> Result<Value, PatchError> {
+pub fn apply(
+    kind: &Kind,
+    patch_type: PatchType,
+    current: &Value,
+    patch: &Value,
+) -> Result<Value, PatchError> {
     match patch_type {
         PatchType::Json => json::apply(current, patch),
         PatchType::Strategic => strategic::apply(kind, current, patch),
@@ -102,16 +122,30 @@ mod tests {
 
     #[test]
     fn merge_patches_follow_rfc_7386() {
-        let kind = Catalog::builtin().kind(&GroupVersionKind::new("", "v1", "Pod")).expect("Pod").clone();
+        let kind = Catalog::builtin()
+            .kind(&GroupVersionKind::new("", "v1", "Pod"))
+            .expect("Pod")
+            .clone();
         for (current, patch, expected) in [
             (json!({"a": "b"}), json!({"a": "c"}), json!({"a": "c"})),
             (json!({"a": "b", "b": "c"}), json!({"a": null}), json!({"b": "c"})),
             (json!({"a": ["b"]}), json!({"a": "c"}), json!({"a": "c"})),
-            (json!({"a": {"b": "c"}}), json!({"a": {"b": "d", "c": null}}), json!({"a": {"b": "d"}})),
-            (json!({}), json!({"a": {"bb": {"ccc": null}}}), json!({"a": {"bb": {}}})),
+            (
+                json!({"a": {"b": "c"}}),
+                json!({"a": {"b": "d", "c": null}}),
+                json!({"a": {"b": "d"}}),
+            ),
+            (
+                json!({}),
+                json!({"a": {"bb": {"ccc": null}}}),
+                json!({"a": {"bb": {}}}),
+            ),
         ] {
             assert_eq!(apply(&kind, PatchType::Merge, &current, &patch), Ok(expected));
         }
-        assert_eq!(apply(&kind, PatchType::Merge, &json!({}), &json!([])).map_err(|error| error.code), Err(400));
+        assert_eq!(
+            apply(&kind, PatchType::Merge, &json!({}), &json!([])).map_err(|error| error.code),
+            Err(400)
+        );
     }
 }

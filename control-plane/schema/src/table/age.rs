@@ -31,7 +31,10 @@ pub fn human_duration(seconds: i64) -> String {
 
 /// The time since `time`, which is RFC 3339 text or absent.
 pub(super) fn since(time: Option<&Value>, now: Timestamp) -> String {
-    match time.and_then(Value::as_str).and_then(|text| text.parse::<Timestamp>().ok()) {
+    match time
+        .and_then(Value::as_str)
+        .and_then(|text| text.parse::<Timestamp>().ok())
+    {
         Some(time) => human_duration(now.as_second() - time.as_second()),
         None => "<unknown>".into(),
     }
@@ -44,9 +47,25 @@ mod tests {
     #[test]
     fn durations_read_like_upstreams() {
         for (seconds, expected) in [
-            (-5, "<invalid>"), (-1, "0s"), (0, "0s"), (119, "119s"), (120, "2m"), (130, "2m10s"), (600, "10m"), (10_799, "179m"), (10_800, "3h"),
-            (12_000, "3h20m"), (28_800, "8h"), (172_799, "47h"), (172_800, "2d"), (180_000, "2d2h"), (691_200, "8d"), (63_071_999, "729d"),
-            (63_072_000, "2y"), (64_000_000, "2y10d"), (315_360_000, "10y"),
+            (-5, "<invalid>"),
+            (-1, "0s"),
+            (0, "0s"),
+            (119, "119s"),
+            (120, "2m"),
+            (130, "2m10s"),
+            (600, "10m"),
+            (10_799, "179m"),
+            (10_800, "3h"),
+            (12_000, "3h20m"),
+            (28_800, "8h"),
+            (172_799, "47h"),
+            (172_800, "2d"),
+            (180_000, "2d2h"),
+            (691_200, "8d"),
+            (63_071_999, "729d"),
+            (63_072_000, "2y"),
+            (64_000_000, "2y10d"),
+            (315_360_000, "10y"),
         ] {
             assert_eq!(human_duration(seconds), expected, "{seconds}");
         }

@@ -39,7 +39,10 @@ pub(super) fn of(resource: &Resource, object: &Value, now: Timestamp) -> Vec<Val
     match (resource.group.as_str(), resource.plural.as_str()) {
         ("", "pods") => pods::cells(object, now),
         ("" | "events.k8s.io", "events") => workloads::event(object, now),
-        (group, plural) => plan(group, &resource.version, plural).iter().map(|cell| cell.of(object, now)).collect(),
+        (group, plural) => plan(group, &resource.version, plural)
+            .iter()
+            .map(|cell| cell.of(object, now))
+            .collect(),
     }
 }
 
@@ -57,10 +60,25 @@ impl Cell {
             },
             Int(pointer) => int(object, pointer).into(),
             Digits(pointer) => int(object, pointer).to_string().into(),
-            Bool(pointer) => object.pointer(pointer).and_then(Value::as_bool).unwrap_or(false).into(),
+            Bool(pointer) => object
+                .pointer(pointer)
+                .and_then(Value::as_bool)
+                .unwrap_or(false)
+                .into(),
             Count(pointers) => {
-                let size = |value: &Value| value.as_array().map(Vec::len).or_else(|| Some(value.as_object()?.len())).unwrap_or(0);
-                pointers.iter().filter_map(|pointer| object.pointer(pointer)).map(size).sum::<usize>().into()
+                let size = |value: &Value| {
+                    value
+                        .as_array()
+                        .map(Vec::len)
+                        .or_else(|| Some(value.as_object()?.len()))
+                        .unwrap_or(0)
+                };
+                pointers
+                    .iter()
+                    .filter_map(|pointer| object.pointer(pointer))
+                    .map(size)
+                    .sum::<usize>()
+                    .into()
             }
             Labels(pointer) => labels(object, pointer).into(),
             Selector(pointer) => selector(object, pointer).into(),
@@ -75,7 +93,13 @@ fn plan(group: &str, version: &str, plural: &str) -> &'static [Cell] {
     match group {
         "" => core(plural),
         "apps" => apps(plural),
-        "batch" | "autoscaling" | "policy" | "scheduling.k8s.io" | "coordination.k8s.io" | "node.k8s.io" | "certificates.k8s.io" => work(version, plural),
+        "batch"
+        | "autoscaling"
+        | "policy"
+        | "scheduling.k8s.io"
+        | "coordination.k8s.io"
+        | "node.k8s.io"
+        | "certificates.k8s.io" => work(version, plural),
         "networking.k8s.io" | "discovery.k8s.io" => networking(plural),
         _ => others(plural),
     }
@@ -83,7 +107,12 @@ fn plan(group: &str, version: &str, plural: &str) -> &'static [Cell] {
 
 fn core(plural: &str) -> &'static [Cell] {
     match plural {
-        "componentstatuses" => &[Name, With(storage::component_health), Text("/conditions/0/message"), Text("/conditions/0/error")],
+        "componentstatuses" => &[
+            Name,
+            With(storage::component_health),
+            Text("/conditions/0/message"),
+            Text("/conditions/0/error"),
+        ],
         "configmaps" => &[Name, Count(&["/data", "/binaryData"]), Age],
         "endpoints" => &[Name, With(network::endpoints), Age],
         "limitranges" => &[Name, Created],
@@ -124,7 +153,12 @@ fn core(plural: &str) -> &'static [Cell] {
             Age,
             Or("/spec/volumeMode", "<unset>"),
         ],
-        "podtemplates" => &[Name, Names("/template/spec/containers"), Images("/template/spec/containers"), Labels("/template/metadata/labels")],
+        "podtemplates" => &[
+            Name,
+            Names("/template/spec/containers"),
+            Images("/template/spec/containers"),
+            Labels("/template/metadata/labels"),
+        ],
         "replicationcontrollers" => &[
             Name,
             Int("/spec/replicas"),
@@ -135,7 +169,12 @@ fn core(plural: &str) -> &'static [Cell] {
             Images(TEMPLATE),
             Labels("/spec/selector"),
         ],
-        "resourcequotas" => &[Name, With(|quota, _| storage::quota(quota, false)), With(|quota, _| storage::quota(quota, true)), Age],
+        "resourcequotas" => &[
+            Name,
+            With(|quota, _| storage::quota(quota, false)),
+            With(|quota, _| storage::quota(quota, true)),
+            Age,
+        ],
         "secrets" => &[Name, Text("/type"), Count(&["/data"]), Age],
         "services" => &[
             Name,
@@ -186,7 +225,13 @@ fn apps(plural: &str) -> &'static [Cell] {
             Images(TEMPLATE),
             Selector("/spec/selector"),
         ],
-        "statefulsets" => &[Name, With(workloads::ready_of_desired), Age, Names(TEMPLATE), Images(TEMPLATE)],
+        "statefulsets" => &[
+            Name,
+            With(workloads::ready_of_desired),
+            Age,
+            Names(TEMPLATE),
+            Images(TEMPLATE),
+        ],
         _ => &[Name, Age],
     }
 }
@@ -233,8 +278,20 @@ fn work(version: &str, plural: &str) -> &'static [Cell] {
             Digits("/status/currentReplicas"),
             Age,
         ],
-        ("poddisruptionbudgets", _) => &[Name, Or("/spec/minAvailable", "N/A"), Or("/spec/maxUnavailable", "N/A"), Int("/status/disruptionsAllowed"), Age],
-        ("priorityclasses", _) => &[Name, Int("/value"), Bool("/globalDefault"), Age, Text("/preemptionPolicy")],
+        ("poddisruptionbudgets", _) => &[
+            Name,
+            Or("/spec/minAvailable", "N/A"),
+            Or("/spec/maxUnavailable", "N/A"),
+            Int("/status/disruptionsAllowed"),
+            Age,
+        ],
+        ("priorityclasses", _) => &[
+            Name,
+            Int("/value"),
+            Bool("/globalDefault"),
+            Age,
+            Text("/preemptionPolicy"),
+        ],
         ("leases", _) => &[Name, Text("/spec/holderIdentity"), Age],
         ("runtimeclasses", _) => &[Name, Text("/handler"), Age],
         ("certificatesigningrequests", _) => &[
@@ -251,8 +308,19 @@ fn work(version: &str, plural: &str) -> &'static [Cell] {
 
 fn networking(plural: &str) -> &'static [Cell] {
     match plural {
-        "endpointslices" => &[Name, Text("/addressType"), With(network::slice_ports), With(network::slice_endpoints), Age],
-        "ingressclasses" => &[Name, Text("/spec/controller"), With(network::class_parameters), Age],
+        "endpointslices" => &[
+            Name,
+            Text("/addressType"),
+            With(network::slice_ports),
+            With(network::slice_endpoints),
+            Age,
+        ],
+        "ingressclasses" => &[
+            Name,
+            Text("/spec/controller"),
+            With(network::class_parameters),
+            Age,
+        ],
         "ingresses" => &[
             Name,
             Or("/spec/ingressClassName", "<none>"),
@@ -263,14 +331,25 @@ fn networking(plural: &str) -> &'static [Cell] {
         ],
         "ipaddresses" => &[Name, With(network::parent_reference)],
         "networkpolicies" => &[Name, Selector("/spec/podSelector"), Age],
-        "servicecidrs" => &[Name, With(|cidr, _| super::text::joined(list(cidr, "/spec/cidrs").iter().filter_map(Value::as_str), ",").into()), Age],
+        "servicecidrs" => &[
+            Name,
+            With(|cidr, _| {
+                super::text::joined(list(cidr, "/spec/cidrs").iter().filter_map(Value::as_str), ",").into()
+            }),
+            Age,
+        ],
         _ => &[Name, Age],
     }
 }
 
 fn others(plural: &str) -> &'static [Cell] {
     match plural {
-        "apiservices" => &[Name, With(storage::api_service), With(storage::api_available), Age],
+        "apiservices" => &[
+            Name,
+            With(storage::api_service),
+            With(storage::api_available),
+            Age,
+        ],
         "clusterrolebindings" | "rolebindings" => &[
             Name,
             With(storage::role_reference),
@@ -299,14 +378,36 @@ fn others(plural: &str) -> &'static [Cell] {
             Bool("/allowVolumeExpansion"),
             Age,
         ],
-        "volumeattachments" => &[Name, Text("/spec/attacher"), Text("/spec/source/persistentVolumeName"), Text("/spec/nodeName"), Bool("/status/attached"), Age],
+        "volumeattachments" => &[
+            Name,
+            Text("/spec/attacher"),
+            Text("/spec/source/persistentVolumeName"),
+            Text("/spec/nodeName"),
+            Bool("/status/attached"),
+            Age,
+        ],
         "volumeattributesclasses" => &[Name, Text("/driverName"), Age],
         "mutatingadmissionpolicies" => &[Name, Count(&["/spec/mutations"]), With(storage::param_kind), Age],
-        "validatingadmissionpolicies" => &[Name, Count(&["/spec/validations"]), With(storage::param_kind), Age],
-        "mutatingadmissionpolicybindings" | "validatingadmissionpolicybindings" => &[Name, Text("/spec/policyName"), With(storage::param_ref), Age],
-        "mutatingwebhookconfigurations" | "validatingwebhookconfigurations" => &[Name, Count(&["/webhooks"]), Age],
+        "validatingadmissionpolicies" => &[
+            Name,
+            Count(&["/spec/validations"]),
+            With(storage::param_kind),
+            Age,
+        ],
+        "mutatingadmissionpolicybindings" | "validatingadmissionpolicybindings" => {
+            &[Name, Text("/spec/policyName"), With(storage::param_ref), Age]
+        }
+        "mutatingwebhookconfigurations" | "validatingwebhookconfigurations" => {
+            &[Name, Count(&["/webhooks"]), Age]
+        }
         "resourceclaims" => &[Name, With(storage::claim_state), Age],
-        "resourceslices" => &[Name, Or("/spec/nodeName", "<unset>"), Text("/spec/driver"), Text("/spec/pool/name"), Age],
+        "resourceslices" => &[
+            Name,
+            Or("/spec/nodeName", "<unset>"),
+            Text("/spec/driver"),
+            Text("/spec/pool/name"),
+            Age,
+        ],
         "flowschemas" => &[
             Name,
             Or("/spec/priorityLevelConfiguration/name", "<none>"),

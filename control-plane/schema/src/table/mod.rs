@@ -45,8 +45,16 @@ pub struct TableOptions {
 }
 
 /// A `meta.k8s.io/v1` Table of one object, a page of a list, or a watch event's object.
-pub fn render<'a>(resource: &Resource, objects: impl IntoIterator<Item = &'a Value>, list_metadata: Value, options: TableOptions) -> Value {
-    let rows: Vec<Value> = objects.into_iter().map(|object| row(resource, object, options)).collect();
+pub fn render<'a>(
+    resource: &Resource,
+    objects: impl IntoIterator<Item = &'a Value>,
+    list_metadata: Value,
+    options: TableOptions,
+) -> Value {
+    let rows: Vec<Value> = objects
+        .into_iter()
+        .map(|object| row(resource, object, options))
+        .collect();
     let mut table = json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": list_metadata, "columnDefinitions": null, "rows": rows});
     if options.headers {
         table["columnDefinitions"] = columns(resource);
@@ -59,15 +67,20 @@ fn columns(resource: &Resource) -> Value {
     if resource.columns.is_empty() {
         return json!([column("Name", "string", "name", 0), column("Age", "date", "", 0)]);
     }
-    resource.columns.iter().map(|it| column(&it.name, &it.ty, &it.format, it.priority)).collect()
+    resource
+        .columns
+        .iter()
+        .map(|it| column(&it.name, &it.ty, &it.format, it.priority))
+        .collect()
 }
 
 fn row(resource: &Resource, object: &Value, options: TableOptions) -> Value {
     let mut row = json!({"cells": cells::of(resource, object, options.now)});
     if (resource.group.as_str(), resource.plural.as_str()) == ("", "pods")
-        && let Some(condition) = pods::row_condition(object) {
-            row["conditions"] = json!([condition]);
-        }
+        && let Some(condition) = pods::row_condition(object)
+    {
+        row["conditions"] = json!([condition]);
+    }
     match options.include_object {
         IncludeObject::None => {}
         IncludeObject::Object => row["object"] = object.clone(),
@@ -87,7 +100,16 @@ mod tests {
         let catalog = Catalog::builtin();
         let resource = catalog.resource(group, version, plural).expect(plural);
         let now = "2026-01-01T12:00:00Z".parse().expect("time");
-        let table = render(resource, [object], json!({}), TableOptions { include_object: IncludeObject::None, headers: true, now });
+        let table = render(
+            resource,
+            [object],
+            json!({}),
+            TableOptions {
+                include_object: IncludeObject::None,
+                headers: true,
+                now,
+            },
+        );
         table["rows"][0]["cells"].as_array().expect("cells").clone()
     }
 
@@ -95,10 +117,24 @@ mod tests {
     #[test]
     fn every_kind_has_a_cell_for_each_column() {
         for resource in Catalog::builtin().resources() {
-            let options = TableOptions { include_object: IncludeObject::Metadata, headers: true, now: Timestamp::UNIX_EPOCH };
-            let table = render(resource, [&json!({"metadata": {"name": "x"}})], json!({}), options);
+            let options = TableOptions {
+                include_object: IncludeObject::Metadata,
+                headers: true,
+                now: Timestamp::UNIX_EPOCH,
+            };
+            let table = render(
+                resource,
+                [&json!({"metadata": {"name": "x"}})],
+                json!({}),
+                options,
+            );
             let columns = table["columnDefinitions"].as_array().map(Vec::len);
-            assert_eq!(table["rows"][0]["cells"].as_array().map(Vec::len), columns, "{}", resource.qualified_name());
+            assert_eq!(
+                table["rows"][0]["cells"].as_array().map(Vec::len),
+                columns,
+                "{}",
+                resource.qualified_name()
+            );
         }
     }
 
@@ -108,13 +144,28 @@ mod tests {
         let resource = catalog.resource("", "v1", "configmaps").expect("configmaps");
         let object = json!({"metadata": {"name": "x", "creationTimestamp": "2026-01-01T11:00:00Z"}, "data": {"a": "1"}, "binaryData": {"b": ""}});
         let now = "2026-01-01T12:00:00Z".parse().expect("time");
-        let with = |include_object, headers| render(resource, [&object], json!({"resourceVersion": "7"}), TableOptions { include_object, headers, now });
+        let with = |include_object, headers| {
+            render(
+                resource,
+                [&object],
+                json!({"resourceVersion": "7"}),
+                TableOptions {
+                    include_object,
+                    headers,
+                    now,
+                },
+            )
+        };
         let table = with(IncludeObject::Metadata, true);
         assert_eq!(table["rows"][0]["cells"], json!(["x", 2, "60m"]));
         assert_eq!(table["rows"][0]["object"]["kind"], "PartialObjectMetadata");
         assert_eq!(table["metadata"]["resourceVersion"], "7");
         assert_eq!(with(IncludeObject::Object, false)["rows"][0]["object"], object);
-        assert!(with(IncludeObject::None, false)["rows"][0].get("object").is_none());
+        assert!(
+            with(IncludeObject::None, false)["rows"][0]
+                .get("object")
+                .is_none()
+        );
         assert!(with(IncludeObject::None, false)["columnDefinitions"].is_null());
     }
 }

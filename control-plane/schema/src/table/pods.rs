@@ -9,11 +9,18 @@ use super::text::{int, is_true, list, text, text_or};
 pub(super) fn cells(pod: &Value, now: Timestamp) -> Vec<Value> {
     let summary = Summary::of(pod);
     let restarts = match &summary.last_restart {
-        Some(time) if summary.restarts > 0 => format!("{} ({} ago)", summary.restarts, since(Some(&time.as_str().into()), now)),
+        Some(time) if summary.restarts > 0 => format!(
+            "{} ({} ago)",
+            summary.restarts,
+            since(Some(&time.as_str().into()), now)
+        ),
         _ => summary.restarts.to_string(),
     };
     let gates = list(pod, "/spec/readinessGates");
-    let open = gates.iter().filter(|gate| is_true(pod, text(gate, "/conditionType"))).count();
+    let open = gates
+        .iter()
+        .filter(|gate| is_true(pod, text(gate, "/conditionType")))
+        .count();
     vec![
         text(pod, "/metadata/name").into(),
         format!("{}/{}", summary.ready, summary.total).into(),
@@ -23,7 +30,11 @@ pub(super) fn cells(pod: &Value, now: Timestamp) -> Vec<Value> {
         text_or(pod, "/status/podIPs/0/ip", "<none>").into(),
         text_or(pod, "/spec/nodeName", "<none>").into(),
         text_or(pod, "/status/nominatedNodeName", "<none>").into(),
-        if gates.is_empty() { "<none>".into() } else { format!("{open}/{}", gates.len()).into() },
+        if gates.is_empty() {
+            "<none>".into()
+        } else {
+            format!("{open}/{}", gates.len()).into()
+        },
     ]
 }
 
@@ -47,8 +58,11 @@ struct Summary {
 
 impl Summary {
     fn of(pod: &Value) -> Self {
-        let sidecars: Vec<&str> =
-            list(pod, "/spec/initContainers").iter().filter(|container| text(container, "/restartPolicy") == "Always").map(|container| text(container, "/name")).collect();
+        let sidecars: Vec<&str> = list(pod, "/spec/initContainers")
+            .iter()
+            .filter(|container| text(container, "/restartPolicy") == "Always")
+            .map(|container| text(container, "/name"))
+            .collect();
         let mut summary = Self {
             reason: text_or(pod, "/status/reason", text(pod, "/status/phase")).to_owned(),
             ready: 0,
@@ -56,7 +70,10 @@ impl Summary {
             restarts: 0,
             last_restart: None,
         };
-        if list(pod, "/status/conditions").iter().any(|condition| condition["type"] == "PodScheduled" && condition["reason"] == "SchedulingGated") {
+        if list(pod, "/status/conditions")
+            .iter()
+            .any(|condition| condition["type"] == "PodScheduled" && condition["reason"] == "SchedulingGated")
+        {
             summary.reason = "SchedulingGated".into();
         }
         let initializing = summary.add_init_containers(pod, &sidecars);
@@ -98,7 +115,10 @@ impl Summary {
 
     fn add_containers(&mut self, pod: &Value, sidecars: &[&str]) {
         (self.restarts, self.last_restart) = (0, None);
-        for status in list(pod, "/status/initContainerStatuses").iter().filter(|status| sidecars.contains(&text(status, "/name"))) {
+        for status in list(pod, "/status/initContainerStatuses")
+            .iter()
+            .filter(|status| sidecars.contains(&text(status, "/name")))
+        {
             self.count_restarts(status);
         }
         let mut running = false;
@@ -115,7 +135,11 @@ impl Summary {
             }
         }
         if self.reason == "Completed" && running {
-            self.reason = if is_true(pod, "Ready") { "Running".into() } else { "NotReady".into() };
+            self.reason = if is_true(pod, "Ready") {
+                "Running".into()
+            } else {
+                "NotReady".into()
+            };
         }
     }
 
@@ -154,17 +178,53 @@ mod tests {
         let sidecar = json!({"containers": [{"name": "a"}], "initContainers": [{"name": "s", "restartPolicy": "Always"}]});
         for (spec, status, expected) in [
             (&one, json!({"phase": "Pending"}), ["0/1", "Pending", "0"]),
-            (&one, json!({"phase": "Running", "containerStatuses": [{"name": "a", "ready": true, "state": {"running": {}}}]}), ["1/1", "Running", "0"]),
-            (&one, json!({"phase": "Running", "containerStatuses": [{"restartCount": 3, "state": {"waiting": {"reason": "CrashLoopBackOff"}},
-                "lastState": {"terminated": {"finishedAt": "2026-01-01T11:55:00Z"}}}]}), ["0/1", "CrashLoopBackOff", "3 (5m ago)"]),
-            (&one, json!({"phase": "Failed", "containerStatuses": [{"state": {"terminated": {"exitCode": 2}}}]}), ["0/1", "ExitCode:2", "0"]),
-            (&one, json!({"phase": "Succeeded", "containerStatuses": [{"state": {"terminated": {"exitCode": 0, "reason": "Completed"}}}]}), ["0/1", "Completed", "0"]),
-            (&one, json!({"phase": "Failed", "reason": "Evicted"}), ["0/1", "Evicted", "0"]),
-            (&one, json!({"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False", "reason": "SchedulingGated"}]}), ["0/1", "SchedulingGated", "0"]),
-            (&init, json!({"phase": "Pending", "initContainerStatuses": [{"name": "i", "state": {"terminated": {"exitCode": 0}}}, {"name": "j", "state": {"running": {}}}]}), ["0/1", "Init:1/2", "0"]),
-            (&init, json!({"phase": "Pending", "initContainerStatuses": [{"name": "i", "restartCount": 1, "state": {"terminated": {"exitCode": 1, "reason": "Error"}}}]}), ["0/1", "Init:Error", "1"]),
-            (&sidecar, json!({"phase": "Running", "initContainerStatuses": [{"name": "s", "started": true, "ready": true, "state": {"running": {}}}],
-                "containerStatuses": [{"ready": true, "state": {"running": {}}}]}), ["2/2", "Running", "0"]),
+            (
+                &one,
+                json!({"phase": "Running", "containerStatuses": [{"name": "a", "ready": true, "state": {"running": {}}}]}),
+                ["1/1", "Running", "0"],
+            ),
+            (
+                &one,
+                json!({"phase": "Running", "containerStatuses": [{"restartCount": 3, "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+                "lastState": {"terminated": {"finishedAt": "2026-01-01T11:55:00Z"}}}]}),
+                ["0/1", "CrashLoopBackOff", "3 (5m ago)"],
+            ),
+            (
+                &one,
+                json!({"phase": "Failed", "containerStatuses": [{"state": {"terminated": {"exitCode": 2}}}]}),
+                ["0/1", "ExitCode:2", "0"],
+            ),
+            (
+                &one,
+                json!({"phase": "Succeeded", "containerStatuses": [{"state": {"terminated": {"exitCode": 0, "reason": "Completed"}}}]}),
+                ["0/1", "Completed", "0"],
+            ),
+            (
+                &one,
+                json!({"phase": "Failed", "reason": "Evicted"}),
+                ["0/1", "Evicted", "0"],
+            ),
+            (
+                &one,
+                json!({"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False", "reason": "SchedulingGated"}]}),
+                ["0/1", "SchedulingGated", "0"],
+            ),
+            (
+                &init,
+                json!({"phase": "Pending", "initContainerStatuses": [{"name": "i", "state": {"terminated": {"exitCode": 0}}}, {"name": "j", "state": {"running": {}}}]}),
+                ["0/1", "Init:1/2", "0"],
+            ),
+            (
+                &init,
+                json!({"phase": "Pending", "initContainerStatuses": [{"name": "i", "restartCount": 1, "state": {"terminated": {"exitCode": 1, "reason": "Error"}}}]}),
+                ["0/1", "Init:Error", "1"],
+            ),
+            (
+                &sidecar,
+                json!({"phase": "Running", "initContainerStatuses": [{"name": "s", "started": true, "ready": true, "state": {"running": {}}}],
+                "containerStatuses": [{"ready": true, "state": {"running": {}}}]}),
+                ["2/2", "Running", "0"],
+            ),
         ] {
             let cells = cells_of("", "v1", "pods", &pod(spec.clone(), status.clone()));
             assert_eq!(cells[1..4], expected.map(Value::from), "{status}");

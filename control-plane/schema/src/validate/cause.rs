@@ -40,12 +40,25 @@ pub struct Cause {
 
 impl Cause {
     fn new(reason: CauseReason, field: &str, head: &str, detail: &str) -> Self {
-        let message = if detail.is_empty() { head.to_owned() } else { format!("{head}: {detail}") };
-        Self { reason, message, field: field.to_owned() }
+        let message = if detail.is_empty() {
+            head.to_owned()
+        } else {
+            format!("{head}: {detail}")
+        };
+        Self {
+            reason,
+            message,
+            field: field.to_owned(),
+        }
     }
 
     pub fn invalid(field: &str, value: &Value, detail: &str) -> Self {
-        Self::new(CauseReason::Invalid, field, &format!("Invalid value: {value}"), detail)
+        Self::new(
+            CauseReason::Invalid,
+            field,
+            &format!("Invalid value: {value}"),
+            detail,
+        )
     }
 
     pub fn required(field: &str, detail: &str) -> Self {
@@ -57,7 +70,12 @@ impl Cause {
     }
 
     pub fn duplicate(field: &str, value: &Value) -> Self {
-        Self::new(CauseReason::Duplicate, field, "Duplicate value", &value.to_string())
+        Self::new(
+            CauseReason::Duplicate,
+            field,
+            "Duplicate value",
+            &value.to_string(),
+        )
     }
 
     pub fn not_found(field: &str, value: &Value) -> Self {
@@ -65,23 +83,44 @@ impl Cause {
     }
 
     pub fn not_supported<S: AsRef<str>>(field: &str, value: &Value, supported: &[S]) -> Self {
-        let mut names: Vec<String> = supported.iter().map(|name| format!("\"{}\"", name.as_ref())).collect();
+        let mut names: Vec<String> = supported
+            .iter()
+            .map(|name| format!("\"{}\"", name.as_ref()))
+            .collect();
         names.sort();
-        Self::new(CauseReason::NotSupported, field, &format!("Unsupported value: {value}"), &format!("supported values: {}", names.join(", ")))
+        Self::new(
+            CauseReason::NotSupported,
+            field,
+            &format!("Unsupported value: {value}"),
+            &format!("supported values: {}", names.join(", ")),
+        )
     }
 
     pub fn too_long(field: &str, limit: usize) -> Self {
-        Self::new(CauseReason::TooLong, field, "Too long", &format!("may not be more than {limit} bytes"))
+        Self::new(
+            CauseReason::TooLong,
+            field,
+            "Too long",
+            &format!("may not be more than {limit} bytes"),
+        )
     }
 
     pub fn too_many(field: &str, count: usize, limit: usize) -> Self {
-        Self::new(CauseReason::TooMany, field, &format!("Too many: {count}"), &format!("must have at most {limit} items"))
+        Self::new(
+            CauseReason::TooMany,
+            field,
+            &format!("Too many: {count}"),
+            &format!("must have at most {limit} items"),
+        )
     }
 }
 
 /// The text after `Pod "x" is invalid: `.
 pub fn aggregate(causes: &[Cause]) -> String {
-    let texts: Vec<String> = causes.iter().map(|cause| format!("{}: {}", cause.field, cause.message)).collect();
+    let texts: Vec<String> = causes
+        .iter()
+        .map(|cause| format!("{}: {}", cause.field, cause.message))
+        .collect();
     match texts.as_slice() {
         [only] => only.clone(),
         _ => format!("[{}]", texts.join(", ")),

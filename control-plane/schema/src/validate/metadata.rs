@@ -18,11 +18,18 @@ pub(super) fn create(resource: &Resource, object: &Value) -> Vec<Cause> {
         // The suffix makes a trailing hyphen legal.
         let prefix = text("generateName").trim_end_matches('-');
         if let Some(problem) = check_name(if prefix.is_empty() { "-" } else { prefix }) {
-            causes.push(Cause::invalid("metadata.generateName", &metadata["generateName"], &problem));
+            causes.push(Cause::invalid(
+                "metadata.generateName",
+                &metadata["generateName"],
+                &problem,
+            ));
         }
     }
     if text("name").is_empty() {
-        causes.push(Cause::required("metadata.name", "name or generateName is required"));
+        causes.push(Cause::required(
+            "metadata.name",
+            "name or generateName is required",
+        ));
     } else if let Some(problem) = check_name(text("name")) {
         causes.push(Cause::invalid("metadata.name", &metadata["name"], &problem));
     }
@@ -31,7 +38,10 @@ pub(super) fn create(resource: &Resource, object: &Value) -> Vec<Cause> {
     } else if resource.namespaced() {
         match text("namespace") {
             "" => causes.push(Cause::required("metadata.namespace", "")),
-            namespace => causes.extend(names::dns_label_problem(namespace).map(|problem| Cause::invalid("metadata.namespace", &metadata["namespace"], &problem))),
+            namespace => causes.extend(
+                names::dns_label_problem(namespace)
+                    .map(|problem| Cause::invalid("metadata.namespace", &metadata["namespace"], &problem)),
+            ),
         }
     }
     causes.extend(shared(metadata, "metadata"));
@@ -41,21 +51,43 @@ pub(super) fn create(resource: &Resource, object: &Value) -> Vec<Cause> {
 pub(super) fn update(resource: &Resource, object: &Value, old: &Value) -> Vec<Cause> {
     let (metadata, before) = (&object["metadata"], &old["metadata"]);
     let mut causes = Vec::new();
-    if metadata["resourceVersion"].as_str().unwrap_or_default().is_empty() {
-        causes.push(Cause::invalid("metadata.resourceVersion", &json!(0), "must be specified for an update"));
+    if metadata["resourceVersion"]
+        .as_str()
+        .unwrap_or_default()
+        .is_empty()
+    {
+        causes.push(Cause::invalid(
+            "metadata.resourceVersion",
+            &json!(0),
+            "must be specified for an update",
+        ));
     }
-    let frozen: &[&str] = if resource.namespaced() { &["name", "namespace", "uid", "creationTimestamp"] } else { &["name", "uid", "creationTimestamp"] };
+    let frozen: &[&str] = if resource.namespaced() {
+        &["name", "namespace", "uid", "creationTimestamp"]
+    } else {
+        &["name", "uid", "creationTimestamp"]
+    };
     for key in frozen {
         if metadata[*key] != before[*key] {
-            causes.push(Cause::invalid(&format!("metadata.{key}"), &metadata[*key], IMMUTABLE));
+            causes.push(Cause::invalid(
+                &format!("metadata.{key}"),
+                &metadata[*key],
+                IMMUTABLE,
+            ));
         }
     }
     let finalizers = |metadata: &Value| metadata["finalizers"].as_array().cloned().unwrap_or_default();
     if !before["deletionTimestamp"].is_null() {
         let kept = finalizers(before);
-        let added: Vec<Value> = finalizers(metadata).into_iter().filter(|name| !kept.contains(name)).collect();
+        let added: Vec<Value> = finalizers(metadata)
+            .into_iter()
+            .filter(|name| !kept.contains(name))
+            .collect();
         if !added.is_empty() {
-            let detail = format!("no new finalizers can be added if the object is being deleted, found new finalizers {}", json!(added));
+            let detail = format!(
+                "no new finalizers can be added if the object is being deleted, found new finalizers {}",
+                json!(added)
+            );
             causes.push(Cause::forbidden("metadata.finalizers", &detail));
         }
     }
@@ -70,30 +102,61 @@ pub(super) fn shared(metadata: &Value, path: &str) -> Vec<Cause> {
     let mut size = 0;
     for (key, value) in metadata["annotations"].as_object().into_iter().flatten() {
         size += key.len() + value.as_str().map_or(0, str::len);
-        causes.extend(names::qualified_name_problem(&key.to_lowercase()).map(|problem| Cause::invalid(&field, &json!(key), &problem)));
+        causes.extend(
+            names::qualified_name_problem(&key.to_lowercase())
+                .map(|problem| Cause::invalid(&field, &json!(key), &problem)),
+        );
     }
     if size > MAX_ANNOTATIONS {
         causes.push(Cause::too_long(&field, MAX_ANNOTATIONS));
     }
     let mut controllers: Vec<String> = Vec::new();
-    for (index, owner) in metadata["ownerReferences"].as_array().into_iter().flatten().enumerate() {
+    for (index, owner) in metadata["ownerReferences"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .enumerate()
+    {
         let field = format!("{path}.ownerReferences[{index}]");
-        for (key, detail) in [("apiVersion", "version must not be empty"), ("kind", "must not be empty"), ("name", "must not be empty"), ("uid", "must not be empty")] {
+        for (key, detail) in [
+            ("apiVersion", "version must not be empty"),
+            ("kind", "must not be empty"),
+            ("name", "must not be empty"),
+            ("uid", "must not be empty"),
+        ] {
             if owner[key].as_str().unwrap_or_default().is_empty() {
                 causes.push(Cause::invalid(&format!("{field}.{key}"), &json!(""), detail));
             }
         }
         if owner["controller"] == true {
-            controllers.push(format!("{}/{}", owner["kind"].as_str().unwrap_or_default(), owner["name"].as_str().unwrap_or_default()));
+            controllers.push(format!(
+                "{}/{}",
+                owner["kind"].as_str().unwrap_or_default(),
+                owner["name"].as_str().unwrap_or_default()
+            ));
         }
     }
     if let [first, second, ..] = controllers.as_slice() {
-        let detail = format!("Only one reference can have Controller set to true. Found \"true\" in references for {first} and {second}");
-        causes.push(Cause::invalid(&format!("{path}.ownerReferences"), &metadata["ownerReferences"], &detail));
+        let detail = format!(
+            "Only one reference can have Controller set to true. Found \"true\" in references for {first} and {second}"
+        );
+        causes.push(Cause::invalid(
+            &format!("{path}.ownerReferences"),
+            &metadata["ownerReferences"],
+            &detail,
+        ));
     }
-    for (index, finalizer) in metadata["finalizers"].as_array().into_iter().flatten().enumerate() {
+    for (index, finalizer) in metadata["finalizers"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .enumerate()
+    {
         let problem = names::qualified_name_problem(finalizer.as_str().unwrap_or_default());
-        causes.extend(problem.map(|problem| Cause::invalid(&format!("{path}.finalizers[{index}]"), finalizer, &problem)));
+        causes.extend(
+            problem
+                .map(|problem| Cause::invalid(&format!("{path}.finalizers[{index}]"), finalizer, &problem)),
+        );
     }
     causes
 }
@@ -102,8 +165,13 @@ pub(super) fn shared(metadata: &Value, path: &str) -> Vec<Cause> {
 pub(super) fn labels(labels: &Value, field: &str) -> Vec<Cause> {
     let mut causes = Vec::new();
     for (key, value) in labels.as_object().into_iter().flatten() {
-        causes.extend(names::qualified_name_problem(key).map(|problem| Cause::invalid(field, &json!(key), &problem)));
-        causes.extend(names::label_value_problem(value.as_str().unwrap_or_default()).map(|problem| Cause::invalid(field, value, &problem)));
+        causes.extend(
+            names::qualified_name_problem(key).map(|problem| Cause::invalid(field, &json!(key), &problem)),
+        );
+        causes.extend(
+            names::label_value_problem(value.as_str().unwrap_or_default())
+                .map(|problem| Cause::invalid(field, value, &problem)),
+        );
     }
     causes
 }
@@ -131,34 +199,79 @@ mod tests {
     #[test]
     fn names_follow_the_kind() {
         for (group, plural, name, good) in [
-            ("", "configmaps", "a.b", true), ("", "configmaps", "A", false), ("", "namespaces", "a.b", false), ("", "services", "1a", false), ("", "services", "a1", true),
-            ("rbac.authorization.k8s.io", "clusterroles", "system:a", true), ("rbac.authorization.k8s.io", "clusterroles", "a/b", false),
+            ("", "configmaps", "a.b", true),
+            ("", "configmaps", "A", false),
+            ("", "namespaces", "a.b", false),
+            ("", "services", "1a", false),
+            ("", "services", "a1", true),
+            ("rbac.authorization.k8s.io", "clusterroles", "system:a", true),
+            ("rbac.authorization.k8s.io", "clusterroles", "a/b", false),
         ] {
-            let object = if plural == "services" { json!({"metadata": {"name": name}, "spec": {"ports": [{"port": 1}]}}) } else { json!({"metadata": {"name": name}}) };
-            assert_eq!(refusals(group, "v1", plural, object).is_empty(), good, "{plural} {name}");
+            let object = if plural == "services" {
+                json!({"metadata": {"name": name}, "spec": {"ports": [{"port": 1}]}})
+            } else {
+                json!({"metadata": {"name": name}})
+            };
+            assert_eq!(
+                refusals(group, "v1", plural, object).is_empty(),
+                good,
+                "{plural} {name}"
+            );
         }
         let text = refusals("", "v1", "configmaps", json!({"metadata": {"name": "A"}})).concat();
-        assert!(text.starts_with("metadata.name: Invalid value: \"A\": a lowercase RFC 1123 subdomain must consist of"), "{text}");
+        assert!(
+            text.starts_with(
+                "metadata.name: Invalid value: \"A\": a lowercase RFC 1123 subdomain must consist of"
+            ),
+            "{text}"
+        );
     }
 
     #[test]
     fn labels_annotations_and_owners() {
-        let text = refusals("", "v1", "configmaps", json!({"metadata": {"labels": {"a b": "c", "ok": "-x"}, "annotations": {"x/y/z": ""},
-            "ownerReferences": [{"apiVersion": "v1", "kind": "", "name": "n", "uid": "u"}]}}));
+        let text = refusals(
+            "",
+            "v1",
+            "configmaps",
+            json!({"metadata": {"labels": {"a b": "c", "ok": "-x"}, "annotations": {"x/y/z": ""},
+            "ownerReferences": [{"apiVersion": "v1", "kind": "", "name": "n", "uid": "u"}]}}),
+        );
         assert_eq!(text.len(), 4, "{text:?}");
         assert!(text[0].starts_with("metadata.labels: Invalid value: \"a b\": name part must consist of"));
         assert!(text[1].starts_with("metadata.labels: Invalid value: \"-x\": a valid label must be"));
-        assert_eq!(text[3], "metadata.ownerReferences[0].kind: Invalid value: \"\": must not be empty");
+        assert_eq!(
+            text[3],
+            "metadata.ownerReferences[0].kind: Invalid value: \"\": must not be empty"
+        );
     }
 
     #[test]
     fn identity_does_not_change() {
-        let text = update_refusals("", "v1", "configmaps", json!({"metadata": {"name": "a"}}), json!({"metadata": {"name": "b"}}));
+        let text = update_refusals(
+            "",
+            "v1",
+            "configmaps",
+            json!({"metadata": {"name": "a"}}),
+            json!({"metadata": {"name": "b"}}),
+        );
         assert_eq!(text, [r#"metadata.name: Invalid value: "b": field is immutable"#]);
-        let deleting = json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": ["a.b/c"]}});
+        let deleting =
+            json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": ["a.b/c"]}});
         let mut more = deleting.clone();
         more["metadata"]["finalizers"] = json!(["a.b/c", "a.b/d"]);
-        assert_eq!(update_refusals("", "v1", "configmaps", deleting.clone(), more).len(), 1);
-        assert!(update_refusals("", "v1", "configmaps", deleting, json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}})).is_empty());
+        assert_eq!(
+            update_refusals("", "v1", "configmaps", deleting.clone(), more).len(),
+            1
+        );
+        assert!(
+            update_refusals(
+                "",
+                "v1",
+                "configmaps",
+                deleting,
+                json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}})
+            )
+            .is_empty()
+        );
     }
 }

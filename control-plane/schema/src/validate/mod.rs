@@ -43,7 +43,9 @@ pub fn update(resource: &Resource, object: &Value, old: &Value) -> Vec<Cause> {
         ("", "persistentvolumeclaims") => settings::claim_update(object, old),
         ("apps", "statefulsets") => workloads::stateful_set_update(object, old),
         ("batch", "jobs") => workloads::job_update(object, old),
-        ("rbac.authorization.k8s.io", "rolebindings" | "clusterrolebindings") => rbac::binding_update(object, old),
+        ("rbac.authorization.k8s.io", "rolebindings" | "clusterrolebindings") => {
+            rbac::binding_update(object, old)
+        }
         _ => Vec::new(),
     });
     // What was there before a rule existed may stay: only new problems count, as upstream's ratcheting has it for pods.
@@ -71,14 +73,20 @@ fn contents(resource: &Resource, object: &Value) -> Vec<Cause> {
         ("", "services") => services::check(object),
         ("", "configmaps") => settings::config_map(object),
         ("", "secrets") => settings::secret(object),
-        ("apps", "deployments" | "replicasets" | "daemonsets" | "statefulsets") => workloads::controller(&resource.plural, object),
+        ("apps", "deployments" | "replicasets" | "daemonsets" | "statefulsets") => {
+            workloads::controller(&resource.plural, object)
+        }
         ("", "replicationcontrollers") => workloads::replication_controller(object),
         ("batch", "jobs") => workloads::job(&object["spec"], "spec"),
-        ("batch", "cronjobs") => workloads::job(&object["spec"]["jobTemplate"]["spec"], "spec.jobTemplate.spec"),
+        ("batch", "cronjobs") => {
+            workloads::job(&object["spec"]["jobTemplate"]["spec"], "spec.jobTemplate.spec")
+        }
         ("autoscaling", "horizontalpodautoscalers") => workloads::autoscaler(object),
         ("policy", "poddisruptionbudgets") => workloads::disruption_budget(object),
         ("rbac.authorization.k8s.io", "roles" | "clusterroles") => rbac::role(resource, object),
-        ("rbac.authorization.k8s.io", "rolebindings" | "clusterrolebindings") => rbac::binding(resource, object),
+        ("rbac.authorization.k8s.io", "rolebindings" | "clusterrolebindings") => {
+            rbac::binding(resource, object)
+        }
         _ => Vec::new(),
     });
     causes
@@ -96,8 +104,16 @@ mod tests {
     use crate::catalog::Catalog;
     use crate::{defaults, fields};
 
-    fn prepared(group: &str, version: &str, plural: &str, mut object: Value) -> (std::sync::Arc<Resource>, Value) {
-        let resource = Catalog::builtin().resource(group, version, plural).expect(plural).clone();
+    fn prepared(
+        group: &str,
+        version: &str,
+        plural: &str,
+        mut object: Value,
+    ) -> (std::sync::Arc<Resource>, Value) {
+        let resource = Catalog::builtin()
+            .resource(group, version, plural)
+            .expect(plural)
+            .clone();
         if object["metadata"]["name"].is_null() {
             object["metadata"]["name"] = json!("x");
         }
@@ -112,17 +128,29 @@ mod tests {
     /// What `kubectl` would print after `is invalid: `; empty for a good object.
     pub(super) fn refusals(group: &str, version: &str, plural: &str, object: Value) -> Vec<String> {
         let (resource, object) = prepared(group, version, plural, object);
-        create(&resource, &object).iter().map(|cause| format!("{}: {}", cause.field, cause.message)).collect()
+        create(&resource, &object)
+            .iter()
+            .map(|cause| format!("{}: {}", cause.field, cause.message))
+            .collect()
     }
 
-    pub(super) fn update_refusals(group: &str, version: &str, plural: &str, old: Value, new: Value) -> Vec<String> {
+    pub(super) fn update_refusals(
+        group: &str,
+        version: &str,
+        plural: &str,
+        old: Value,
+        new: Value,
+    ) -> Vec<String> {
         let (resource, mut old) = prepared(group, version, plural, old);
         let (_, mut new) = prepared(group, version, plural, new);
         for object in [&mut old, &mut new] {
             object["metadata"]["uid"] = json!("u");
             object["metadata"]["resourceVersion"] = json!("1");
         }
-        update(&resource, &new, &old).iter().map(|cause| format!("{}: {}", cause.field, cause.message)).collect()
+        update(&resource, &new, &old)
+            .iter()
+            .map(|cause| format!("{}: {}", cause.field, cause.message))
+            .collect()
     }
 
     #[test]
@@ -130,7 +158,10 @@ mod tests {
         let one = Cause::required("spec.a", "");
         let two = Cause::invalid("spec.b", &json!(-1), "must be greater than or equal to 0");
         assert_eq!(aggregate(std::slice::from_ref(&one)), "spec.a: Required value");
-        assert_eq!(aggregate(&[one, two]), "[spec.a: Required value, spec.b: Invalid value: -1: must be greater than or equal to 0]");
+        assert_eq!(
+            aggregate(&[one, two]),
+            "[spec.a: Required value, spec.b: Invalid value: -1: must be greater than or equal to 0]"
+        );
     }
 
     /// Minimal objects of the kinds this system itself writes must pass.
@@ -138,22 +169,81 @@ mod tests {
     fn plain_objects_are_welcome() {
         for (group, version, plural, object) in [
             ("", "v1", "namespaces", json!({})),
-            ("", "v1", "nodes", json!({"spec": {"podCIDR": "10.0.0.0/24", "taints": [{"key": "node.kubernetes.io/not-ready", "effect": "NoSchedule"}]}})),
+            (
+                "",
+                "v1",
+                "nodes",
+                json!({"spec": {"podCIDR": "10.0.0.0/24", "taints": [{"key": "node.kubernetes.io/not-ready", "effect": "NoSchedule"}]}}),
+            ),
             ("", "v1", "configmaps", json!({"data": {"a.b_c": "1"}})),
-            ("", "v1", "secrets", json!({"type": "bootstrap.kubernetes.io/token", "data": {"token-id": "YQ=="}})),
+            (
+                "",
+                "v1",
+                "secrets",
+                json!({"type": "bootstrap.kubernetes.io/token", "data": {"token-id": "YQ=="}}),
+            ),
             ("", "v1", "serviceaccounts", json!({})),
-            ("", "v1", "endpoints", json!({"subsets": [{"addresses": [{"ip": "1.2.3.4"}], "ports": [{"port": 6443, "name": "https"}]}]})),
+            (
+                "",
+                "v1",
+                "endpoints",
+                json!({"subsets": [{"addresses": [{"ip": "1.2.3.4"}], "ports": [{"port": 6443, "name": "https"}]}]}),
+            ),
             ("", "v1", "events", json!({"involvedObject": {"kind": "Pod"}})),
-            ("coordination.k8s.io", "v1", "leases", json!({"spec": {"holderIdentity": "a", "leaseDurationSeconds": 40}})),
-            ("discovery.k8s.io", "v1", "endpointslices", json!({"addressType": "IPv4", "endpoints": [{"addresses": ["1.2.3.4"]}], "ports": [{"port": 80}]})),
-            ("rbac.authorization.k8s.io", "v1", "clusterroles", json!({"metadata": {"name": "system:node"}, "rules": [{"verbs": ["get"], "apiGroups": [""], "resources": ["pods"]}]})),
-            ("rbac.authorization.k8s.io", "v1", "clusterroles", json!({"rules": [{"verbs": ["get"], "nonResourceURLs": ["/healthz"]}]})),
-            ("rbac.authorization.k8s.io", "v1", "clusterrolebindings", json!({"metadata": {"name": "kubeadm:x"}, "roleRef": {"kind": "ClusterRole", "name": "r"}, "subjects": [{"kind": "Group", "name": "system:masters"}]})),
-            ("certificates.k8s.io", "v1", "certificatesigningrequests", json!({"spec": {"request": "YQ==", "signerName": "kubernetes.io/kubelet-serving", "usages": ["digital signature"]}})),
-            ("apps", "v1", "daemonsets", json!({"spec": {"selector": {"matchLabels": {"a": "b"}}, "template": {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}}}})),
-            ("batch", "v1", "jobs", json!({"spec": {"template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": "i"}]}}}})),
+            (
+                "coordination.k8s.io",
+                "v1",
+                "leases",
+                json!({"spec": {"holderIdentity": "a", "leaseDurationSeconds": 40}}),
+            ),
+            (
+                "discovery.k8s.io",
+                "v1",
+                "endpointslices",
+                json!({"addressType": "IPv4", "endpoints": [{"addresses": ["1.2.3.4"]}], "ports": [{"port": 80}]}),
+            ),
+            (
+                "rbac.authorization.k8s.io",
+                "v1",
+                "clusterroles",
+                json!({"metadata": {"name": "system:node"}, "rules": [{"verbs": ["get"], "apiGroups": [""], "resources": ["pods"]}]}),
+            ),
+            (
+                "rbac.authorization.k8s.io",
+                "v1",
+                "clusterroles",
+                json!({"rules": [{"verbs": ["get"], "nonResourceURLs": ["/healthz"]}]}),
+            ),
+            (
+                "rbac.authorization.k8s.io",
+                "v1",
+                "clusterrolebindings",
+                json!({"metadata": {"name": "kubeadm:x"}, "roleRef": {"kind": "ClusterRole", "name": "r"}, "subjects": [{"kind": "Group", "name": "system:masters"}]}),
+            ),
+            (
+                "certificates.k8s.io",
+                "v1",
+                "certificatesigningrequests",
+                json!({"spec": {"request": "YQ==", "signerName": "kubernetes.io/kubelet-serving", "usages": ["digital signature"]}}),
+            ),
+            (
+                "apps",
+                "v1",
+                "daemonsets",
+                json!({"spec": {"selector": {"matchLabels": {"a": "b"}}, "template": {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}}}}),
+            ),
+            (
+                "batch",
+                "v1",
+                "jobs",
+                json!({"spec": {"template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": "i"}]}}}}),
+            ),
         ] {
-            assert_eq!(refusals(group, version, plural, object.clone()), [] as [&str; 0], "{plural} {object}");
+            assert_eq!(
+                refusals(group, version, plural, object.clone()),
+                [] as [&str; 0],
+                "{plural} {object}"
+            );
         }
     }
 }

@@ -6,7 +6,8 @@ const DNS_1035_FORM: &str = "a DNS-1035 label must consist of lower case alphanu
 const QUALIFIED_FORM: &str = "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')";
 const VALUE_FORM: &str = "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex used for validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')";
 const CONFIG_KEY_FORM: &str = "a valid config key must consist of alphanumeric characters, '-', '_' or '.' (e.g. 'key.name',  or 'KEY_NAME',  or 'key-name', regex used for validation is '[-._a-zA-Z0-9]+')";
-const ENV_NAME_FORM: &str = "a valid environment variable name must consist only of printable ASCII characters other than '='";
+const ENV_NAME_FORM: &str =
+    "a valid environment variable name must consist only of printable ASCII characters other than '='";
 
 fn too_long(limit: usize) -> String {
     format!("must be no more than {limit} bytes")
@@ -15,13 +16,16 @@ fn too_long(limit: usize) -> String {
 fn is_label(text: &str) -> bool {
     let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let bytes = text.as_bytes();
-    matches!((bytes.first(), bytes.last()), (Some(first), Some(last)) if inner(*first) && inner(*last)) && bytes.iter().all(|byte| inner(*byte) || *byte == b'-')
+    matches!((bytes.first(), bytes.last()), (Some(first), Some(last)) if inner(*first) && inner(*last))
+        && bytes.iter().all(|byte| inner(*byte) || *byte == b'-')
 }
 
 fn is_name_part(text: &str) -> bool {
     let bytes = text.as_bytes();
     let ends = matches!((bytes.first(), bytes.last()), (Some(first), Some(last)) if first.is_ascii_alphanumeric() && last.is_ascii_alphanumeric());
-    ends && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
+    ends && bytes
+        .iter()
+        .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
 }
 
 /// RFC 1123 label: namespaces, containers, volumes.
@@ -52,7 +56,10 @@ pub(super) fn dns_1035_problem(text: &str) -> Option<String> {
 pub(super) fn path_segment_problem(text: &str) -> Option<String> {
     match text {
         "." | ".." => Some(format!("may not be '{text}'")),
-        _ => ['/', '%'].iter().find(|illegal| text.contains(**illegal)).map(|illegal| format!("may not contain '{illegal}'")),
+        _ => ['/', '%']
+            .iter()
+            .find(|illegal| text.contains(**illegal))
+            .map(|illegal| format!("may not contain '{illegal}'")),
     }
 }
 
@@ -61,7 +68,12 @@ pub fn qualified_name_problem(text: &str) -> Option<String> {
     let (prefix, name) = match text.split('/').collect::<Vec<_>>()[..] {
         [name] => (None, name),
         [prefix, name] => (Some(prefix), name),
-        _ => return Some(format!("a qualified name {}", QUALIFIED_FORM.trim_start_matches("name part "))),
+        _ => {
+            return Some(format!(
+                "a qualified name {}",
+                QUALIFIED_FORM.trim_start_matches("name part ")
+            ));
+        }
     };
     match prefix {
         Some("") => return Some("prefix part must be non-empty".to_owned()),
@@ -91,7 +103,10 @@ pub(super) fn config_key_problem(text: &str) -> Option<String> {
     if text.len() > 253 {
         return Some(too_long(253));
     }
-    let good = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'));
+    let good = !text.is_empty()
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'));
     match text {
         _ if !good => Some(CONFIG_KEY_FORM.to_owned()),
         "." => Some("must not be '.'".to_owned()),
@@ -102,7 +117,10 @@ pub(super) fn config_key_problem(text: &str) -> Option<String> {
 }
 
 pub(super) fn env_name_problem(text: &str) -> Option<String> {
-    let good = !text.is_empty() && text.bytes().all(|byte| (b' '..=b'~').contains(&byte) && byte != b'=');
+    let good = !text.is_empty()
+        && text
+            .bytes()
+            .all(|byte| (b' '..=b'~').contains(&byte) && byte != b'=');
     (!good).then(|| ENV_NAME_FORM.to_owned())
 }
 
@@ -110,7 +128,10 @@ pub(super) fn env_name_problem(text: &str) -> Option<String> {
 pub(super) fn port_name_problem(text: &str) -> Option<String> {
     let problem = if text.len() > 15 {
         "must be no more than 15 characters"
-    } else if !text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-') {
+    } else if !text
+        .bytes()
+        .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+    {
         "must contain only alpha-numeric characters (a-z, 0-9), and hyphens (-)"
     } else if !text.bytes().any(|byte| byte.is_ascii_lowercase()) {
         "must contain at least one letter (a-z)"
@@ -133,15 +154,43 @@ mod tests {
         type Check = fn(&str) -> Option<String>;
         let long = "a".repeat(64);
         for (check, good, bad) in [
-            (dns_label_problem as Check, vec!["a", "0-a", &long[..63]], vec!["", "A", "-a", "a-", "a.b", "a_b", &long]),
-            (dns_subdomain_problem, vec!["a", "a.b", "0.1"], vec!["", ".a", "a..b", "a.", "A.b", "a/b"]),
+            (
+                dns_label_problem as Check,
+                vec!["a", "0-a", &long[..63]],
+                vec!["", "A", "-a", "a-", "a.b", "a_b", &long],
+            ),
+            (
+                dns_subdomain_problem,
+                vec!["a", "a.b", "0.1"],
+                vec!["", ".a", "a..b", "a.", "A.b", "a/b"],
+            ),
             (dns_1035_problem, vec!["a", "a-1"], vec!["", "1a", "a.b"]),
-            (path_segment_problem, vec!["system:node", "a b"], vec![".", "..", "a/b", "a%b"]),
-            (qualified_name_problem, vec!["a", "A_b.c", "k8s.io/Name"], vec!["", "/a", "a/", "a/b/c", "-a", "K8S.io/a", "a b"]),
-            (label_value_problem, vec!["", "a", "A.b_c"], vec!["-a", "a-", "a b", &long]),
-            (config_key_problem, vec!["a", ".a", "A_b"], vec!["", ".", "..", "..a", "a/b"]),
+            (
+                path_segment_problem,
+                vec!["system:node", "a b"],
+                vec![".", "..", "a/b", "a%b"],
+            ),
+            (
+                qualified_name_problem,
+                vec!["a", "A_b.c", "k8s.io/Name"],
+                vec!["", "/a", "a/", "a/b/c", "-a", "K8S.io/a", "a b"],
+            ),
+            (
+                label_value_problem,
+                vec!["", "a", "A.b_c"],
+                vec!["-a", "a-", "a b", &long],
+            ),
+            (
+                config_key_problem,
+                vec!["a", ".a", "A_b"],
+                vec!["", ".", "..", "..a", "a/b"],
+            ),
             (env_name_problem, vec!["A", "a.b", "1 2"], vec!["", "a=b", "é"]),
-            (port_name_problem, vec!["http", "p-1"], vec!["1", "a--b", "-a", "A", "abcdefghijklmnop"]),
+            (
+                port_name_problem,
+                vec!["http", "p-1"],
+                vec!["1", "a--b", "-a", "A", "abcdefghijklmnop"],
+            ),
         ] {
             for text in good {
                 assert_eq!(check(text), None, "{text}");

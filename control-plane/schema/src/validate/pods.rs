@@ -15,35 +15,71 @@ fn items<'a>(object: &'a Value, key: &str) -> &'a [Value] {
 }
 
 pub(super) fn create_only(pod: &Value) -> Vec<Cause> {
-    if items(&pod["spec"], "ephemeralContainers").is_empty() { Vec::new() } else { vec![Cause::forbidden("spec.ephemeralContainers", "cannot be set on create")] }
+    if items(&pod["spec"], "ephemeralContainers").is_empty() {
+        Vec::new()
+    } else {
+        vec![Cause::forbidden(
+            "spec.ephemeralContainers",
+            "cannot be set on create",
+        )]
+    }
 }
 
 pub(super) fn spec(spec: &Value, path: &str) -> Vec<Cause> {
     let mut causes = Vec::new();
-    let volumes: HashSet<&str> = items(spec, "volumes").iter().filter_map(|volume| volume["name"].as_str()).collect();
+    let volumes: HashSet<&str> = items(spec, "volumes")
+        .iter()
+        .filter_map(|volume| volume["name"].as_str())
+        .collect();
     for (index, volume) in items(spec, "volumes").iter().enumerate() {
-        causes.extend(one_of(volume, &["name"], &format!("{path}.volumes[{index}]"), "may not specify more than 1 volume type", "must specify a volume type"));
+        causes.extend(one_of(
+            volume,
+            &["name"],
+            &format!("{path}.volumes[{index}]"),
+            "may not specify more than 1 volume type",
+            "must specify a volume type",
+        ));
     }
     for list in CONTAINER_LISTS {
         for (index, container) in items(spec, list).iter().enumerate() {
-            causes.extend(self::container(container, &format!("{path}.{list}[{index}]"), &volumes));
+            causes.extend(self::container(
+                container,
+                &format!("{path}.{list}[{index}]"),
+                &volumes,
+            ));
         }
     }
-    let regular: HashSet<&str> = items(spec, "containers").iter().filter_map(|container| container["name"].as_str()).collect();
+    let regular: HashSet<&str> = items(spec, "containers")
+        .iter()
+        .filter_map(|container| container["name"].as_str())
+        .collect();
     for (index, container) in items(spec, "initContainers").iter().enumerate() {
-        if container["name"].as_str().is_some_and(|name| regular.contains(name)) {
-            causes.push(Cause::duplicate(&format!("{path}.initContainers[{index}].name"), &container["name"]));
+        if container["name"]
+            .as_str()
+            .is_some_and(|name| regular.contains(name))
+        {
+            causes.push(Cause::duplicate(
+                &format!("{path}.initContainers[{index}].name"),
+                &container["name"],
+            ));
         }
     }
     for (index, toleration) in items(spec, "tolerations").iter().enumerate() {
-        causes.extend(self::toleration(toleration, &format!("{path}.tolerations[{index}]")));
+        causes.extend(self::toleration(
+            toleration,
+            &format!("{path}.tolerations[{index}]"),
+        ));
     }
     if spec["hostNetwork"] == true {
         for (index, container) in items(spec, "containers").iter().enumerate() {
             for (port_index, port) in items(container, "ports").iter().enumerate() {
                 if port.get("hostPort").is_some() && port["hostPort"] != port["containerPort"] {
                     let field = format!("{path}.containers[{index}].ports[{port_index}].containerPort");
-                    causes.push(Cause::invalid(&field, &port["containerPort"], "must match `hostPort` when `hostNetwork` is true"));
+                    causes.push(Cause::invalid(
+                        &field,
+                        &port["containerPort"],
+                        "must match `hostPort` when `hostNetwork` is true",
+                    ));
                 }
             }
         }
@@ -57,30 +93,54 @@ fn container(container: &Value, path: &str, volumes: &HashSet<&str>) -> Vec<Caus
         let field = format!("{path}.env[{index}].valueFrom");
         if let Some(source) = variable.get("valueFrom") {
             if variable["value"].as_str().is_some_and(|value| !value.is_empty()) {
-                causes.push(Cause::invalid(&field, &json!(""), "may not be specified when `value` is not empty"));
+                causes.push(Cause::invalid(
+                    &field,
+                    &json!(""),
+                    "may not be specified when `value` is not empty",
+                ));
             } else {
                 let none = "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef`, `secretKeyRef` or `fileKeyRef`";
                 match source.as_object().map_or(0, Map::len) {
                     0 => causes.push(Cause::invalid(&field, &json!(""), none)),
                     1 => {}
-                    _ => causes.push(Cause::invalid(&field, &json!(""), "may not have more than one field specified at a time")),
+                    _ => causes.push(Cause::invalid(
+                        &field,
+                        &json!(""),
+                        "may not have more than one field specified at a time",
+                    )),
                 }
             }
         }
     }
     for (list, name) in [("volumeMounts", "name"), ("volumeDevices", "name")] {
         for (index, mount) in items(container, list).iter().enumerate() {
-            if mount[name].as_str().is_some_and(|name| !name.is_empty() && !volumes.contains(name)) {
-                causes.push(Cause::not_found(&format!("{path}.{list}[{index}].name"), &mount[name]));
+            if mount[name]
+                .as_str()
+                .is_some_and(|name| !name.is_empty() && !volumes.contains(name))
+            {
+                causes.push(Cause::not_found(
+                    &format!("{path}.{list}[{index}].name"),
+                    &mount[name],
+                ));
             }
         }
     }
     for probe in ["livenessProbe", "readinessProbe", "startupProbe"] {
-        let Some(value) = container.get(probe) else { continue };
+        let Some(value) = container.get(probe) else {
+            continue;
+        };
         let field = format!("{path}.{probe}");
         causes.extend(handler(value, &field));
-        if probe != "readinessProbe" && value["successThreshold"].as_i64().is_some_and(|threshold| threshold > 1) {
-            causes.push(Cause::invalid(&format!("{field}.successThreshold"), &value["successThreshold"], "must be 1"));
+        if probe != "readinessProbe"
+            && value["successThreshold"]
+                .as_i64()
+                .is_some_and(|threshold| threshold > 1)
+        {
+            causes.push(Cause::invalid(
+                &format!("{field}.successThreshold"),
+                &value["successThreshold"],
+                "must be 1",
+            ));
         }
     }
     for hook in ["postStart", "preStop"] {
@@ -90,27 +150,51 @@ fn container(container: &Value, path: &str, volumes: &HashSet<&str>) -> Vec<Caus
     }
     let security = &container["securityContext"];
     if security["privileged"] == true && security["allowPrivilegeEscalation"] == false {
-        causes.push(Cause::invalid(&format!("{path}.securityContext"), security, "cannot set `allowPrivilegeEscalation` to false and `privileged` to true"));
+        causes.push(Cause::invalid(
+            &format!("{path}.securityContext"),
+            security,
+            "cannot set `allowPrivilegeEscalation` to false and `privileged` to true",
+        ));
     }
     causes.extend(resources(&container["resources"], &format!("{path}.resources")));
     causes
 }
 
 fn handler(value: &Value, path: &str) -> Vec<Cause> {
-    let handlers: Vec<&str> = ["exec", "httpGet", "tcpSocket", "grpc", "sleep"].into_iter().filter(|name| value.get(*name).is_some()).collect();
+    let handlers: Vec<&str> = ["exec", "httpGet", "tcpSocket", "grpc", "sleep"]
+        .into_iter()
+        .filter(|name| value.get(*name).is_some())
+        .collect();
     match handlers.as_slice() {
         [] => vec![Cause::required(path, "must specify a handler type")],
         [_] => Vec::new(),
-        [_, rest @ ..] => rest.iter().map(|name| Cause::forbidden(&format!("{path}.{name}"), "may not specify more than 1 handler type")).collect(),
+        [_, rest @ ..] => rest
+            .iter()
+            .map(|name| {
+                Cause::forbidden(
+                    &format!("{path}.{name}"),
+                    "may not specify more than 1 handler type",
+                )
+            })
+            .collect(),
     }
 }
 
 fn one_of(value: &Value, others: &[&str], path: &str, several: &str, none: &str) -> Vec<Cause> {
-    let given: Vec<&String> = value.as_object().into_iter().flatten().map(|(key, _)| key).filter(|key| !others.contains(&key.as_str())).collect();
+    let given: Vec<&String> = value
+        .as_object()
+        .into_iter()
+        .flatten()
+        .map(|(key, _)| key)
+        .filter(|key| !others.contains(&key.as_str()))
+        .collect();
     match given.as_slice() {
         [] => vec![Cause::required(path, none)],
         [_] => Vec::new(),
-        [_, rest @ ..] => rest.iter().map(|name| Cause::forbidden(&format!("{path}.{name}"), several)).collect(),
+        [_, rest @ ..] => rest
+            .iter()
+            .map(|name| Cause::forbidden(&format!("{path}.{name}"), several))
+            .collect(),
     }
 }
 
@@ -120,28 +204,58 @@ fn resources(resources: &Value, path: &str) -> Vec<Cause> {
     for list in ["limits", "requests"] {
         for (name, value) in resources[list].as_object().into_iter().flatten() {
             let field = format!("{path}.{list}[{name}]");
-            let standard = matches!(name.as_str(), "cpu" | "memory" | "ephemeral-storage") || name.starts_with("hugepages-");
+            let standard = matches!(name.as_str(), "cpu" | "memory" | "ephemeral-storage")
+                || name.starts_with("hugepages-");
             if !standard && !name.contains('/') {
-                causes.push(Cause::invalid(&format!("{path}.{list}[{name}]"), &json!(name), "must be a standard resource type or fully qualified"));
+                causes.push(Cause::invalid(
+                    &format!("{path}.{list}[{name}]"),
+                    &json!(name),
+                    "must be a standard resource type or fully qualified",
+                ));
                 continue;
             }
-            causes.extend(names::qualified_name_problem(name).map(|problem| Cause::invalid(&field, &json!(name), &problem)));
+            causes.extend(
+                names::qualified_name_problem(name)
+                    .map(|problem| Cause::invalid(&field, &json!(name), &problem)),
+            );
             let Some(quantity) = amount(value) else { continue };
             if quantity.is_negative() {
-                causes.push(Cause::invalid(&field, value, "must be greater than or equal to 0"));
+                causes.push(Cause::invalid(
+                    &field,
+                    value,
+                    "must be greater than or equal to 0",
+                ));
             } else if !standard && !quantity.is_whole() {
                 causes.push(Cause::invalid(&field, value, "must be an integer"));
             }
         }
     }
     for (name, request) in resources["requests"].as_object().into_iter().flatten() {
-        let Some(limit) = resources["limits"].get(name) else { continue };
-        let (Some(wanted), Some(most)) = (amount(request), amount(limit)) else { continue };
+        let Some(limit) = resources["limits"].get(name) else {
+            continue;
+        };
+        let (Some(wanted), Some(most)) = (amount(request), amount(limit)) else {
+            continue;
+        };
         let extended = name.contains('/') || name.starts_with("hugepages-");
         if extended && wanted.nano() != most.nano() {
-            causes.push(Cause::invalid(&format!("{path}.requests"), request, &format!("must be equal to {name} limit of {}", limit.as_str().unwrap_or_default())));
+            causes.push(Cause::invalid(
+                &format!("{path}.requests"),
+                request,
+                &format!(
+                    "must be equal to {name} limit of {}",
+                    limit.as_str().unwrap_or_default()
+                ),
+            ));
         } else if wanted.nano() > most.nano() {
-            causes.push(Cause::invalid(&format!("{path}.requests"), request, &format!("must be less than or equal to {name} limit of {}", limit.as_str().unwrap_or_default())));
+            causes.push(Cause::invalid(
+                &format!("{path}.requests"),
+                request,
+                &format!(
+                    "must be less than or equal to {name} limit of {}",
+                    limit.as_str().unwrap_or_default()
+                ),
+            ));
         }
     }
     causes
@@ -151,14 +265,27 @@ fn toleration(toleration: &Value, path: &str) -> Vec<Cause> {
     let text = |key: &str| toleration[key].as_str().unwrap_or_default();
     let mut causes = Vec::new();
     if text("key").is_empty() && text("operator") != "Exists" {
-        let detail = "operator must be Exists when `key` is empty, which means \"match all values and all keys\"";
-        causes.push(Cause::invalid(&format!("{path}.operator"), &json!(text("operator")), detail));
+        let detail =
+            "operator must be Exists when `key` is empty, which means \"match all values and all keys\"";
+        causes.push(Cause::invalid(
+            &format!("{path}.operator"),
+            &json!(text("operator")),
+            detail,
+        ));
     }
     if toleration.get("tolerationSeconds").is_some() && text("effect") != "NoExecute" {
-        causes.push(Cause::invalid(&format!("{path}.effect"), &json!(text("effect")), "effect must be 'NoExecute' when `tolerationSeconds` is set"));
+        causes.push(Cause::invalid(
+            &format!("{path}.effect"),
+            &json!(text("effect")),
+            "effect must be 'NoExecute' when `tolerationSeconds` is set",
+        ));
     }
     if text("operator") == "Exists" && !text("value").is_empty() {
-        causes.push(Cause::invalid(&format!("{path}.operator"), &json!(text("value")), "value must be empty when `operator` is 'Exists'"));
+        causes.push(Cause::invalid(
+            &format!("{path}.operator"),
+            &json!(text("value")),
+            "value must be empty when `operator` is 'Exists'",
+        ));
     }
     causes
 }
@@ -170,7 +297,10 @@ pub(super) fn update(pod: &Value, old: &Value) -> Vec<Cause> {
     let mut causes = Vec::new();
     for list in ["containers", "initContainers"] {
         if items(spec, list).len() != items(before, list).len() {
-            return vec![Cause::forbidden(&format!("spec.{list}"), "pod updates may not add or remove containers")];
+            return vec![Cause::forbidden(
+                &format!("spec.{list}"),
+                "pod updates may not add or remove containers",
+            )];
         }
         for (index, container) in items(spec, list).iter().enumerate() {
             if container["image"].as_str().unwrap_or_default().is_empty() {
@@ -178,26 +308,53 @@ pub(super) fn update(pod: &Value, old: &Value) -> Vec<Cause> {
             }
         }
     }
-    let (deadline, earlier) = (spec["activeDeadlineSeconds"].as_i64(), before["activeDeadlineSeconds"].as_i64());
+    let (deadline, earlier) = (
+        spec["activeDeadlineSeconds"].as_i64(),
+        before["activeDeadlineSeconds"].as_i64(),
+    );
     match (deadline, earlier) {
         (Some(new), Some(old)) if new > old => {
-            causes.push(Cause::invalid("spec.activeDeadlineSeconds", &json!(new), "must be less than or equal to previous value"));
+            causes.push(Cause::invalid(
+                "spec.activeDeadlineSeconds",
+                &json!(new),
+                "must be less than or equal to previous value",
+            ));
         }
-        (None, Some(_)) => causes.push(Cause::invalid("spec.activeDeadlineSeconds", &Value::Null, "must not update from a positive integer to nil value")),
+        (None, Some(_)) => causes.push(Cause::invalid(
+            "spec.activeDeadlineSeconds",
+            &Value::Null,
+            "must not update from a positive integer to nil value",
+        )),
         _ => {}
     }
-    if items(before, "tolerations").iter().any(|toleration| !items(spec, "tolerations").contains(toleration)) {
-        causes.push(Cause::forbidden("spec.tolerations", "existing toleration can not be modified except its tolerationSeconds"));
+    if items(before, "tolerations")
+        .iter()
+        .any(|toleration| !items(spec, "tolerations").contains(toleration))
+    {
+        causes.push(Cause::forbidden(
+            "spec.tolerations",
+            "existing toleration can not be modified except its tolerationSeconds",
+        ));
     }
     let (mut changed, fixed) = (spec.clone(), before);
     for key in ["activeDeadlineSeconds", "tolerations"] {
         restore(&mut changed, fixed, key);
     }
-    if before["terminationGracePeriodSeconds"].as_i64().is_some_and(|period| period < 0) && spec["terminationGracePeriodSeconds"] == 1 {
+    if before["terminationGracePeriodSeconds"]
+        .as_i64()
+        .is_some_and(|period| period < 0)
+        && spec["terminationGracePeriodSeconds"] == 1
+    {
         restore(&mut changed, fixed, "terminationGracePeriodSeconds");
     }
     for list in ["containers", "initContainers"] {
-        for (container, original) in changed.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten().zip(items(fixed, list)) {
+        for (container, original) in changed
+            .get_mut(list)
+            .and_then(Value::as_array_mut)
+            .into_iter()
+            .flatten()
+            .zip(items(fixed, list))
+        {
             restore(container, original, "image");
         }
     }
@@ -230,23 +387,42 @@ pub(super) fn ephemeral_update(pod: &Value, old: &Value) -> Vec<Cause> {
     let mut causes = Vec::new();
     for container in items(&old["spec"], "ephemeralContainers") {
         let name = container["name"].as_str().unwrap_or_default();
-        match now.iter().position(|candidate| candidate["name"] == container["name"]) {
-            None => causes.push(Cause::forbidden("spec.ephemeralContainers", &format!("existing ephemeral containers \"{name}\" may not be removed\n"))),
+        match now
+            .iter()
+            .position(|candidate| candidate["name"] == container["name"])
+        {
+            None => causes.push(Cause::forbidden(
+                "spec.ephemeralContainers",
+                &format!("existing ephemeral containers \"{name}\" may not be removed\n"),
+            )),
             Some(index) if now[index] != *container => {
-                causes.push(Cause::forbidden("spec.ephemeralContainers", &format!("existing ephemeral containers \"{name}\" may not be changed\n")));
+                causes.push(Cause::forbidden(
+                    "spec.ephemeralContainers",
+                    &format!("existing ephemeral containers \"{name}\" may not be changed\n"),
+                ));
             }
             Some(_) => {}
         }
     }
-    let others: HashSet<&str> =
-        ["containers", "initContainers"].iter().flat_map(|list| items(&pod["spec"], list)).filter_map(|container| container["name"].as_str()).collect();
+    let others: HashSet<&str> = ["containers", "initContainers"]
+        .iter()
+        .flat_map(|list| items(&pod["spec"], list))
+        .filter_map(|container| container["name"].as_str())
+        .collect();
     for (index, container) in now.iter().enumerate() {
         let name = container["name"].as_str().unwrap_or_default();
         let field = format!("spec.ephemeralContainers[{index}].name");
-        if others.contains(name) || now[..index].iter().any(|earlier| earlier["name"] == container["name"]) {
+        if others.contains(name)
+            || now[..index]
+                .iter()
+                .any(|earlier| earlier["name"] == container["name"])
+        {
             causes.push(Cause::duplicate(&field, &container["name"]));
         }
-        causes.extend(names::dns_label_problem(name).map(|problem| Cause::invalid(&field, &container["name"], &problem)));
+        causes.extend(
+            names::dns_label_problem(name)
+                .map(|problem| Cause::invalid(&field, &container["name"], &problem)),
+        );
     }
     causes
 }
@@ -258,7 +434,9 @@ mod tests {
 
     fn pod(container: Value) -> Value {
         let mut full = json!({"name": "c", "image": "i"});
-        full.as_object_mut().expect("object").extend(container.as_object().expect("object").clone());
+        full.as_object_mut()
+            .expect("object")
+            .extend(container.as_object().expect("object").clone());
         json!({"spec": {"containers": [full]}})
     }
 
@@ -266,23 +444,72 @@ mod tests {
     fn refuses_with_upstreams_words() {
         for (object, expected) in [
             (json!({"spec": {}}), "spec.containers: Required value"),
-            (json!({"spec": {"containers": [{"name": "a"}]}}), "spec.containers[0].image: Required value"),
-            (json!({"spec": {"containers": [{"image": "a"}]}}), "spec.containers[0].name: Required value"),
-            (json!({"spec": {"containers": [{"name": "a", "image": "i"}, {"name": "a", "image": "i"}]}}), "spec.containers[1].name: Duplicate value: \"a\""),
-            (pod(json!({"volumeMounts": [{"name": "v", "mountPath": "/v"}]})), "spec.containers[0].volumeMounts[0].name: Not found: \"v\""),
-            (pod(json!({"resources": {"limits": {"cpu": "1"}, "requests": {"cpu": "2"}}})), "spec.containers[0].resources.requests: Invalid value: \"2\": must be less than or equal to cpu limit of 1"),
-            (pod(json!({"resources": {"limits": {"gpu": "1"}}})), "spec.containers[0].resources.limits[gpu]: Invalid value: \"gpu\": must be a standard resource type or fully qualified"),
-            (pod(json!({"readinessProbe": {}})), "spec.containers[0].readinessProbe: Required value: must specify a handler type"),
-            (pod(json!({"livenessProbe": {"exec": {"command": ["a"]}, "successThreshold": 2}})), "spec.containers[0].livenessProbe.successThreshold: Invalid value: 2: must be 1"),
-            (pod(json!({"env": [{"name": "A", "value": "1", "valueFrom": {"fieldRef": {"fieldPath": "x"}}}]})), "spec.containers[0].env[0].valueFrom: Invalid value: \"\": may not be specified when `value` is not empty"),
-            (json!({"spec": {"containers": [{"name": "a", "image": "i"}], "volumes": [{"name": "v", "emptyDir": {}, "hostPath": {"path": "/"}}]}}), "spec.volumes[0].hostPath: Forbidden: may not specify more than 1 volume type"),
-            (json!({"spec": {"containers": [{"name": "a", "image": "i"}], "tolerations": [{"effect": "NoExecute"}]}}), "spec.tolerations[0].operator: Invalid value: \"\": operator must be Exists when `key` is empty, which means \"match all values and all keys\""),
-            (json!({"spec": {"containers": [{"name": "a", "image": "i"}], "terminationGracePeriodSeconds": -1}}), "spec.terminationGracePeriodSeconds: Invalid value: -1: must be greater than or equal to 0"),
+            (
+                json!({"spec": {"containers": [{"name": "a"}]}}),
+                "spec.containers[0].image: Required value",
+            ),
+            (
+                json!({"spec": {"containers": [{"image": "a"}]}}),
+                "spec.containers[0].name: Required value",
+            ),
+            (
+                json!({"spec": {"containers": [{"name": "a", "image": "i"}, {"name": "a", "image": "i"}]}}),
+                "spec.containers[1].name: Duplicate value: \"a\"",
+            ),
+            (
+                pod(json!({"volumeMounts": [{"name": "v", "mountPath": "/v"}]})),
+                "spec.containers[0].volumeMounts[0].name: Not found: \"v\"",
+            ),
+            (
+                pod(json!({"resources": {"limits": {"cpu": "1"}, "requests": {"cpu": "2"}}})),
+                "spec.containers[0].resources.requests: Invalid value: \"2\": must be less than or equal to cpu limit of 1",
+            ),
+            (
+                pod(json!({"resources": {"limits": {"gpu": "1"}}})),
+                "spec.containers[0].resources.limits[gpu]: Invalid value: \"gpu\": must be a standard resource type or fully qualified",
+            ),
+            (
+                pod(json!({"readinessProbe": {}})),
+                "spec.containers[0].readinessProbe: Required value: must specify a handler type",
+            ),
+            (
+                pod(json!({"livenessProbe": {"exec": {"command": ["a"]}, "successThreshold": 2}})),
+                "spec.containers[0].livenessProbe.successThreshold: Invalid value: 2: must be 1",
+            ),
+            (
+                pod(
+                    json!({"env": [{"name": "A", "value": "1", "valueFrom": {"fieldRef": {"fieldPath": "x"}}}]}),
+                ),
+                "spec.containers[0].env[0].valueFrom: Invalid value: \"\": may not be specified when `value` is not empty",
+            ),
+            (
+                json!({"spec": {"containers": [{"name": "a", "image": "i"}], "volumes": [{"name": "v", "emptyDir": {}, "hostPath": {"path": "/"}}]}}),
+                "spec.volumes[0].hostPath: Forbidden: may not specify more than 1 volume type",
+            ),
+            (
+                json!({"spec": {"containers": [{"name": "a", "image": "i"}], "tolerations": [{"effect": "NoExecute"}]}}),
+                "spec.tolerations[0].operator: Invalid value: \"\": operator must be Exists when `key` is empty, which means \"match all values and all keys\"",
+            ),
+            (
+                json!({"spec": {"containers": [{"name": "a", "image": "i"}], "terminationGracePeriodSeconds": -1}}),
+                "spec.terminationGracePeriodSeconds: Invalid value: -1: must be greater than or equal to 0",
+            ),
         ] {
             let text = refusals("", "v1", "pods", object);
-            assert!(text.len() <= 2 && text.iter().any(|line| line == expected), "{expected}\n{text:#?}");
+            assert!(
+                text.len() <= 2 && text.iter().any(|line| line == expected),
+                "{expected}\n{text:#?}"
+            );
         }
-        assert!(refusals("", "v1", "pods", pod(json!({"resources": {"limits": {"example.com/gpu": "1"}}}))).is_empty());
+        assert!(
+            refusals(
+                "",
+                "v1",
+                "pods",
+                pod(json!({"resources": {"limits": {"example.com/gpu": "1"}}}))
+            )
+            .is_empty()
+        );
     }
 
     #[test]
@@ -291,12 +518,28 @@ mod tests {
         for (after, good) in [
             (pod(json!({"image": "j"})), true),
             (pod(json!({"command": ["x"]})), false),
-            (json!({"spec": {"containers": [{"name": "c", "image": "i"}], "tolerations": [{"key": "a", "operator": "Exists"}]}}), true),
-            (json!({"spec": {"containers": [{"name": "c", "image": "i"}], "activeDeadlineSeconds": 5}}), true),
-            (json!({"spec": {"containers": [{"name": "c", "image": "i"}, {"name": "d", "image": "i"}]}}), false),
-            (json!({"spec": {"containers": [{"name": "c", "image": "i"}], "nodeName": "n"}}), false),
+            (
+                json!({"spec": {"containers": [{"name": "c", "image": "i"}], "tolerations": [{"key": "a", "operator": "Exists"}]}}),
+                true,
+            ),
+            (
+                json!({"spec": {"containers": [{"name": "c", "image": "i"}], "activeDeadlineSeconds": 5}}),
+                true,
+            ),
+            (
+                json!({"spec": {"containers": [{"name": "c", "image": "i"}, {"name": "d", "image": "i"}]}}),
+                false,
+            ),
+            (
+                json!({"spec": {"containers": [{"name": "c", "image": "i"}], "nodeName": "n"}}),
+                false,
+            ),
         ] {
-            assert_eq!(update_refusals("", "v1", "pods", before.clone(), after.clone()).is_empty(), good, "{after}");
+            assert_eq!(
+                update_refusals("", "v1", "pods", before.clone(), after.clone()).is_empty(),
+                good,
+                "{after}"
+            );
         }
         let text = update_refusals("", "v1", "pods", before, pod(json!({"command": ["x"]})));
         assert!(text[0].starts_with("spec: Forbidden: pod updates may not change fields other than"));

@@ -8,8 +8,20 @@ use super::cause::Cause;
 const MAX_BYTES: usize = 1024 * 1024;
 
 fn size(object: &Value, key: &str, base64: bool) -> usize {
-    let values = object[key].as_object().into_iter().flatten().filter_map(|(_, value)| value.as_str());
-    values.map(|value| if base64 { value.len() / 4 * 3 - value.bytes().rev().take_while(|byte| *byte == b'=').count() } else { value.len() }).sum()
+    let values = object[key]
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter_map(|(_, value)| value.as_str());
+    values
+        .map(|value| {
+            if base64 {
+                value.len() / 4 * 3 - value.bytes().rev().take_while(|byte| *byte == b'=').count()
+            } else {
+                value.len()
+            }
+        })
+        .sum()
 }
 
 pub(super) fn config_map(map: &Value) -> Vec<Cause> {
@@ -35,7 +47,11 @@ pub(super) fn secret(secret: &Value) -> Vec<Cause> {
     let needed: &[&str] = match secret["type"].as_str().unwrap_or_default() {
         "kubernetes.io/service-account-token" => {
             let account = "kubernetes.io/service-account.name";
-            if secret["metadata"]["annotations"][account].as_str().unwrap_or_default().is_empty() {
+            if secret["metadata"]["annotations"][account]
+                .as_str()
+                .unwrap_or_default()
+                .is_empty()
+            {
                 causes.push(Cause::required(&format!("metadata.annotations[{account}]"), ""));
             }
             &[]
@@ -53,7 +69,12 @@ pub(super) fn secret(secret: &Value) -> Vec<Cause> {
         }
         _ => &[],
     };
-    causes.extend(needed.iter().filter(|key| !data(key)).map(|key| Cause::required(&format!("data[{key}]"), "")));
+    causes.extend(
+        needed
+            .iter()
+            .filter(|key| !data(key))
+            .map(|key| Cause::required(&format!("data[{key}]"), "")),
+    );
     causes
 }
 
@@ -62,18 +83,30 @@ pub(super) fn update(object: &Value, old: &Value) -> Vec<Cause> {
     if old["immutable"] != true {
         return Vec::new();
     }
-    let changed = ["immutable", "data", "binaryData"].into_iter().filter(|key| object.get(*key) != old.get(*key));
-    changed.map(|key| Cause::forbidden(key, "field is immutable when `immutable` is set")).collect()
+    let changed = ["immutable", "data", "binaryData"]
+        .into_iter()
+        .filter(|key| object.get(*key) != old.get(*key));
+    changed
+        .map(|key| Cause::forbidden(key, "field is immutable when `immutable` is set"))
+        .collect()
 }
 
 pub(super) fn node_update(node: &Value, old: &Value) -> Vec<Cause> {
     let (spec, before) = (&node["spec"], &old["spec"]);
     let mut causes = Vec::new();
     if before.get("podCIDRs").is_some() && spec.get("podCIDRs") != before.get("podCIDRs") {
-        causes.push(Cause::forbidden("spec.podCIDRs", "node updates may not change podCIDR except from \"\" to valid"));
+        causes.push(Cause::forbidden(
+            "spec.podCIDRs",
+            "node updates may not change podCIDR except from \"\" to valid",
+        ));
     }
-    if before["providerID"].as_str().is_some_and(|id| !id.is_empty()) && spec["providerID"] != before["providerID"] {
-        causes.push(Cause::forbidden("spec.providerID", "node updates may not change providerID except from \"\" to valid"));
+    if before["providerID"].as_str().is_some_and(|id| !id.is_empty())
+        && spec["providerID"] != before["providerID"]
+    {
+        causes.push(Cause::forbidden(
+            "spec.providerID",
+            "node updates may not change providerID except from \"\" to valid",
+        ));
     }
     causes
 }
@@ -95,7 +128,10 @@ pub(super) fn claim_update(claim: &Value, old: &Value) -> Vec<Cause> {
     if settled(claim, old) == settled(old, old) {
         return Vec::new();
     }
-    vec![Cause::forbidden("spec", "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims")]
+    vec![Cause::forbidden(
+        "spec",
+        "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims",
+    )]
 }
 
 #[cfg(test)]
@@ -106,26 +142,58 @@ mod tests {
     #[test]
     fn keys_types_and_sizes() {
         let text = refusals("", "v1", "configmaps", json!({"data": {"a/b": ""}}));
-        assert!(text[0].starts_with("data[a/b]: Invalid value: \"a/b\": a valid config key must consist of"), "{text:?}");
+        assert!(
+            text[0].starts_with("data[a/b]: Invalid value: \"a/b\": a valid config key must consist of"),
+            "{text:?}"
+        );
         let big = "x".repeat(MAX_BYTES + 1);
-        assert_eq!(refusals("", "v1", "configmaps", json!({"data": {"a": big}})), [": Too long: may not be more than 1048576 bytes"]);
-        assert_eq!(refusals("", "v1", "secrets", json!({"type": "kubernetes.io/tls", "data": {"tls.crt": ""}})), ["data[tls.key]: Required value"]);
+        assert_eq!(
+            refusals("", "v1", "configmaps", json!({"data": {"a": big}})),
+            [": Too long: may not be more than 1048576 bytes"]
+        );
+        assert_eq!(
+            refusals(
+                "",
+                "v1",
+                "secrets",
+                json!({"type": "kubernetes.io/tls", "data": {"tls.crt": ""}})
+            ),
+            ["data[tls.key]: Required value"]
+        );
     }
 
     #[test]
     fn immutable_objects_stay() {
         let map = |value: &str, immutable: bool| json!({"data": {"a": value}, "immutable": immutable});
-        assert_eq!(update_refusals("", "v1", "configmaps", map("1", true), map("2", true)), ["data: Forbidden: field is immutable when `immutable` is set"]);
-        assert_eq!(update_refusals("", "v1", "configmaps", map("1", true), map("1", false)), ["immutable: Forbidden: field is immutable when `immutable` is set"]);
+        assert_eq!(
+            update_refusals("", "v1", "configmaps", map("1", true), map("2", true)),
+            ["data: Forbidden: field is immutable when `immutable` is set"]
+        );
+        assert_eq!(
+            update_refusals("", "v1", "configmaps", map("1", true), map("1", false)),
+            ["immutable: Forbidden: field is immutable when `immutable` is set"]
+        );
         assert!(update_refusals("", "v1", "configmaps", map("1", false), map("2", true)).is_empty());
         let secret = |kind: &str| json!({"type": kind});
-        assert_eq!(update_refusals("", "v1", "secrets", secret("a"), secret("b")), [r#"type: Invalid value: "b": field is immutable"#]);
+        assert_eq!(
+            update_refusals("", "v1", "secrets", secret("a"), secret("b")),
+            [r#"type: Invalid value: "b": field is immutable"#]
+        );
     }
 
     #[test]
     fn a_nodes_range_is_given_once() {
-        let node = |range: &str| if range.is_empty() { json!({}) } else { json!({"spec": {"podCIDR": range, "podCIDRs": [range]}}) };
+        let node = |range: &str| {
+            if range.is_empty() {
+                json!({})
+            } else {
+                json!({"spec": {"podCIDR": range, "podCIDRs": [range]}})
+            }
+        };
         assert!(update_refusals("", "v1", "nodes", node(""), node("10.0.0.0/24")).is_empty());
-        assert_eq!(update_refusals("", "v1", "nodes", node("10.0.0.0/24"), node("10.0.1.0/24")).len(), 1);
+        assert_eq!(
+            update_refusals("", "v1", "nodes", node("10.0.0.0/24"), node("10.0.1.0/24")).len(),
+            1
+        );
     }
 }

@@ -42,7 +42,10 @@ enum Check {
 
 /// Status is written by controllers, metadata has a module of its own.
 pub(super) fn check(kind: &Kind, object: &Value) -> Vec<Cause> {
-    let mut walk = Walk { types: &kind.types, causes: Vec::new() };
+    let mut walk = Walk {
+        types: &kind.types,
+        causes: Vec::new(),
+    };
     walk.object(kind.root, object, "", &["status", "metadata"]);
     walk.causes
 }
@@ -56,12 +59,28 @@ impl Walk<'_> {
     fn object(&mut self, id: TypeId, object: &Value, path: &str, skipped: &[&str]) {
         let types = self.types;
         let ty = types.get(id);
-        for (owner, inline) in std::iter::once((ty, None)).chain(ty.inlines.iter().map(|inline| (types.get(inline.ty), Some(inline.ty)))) {
-            for field in owner.fields.iter().filter(|field| !skipped.contains(&field.name.as_str())) {
-                let field_path = if path.is_empty() { field.name.clone() } else { format!("{path}.{}", field.name) };
+        for (owner, inline) in std::iter::once((ty, None)).chain(
+            ty.inlines
+                .iter()
+                .map(|inline| (types.get(inline.ty), Some(inline.ty))),
+        ) {
+            for field in owner
+                .fields
+                .iter()
+                .filter(|field| !skipped.contains(&field.name.as_str()))
+            {
+                let field_path = if path.is_empty() {
+                    field.name.clone()
+                } else {
+                    format!("{path}.{}", field.name)
+                };
                 let value = object.get(&field.name);
                 let refused = self.causes.len();
-                for check in checks().get(&(owner.name.clone(), field.name.clone())).into_iter().flatten() {
+                for check in checks()
+                    .get(&(owner.name.clone(), field.name.clone()))
+                    .into_iter()
+                    .flatten()
+                {
                     self.causes.extend(check.of(value, &field_path));
                     if self.causes.len() > refused {
                         break;
@@ -88,7 +107,9 @@ impl Walk<'_> {
     }
 
     fn enumeration(&mut self, known: &[String], value: &Value, path: &str) {
-        let Some(text) = value.as_str().filter(|text| !text.is_empty()) else { return };
+        let Some(text) = value.as_str().filter(|text| !text.is_empty()) else {
+            return;
+        };
         if !known.is_empty() && !known.iter().any(|name| name == text) {
             self.causes.push(Cause::not_supported(path, value, known));
         }
@@ -162,10 +183,18 @@ impl Check {
             Self::Labels => metadata::labels(value, path),
             Self::ConfigKeys => {
                 let keys = value.as_object().into_iter().flatten().map(|(key, _)| key);
-                keys.filter_map(|key| names::config_key_problem(key).map(|problem| Cause::invalid(&format!("{path}[{key}]"), &json!(key), &problem))).collect()
+                keys.filter_map(|key| {
+                    names::config_key_problem(key)
+                        .map(|problem| Cause::invalid(&format!("{path}[{key}]"), &json!(key), &problem))
+                })
+                .collect()
             }
             Self::Unique(key) => duplicates(value, key, path),
-            _ => self.problem(value).map(|problem| Cause::invalid(path, value, &problem)).into_iter().collect(),
+            _ => self
+                .problem(value)
+                .map(|problem| Cause::invalid(path, value, &problem))
+                .into_iter()
+                .collect(),
         }
     }
 
@@ -176,14 +205,25 @@ impl Check {
         };
         let text = |check: fn(&str) -> Option<String>| value.as_str().and_then(check);
         match self {
-            Self::NonNegative => value.as_i64().filter(|number| *number < 0).map(|_| "must be greater than or equal to 0".to_owned()),
-            Self::Positive => value.as_i64().filter(|number| *number <= 0).map(|_| "must be greater than 0".to_owned()),
+            Self::NonNegative => value
+                .as_i64()
+                .filter(|number| *number < 0)
+                .map(|_| "must be greater than or equal to 0".to_owned()),
+            Self::Positive => value
+                .as_i64()
+                .filter(|number| *number <= 0)
+                .map(|_| "must be greater than 0".to_owned()),
             Self::Port => within(1, 65_535),
             Self::PortOrName => within(1, 65_535).or_else(|| text(names::port_name_problem)),
-            Self::Id | Self::ActiveDeadline => within(i64::from(self == Self::ActiveDeadline), i64::from(i32::MAX)),
+            Self::Id | Self::ActiveDeadline => {
+                within(i64::from(self == Self::ActiveDeadline), i64::from(i32::MAX))
+            }
             Self::Weight => within(1, 100).map(|_| "must be in the range 1-100".to_owned()),
             Self::IntOrPercent => int_or_percent(value),
-            Self::Trimmed => value.as_str().filter(|text| text.trim() != *text).map(|_| "must not have leading or trailing whitespace".to_owned()),
+            Self::Trimmed => value
+                .as_str()
+                .filter(|text| text.trim() != *text)
+                .map(|_| "must not have leading or trailing whitespace".to_owned()),
             Self::PortName => text(names::port_name_problem),
             Self::DnsLabel => text(names::dns_label_problem),
             Self::DnsSubdomain => text(names::dns_subdomain_problem),
@@ -193,10 +233,17 @@ impl Check {
             Self::ConfigKey => text(names::config_key_problem),
             Self::EnvName => text(names::env_name_problem),
             Self::Ip => {
-                let bad = value.as_str().is_some_and(|text| text.parse::<std::net::IpAddr>().is_err());
+                let bad = value
+                    .as_str()
+                    .is_some_and(|text| text.parse::<std::net::IpAddr>().is_err());
                 bad.then(|| "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)".to_owned())
             }
-            Self::Required | Self::Verbs | Self::NonEmpty | Self::Labels | Self::ConfigKeys | Self::Unique(_) => None,
+            Self::Required
+            | Self::Verbs
+            | Self::NonEmpty
+            | Self::Labels
+            | Self::ConfigKeys
+            | Self::Unique(_) => None,
         }
     }
 }
@@ -214,10 +261,15 @@ fn is_empty(value: &Value) -> bool {
 fn int_or_percent(value: &Value) -> Option<String> {
     match value {
         Value::String(text) => {
-            let digits = text.strip_suffix('%').filter(|digits| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()));
+            let digits = text
+                .strip_suffix('%')
+                .filter(|digits| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()));
             digits.is_none().then(|| "a valid percent string must be a numeric string followed by an ending '%' (e.g. '1%',  or '93%', regex used for validation is '[0-9]+%')".to_owned())
         }
-        number => number.as_i64().filter(|number| *number < 0).map(|_| "must be greater than or equal to 0".to_owned()),
+        number => number
+            .as_i64()
+            .filter(|number| *number < 0)
+            .map(|_| "must be greater than or equal to 0".to_owned()),
     }
 }
 
@@ -225,11 +277,17 @@ fn duplicates(list: &Value, key: &str, path: &str) -> Vec<Cause> {
     let mut seen = HashSet::new();
     let mut causes = Vec::new();
     for (index, item) in list.as_array().into_iter().flatten().enumerate() {
-        let Some(name) = item[key].as_str().filter(|name| !name.is_empty()) else { continue };
+        let Some(name) = item[key].as_str().filter(|name| !name.is_empty()) else {
+            continue;
+        };
         if !seen.insert(name) {
             let field = format!("{path}[{index}].{key}");
             // Mount paths have a text of their own.
-            causes.push(if key == "mountPath" { Cause::invalid(&field, &item[key], "must be unique") } else { Cause::duplicate(&field, &item[key]) });
+            causes.push(if key == "mountPath" {
+                Cause::invalid(&field, &item[key], "must be unique")
+            } else {
+                Cause::duplicate(&field, &item[key])
+            });
         }
     }
     causes
@@ -244,7 +302,10 @@ fn checks() -> &'static Checks {
         for line in facts::CHECKS.lines().filter(|line| !line.starts_with('#')) {
             let mut words = line.split(' ');
             if let (Some(ty), Some(field)) = (words.next(), words.next()) {
-                checks.insert((facts::full_name(ty), field.to_owned()), words.filter_map(Check::parse).collect());
+                checks.insert(
+                    (facts::full_name(ty), field.to_owned()),
+                    words.filter_map(Check::parse).collect(),
+                );
             }
         }
         checks
@@ -261,7 +322,9 @@ mod tests {
         let types = Types::builtin();
         for line in facts::CHECKS.lines().filter(|line| !line.starts_with('#')) {
             let words: Vec<&str> = line.split(' ').collect();
-            let id = types.by_name(&facts::full_name(words[0])).unwrap_or_else(|| panic!("{line}"));
+            let id = types
+                .by_name(&facts::full_name(words[0]))
+                .unwrap_or_else(|| panic!("{line}"));
             assert!(types.field(id, words[1]).is_some(), "{line}");
             let parsed = &checks()[&(facts::full_name(words[0]), words[1].to_owned())];
             assert!(parsed.len() == words.len() - 2 && !parsed.is_empty(), "{line}");
@@ -270,8 +333,13 @@ mod tests {
 
     #[test]
     fn enumerations_and_checks_reach_nested_and_embedded_fields() {
-        let text = refusals("", "v1", "pods", json!({"spec": {"restartPolicy": "Sometimes", "volumes": [{"name": "V", "hostPath": {}}], "containers": [
-            {"name": "c", "image": "i", "imagePullPolicy": "Never2", "ports": [{"containerPort": 70000}], "livenessProbe": {"httpGet": {"port": "1"}, "periodSeconds": -1}}]}}));
+        let text = refusals(
+            "",
+            "v1",
+            "pods",
+            json!({"spec": {"restartPolicy": "Sometimes", "volumes": [{"name": "V", "hostPath": {}}], "containers": [
+            {"name": "c", "image": "i", "imagePullPolicy": "Never2", "ports": [{"containerPort": 70000}], "livenessProbe": {"httpGet": {"port": "1"}, "periodSeconds": -1}}]}}),
+        );
         for expected in [
             r#"spec.restartPolicy: Unsupported value: "Sometimes": supported values: "Always", "Never", "OnFailure""#,
             r#"spec.containers[0].imagePullPolicy: Unsupported value: "Never2": supported values: "Always", "IfNotPresent", "Never""#,
@@ -282,6 +350,8 @@ mod tests {
         ] {
             assert!(text.iter().any(|line| line == expected), "{expected}\n{text:#?}");
         }
-        assert!(text.iter().any(|line| line.starts_with("spec.volumes[0].name: Invalid value: \"V\": a lowercase RFC 1123 label")));
+        assert!(text.iter().any(|line| {
+            line.starts_with("spec.volumes[0].name: Invalid value: \"V\": a lowercase RFC 1123 label")
+        }));
     }
 }
