@@ -30,6 +30,15 @@ pub fn channel(socket: &Path) -> Channel {
     }))
 }
 
+/// A client that accepts the largest answers a runtime may give.
+pub fn runtime_client(channel: Channel) -> v1::runtime_service_client::RuntimeServiceClient<Channel> {
+    v1::runtime_service_client::RuntimeServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_SIZE)
+}
+
+pub fn image_client(channel: Channel) -> v1::image_service_client::ImageServiceClient<Channel> {
+    v1::image_service_client::ImageServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_SIZE)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -42,7 +51,11 @@ mod tests {
             ("unix://run/cri.sock", None),
             ("tcp://127.0.0.1:1", None),
         ] {
-            assert_eq!(socket_path(endpoint).as_deref(), path.map(Path::new), "{endpoint}");
+            assert_eq!(
+                socket_path(endpoint).as_deref(),
+                path.map(Path::new),
+                "{endpoint}"
+            );
         }
     }
 }

@@ -9,25 +9,50 @@ use std::path::{Path, PathBuf};
 pub const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 
 const OPEN_FILES: u64 = 1_048_576;
+const CAP_SYS_RESOURCE: u32 = 24;
 
 pub fn read() -> Host {
-    let controllers = fs::read_to_string(Path::new(CGROUP_ROOT).join("cgroup.controllers")).unwrap_or_default();
-    let last = fs::read_to_string("/proc/sys/kernel/cap_last_cap").unwrap_or_default();
+    let controllers =
+        fs::read_to_string(Path::new(CGROUP_ROOT).join("cgroup.controllers")).unwrap_or_default();
+    let capabilities = capabilities(&fs::read_to_string("/proc/self/status").unwrap_or_default());
     let mut devices = Vec::new();
     collect(Path::new("/dev"), &mut devices);
     Host {
         controllers: controllers.split_whitespace().map(str::to_owned).collect(),
-        last_capability: last.trim().parse().unwrap_or(40),
-        apparmor: fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.starts_with('Y')),
+        capabilities,
+        lowest_oom_score: if capabilities >> CAP_SYS_RESOURCE & 1 == 1 {
+            -1000
+        } else {
+            own_oom_score()
+        },
+        apparmor: fs::read_to_string("/sys/module/apparmor/parameters/enabled")
+            .is_ok_and(|text| text.starts_with('Y')),
         devices,
         open_files: open_files(),
     }
 }
 
+/// The bounding set in /proc/self/status: no child can have more.
+fn capabilities(status: &str) -> u64 {
+    let mask = status.lines().find_map(|line| line.strip_prefix("CapBnd:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .unwrap_or_default()
+}
+
+fn own_oom_score() -> i64 {
+    fs::read_to_string("/proc/self/oom_score_adj")
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or_default()
+}
+
 /// Raises this process's own limit as far as the machine lets it: containers inherit from it.
 fn open_files() -> u64 {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let wanted = Rlimit { current: Some(OPEN_FILES), maximum: Some(OPEN_FILES) };
+    let wanted = Rlimit {
+        current: Some(OPEN_FILES),
+        maximum: Some(OPEN_FILES),
+    };
     if let Err(error) = setrlimit(Resource::Nofile, wanted) {
         tracing::debug!(%error, "the limit of open files stays");
     }
@@ -36,7 +61,10 @@ fn open_files() -> u64 {
 
 /// This boot's identity: what was made in another is gone.
 pub fn boot_id() -> String {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+    fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .unwrap_or_default()
+        .trim()
+        .to_owned()
 }
 
 /// All device nodes below a folder, but for those that each container has its own of.
@@ -79,7 +107,11 @@ pub fn devices_at(source: &Path, name: &Path) -> Vec<DeviceNode> {
     let mut found = Vec::new();
     collect(&source, &mut found);
     for node in &mut found {
-        let inside: PathBuf = node.path.strip_prefix(&source).map(|rest| name.join(rest)).unwrap_or_else(|_| name.into());
+        let inside: PathBuf = node
+            .path
+            .strip_prefix(&source)
+            .map(|rest| name.join(rest))
+            .unwrap_or_else(|_| name.into());
         node.path = inside;
     }
     found

@@ -11,9 +11,16 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum NamespaceError {
     #[error("{operation}: {source}")]
-    System { operation: &'static str, source: io::Error },
+    System {
+        operation: &'static str,
+        source: io::Error,
+    },
     #[error("sysctl {name:?} cannot be set to {value:?}: {source}")]
-    Sysctl { name: String, value: String, source: io::Error },
+    Sysctl {
+        name: String,
+        value: String,
+        source: io::Error,
+    },
     #[error("sysctl {0:?} is not of the pod's own namespaces")]
     ForeignSysctl(String),
     #[error("the thread that makes namespaces died")]
@@ -31,8 +38,10 @@ pub struct Plan {
 }
 
 /// Sysctls that containerd sets in every pod's own network: any user may ping and use low ports.
-const NETWORK_DEFAULTS: [(&str, &str); 2] =
-    [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647")];
+const NETWORK_DEFAULTS: [(&str, &str); 2] = [
+    ("net.ipv4.ip_unprivileged_port_start", "0"),
+    ("net.ipv4.ping_group_range", "0 2147483647"),
+];
 
 /// The namespace a sysctl belongs to, when it has one.
 fn owner(sysctl: &str) -> Option<&'static str> {
@@ -75,7 +84,10 @@ pub fn create(plan: &Plan) -> Result<(), NamespaceError> {
     std::thread::Builder::new()
         .name("namespaces".into())
         .spawn(move || create_here(&plan, &sysctls))
-        .map_err(|source| NamespaceError::System { operation: "start a thread", source })?
+        .map_err(|source| NamespaceError::System {
+            operation: "start a thread",
+            source,
+        })?
         .join()
         .map_err(|_| NamespaceError::Thread)?
 }
@@ -92,25 +104,39 @@ fn create_here(plan: &Plan, sysctls: &BTreeMap<String, String>) -> Result<(), Na
     }
     unshare(flags).map_err(|e| system("unshare")(e.into()))?;
     if plan.uts.is_some() {
-        rustix::system::sethostname(plan.hostname.as_bytes()).map_err(|e| system("set the hostname")(e.into()))?;
+        rustix::system::sethostname(plan.hostname.as_bytes())
+            .map_err(|e| system("set the hostname")(e.into()))?;
     }
     if plan.network.is_some() {
-        let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)
-            .map_err(|e| system("open a socket")(e.into()))?;
+        let socket = rustix::net::socket(
+            rustix::net::AddressFamily::INET,
+            rustix::net::SocketType::DGRAM,
+            None,
+        )
+        .map_err(|e| system("open a socket")(e.into()))?;
         sys::loopback_up(&socket).map_err(system("bring up loopback"))?;
     }
     for (name, value) in sysctls {
         let path = Path::new("/proc/sys").join(name.replace('.', "/"));
         match fs::write(&path, value) {
             // A default that this kernel does not know is no reason to refuse a pod.
-            Err(error) if !plan.sysctls.contains_key(name) => tracing::debug!(sysctl = name, %error, "not set"),
-            Err(source) => return Err(NamespaceError::Sysctl { name: name.clone(), value: value.clone(), source }),
+            Err(error) if !plan.sysctls.contains_key(name) => {
+                tracing::debug!(sysctl = name, %error, "not set")
+            }
+            Err(source) => {
+                return Err(NamespaceError::Sysctl {
+                    name: name.clone(),
+                    value: value.clone(),
+                    source,
+                });
+            }
             Ok(()) => {}
         }
     }
     for (target, kind) in [(&plan.network, "net"), (&plan.ipc, "ipc"), (&plan.uts, "uts")] {
         if let Some(target) = target {
-            bind(&Path::new("/proc/thread-self/ns").join(kind), target).map_err(system("bind a namespace"))?;
+            bind(&Path::new("/proc/thread-self/ns").join(kind), target)
+                .map_err(system("bind a namespace"))?;
         }
     }
     Ok(())
@@ -119,7 +145,13 @@ fn create_here(plan: &Plan, sysctls: &BTreeMap<String, String>) -> Result<(), Na
 /// Binds a namespace (or any file) to a new file.
 pub fn bind(source: &Path, target: &Path) -> io::Result<()> {
     File::create(target)?;
-    Ok(mount(Some(source), target, None::<&str>, MsFlags::MS_BIND, None::<&str>)?)
+    Ok(mount(
+        Some(source),
+        target,
+        None::<&str>,
+        MsFlags::MS_BIND,
+        None::<&str>,
+    )?)
 }
 
 /// Unmounts, and forgets what was mounted even when it is in use. A missing mount is fine.
@@ -142,11 +174,28 @@ mod tests {
             sysctls: [(name.to_owned(), "1".to_owned())].into(),
             ..Default::default()
         };
-        assert!(sysctls(&plan(true, "net.core.somaxconn")).unwrap().contains_key("net.core.somaxconn"));
-        assert_eq!(sysctls(&plan(true, "net/ipv4/ip_unprivileged_port_start")).unwrap()["net.ipv4.ip_unprivileged_port_start"], "1");
+        assert!(
+            sysctls(&plan(true, "net.core.somaxconn"))
+                .unwrap()
+                .contains_key("net.core.somaxconn")
+        );
+        assert_eq!(
+            sysctls(&plan(true, "net/ipv4/ip_unprivileged_port_start")).unwrap()["net.ipv4.ip_unprivileged_port_start"],
+            "1"
+        );
         assert_eq!(sysctls(&plan(false, "kernel.shmmax")).unwrap().len(), 1);
-        for (network, name) in [(false, "net.core.somaxconn"), (true, "kernel.panic"), (true, "vm.swappiness")] {
-            assert!(matches!(sysctls(&plan(network, name)), Err(NamespaceError::ForeignSysctl(_))), "{name}");
+        for (network, name) in [
+            (false, "net.core.somaxconn"),
+            (true, "kernel.panic"),
+            (true, "vm.swappiness"),
+        ] {
+            assert!(
+                matches!(
+                    sysctls(&plan(network, name)),
+                    Err(NamespaceError::ForeignSysctl(_))
+                ),
+                "{name}"
+            );
         }
     }
 }

@@ -20,38 +20,80 @@ const MAX_OPTIONS: usize = 4095;
 
 /// Overlay options; the kernel wants the topmost lower layer first.
 fn options(layers: &[PathBuf], upper: &Path, work: &Path) -> Result<String, SnapshotError> {
-    let lower: Vec<String> = layers.iter().rev().map(|layer| layer.display().to_string()).collect();
-    let options = format!("lowerdir={},upperdir={},workdir={}", lower.join(":"), upper.display(), work.display());
-    if options.len() > MAX_OPTIONS { Err(SnapshotError::TooManyLayers(layers.len())) } else { Ok(options) }
+    let lower: Vec<String> = layers
+        .iter()
+        .rev()
+        .map(|layer| layer.display().to_string())
+        .collect();
+    let options = format!(
+        "lowerdir={},upperdir={},workdir={}",
+        lower.join(":"),
+        upper.display(),
+        work.display()
+    );
+    if options.len() > MAX_OPTIONS {
+        Err(SnapshotError::TooManyLayers(layers.len()))
+    } else {
+        Ok(options)
+    }
 }
 
 /// Mounts a writable view of the layers (lowest first) at `rootfs`.
 pub fn mount_root(layers: &[PathBuf], upper: &Path, work: &Path, rootfs: &Path) -> Result<(), SnapshotError> {
     for path in [upper, work, rootfs] {
-        fs::create_dir_all(path).map_err(|source| SnapshotError::Io { path: path.into(), source })?;
+        fs::create_dir_all(path).map_err(|source| SnapshotError::Io {
+            path: path.into(),
+            source,
+        })?;
     }
     let options = options(layers, upper, work)?;
     // No device nodes: a container's own are on its /dev.
-    mount(Some("overlay"), rootfs, Some("overlay"), MsFlags::MS_NODEV, Some(options.as_str()))
-        .map_err(|error| SnapshotError::Mount { path: rootfs.into(), source: error.into() })
+    mount(
+        Some("overlay"),
+        rootfs,
+        Some("overlay"),
+        MsFlags::MS_NODEV,
+        Some(options.as_str()),
+    )
+    .map_err(|error| SnapshotError::Mount {
+        path: rootfs.into(),
+        source: error.into(),
+    })
 }
 
 /// A read-only view of layers, for image volumes.
 pub fn mount_image(layers: &[PathBuf], target: &Path) -> Result<(), SnapshotError> {
-    fs::create_dir_all(target).map_err(|source| SnapshotError::Io { path: target.into(), source })?;
-    let failed = |source: io::Error| SnapshotError::Mount { path: target.into(), source };
+    fs::create_dir_all(target).map_err(|source| SnapshotError::Io {
+        path: target.into(),
+        source,
+    })?;
+    let failed = |source: io::Error| SnapshotError::Mount {
+        path: target.into(),
+        source,
+    };
     if let [only] = layers {
-        mount(Some(only), target, None::<&str>, MsFlags::MS_BIND, None::<&str>).map_err(|e| failed(e.into()))?;
+        mount(Some(only), target, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+            .map_err(|e| failed(e.into()))?;
         let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | MsFlags::MS_NODEV;
         return mount(None::<&str>, target, None::<&str>, flags, None::<&str>).map_err(|e| failed(e.into()));
     }
-    let lower: Vec<String> = layers.iter().rev().map(|layer| layer.display().to_string()).collect();
+    let lower: Vec<String> = layers
+        .iter()
+        .rev()
+        .map(|layer| layer.display().to_string())
+        .collect();
     let options = format!("lowerdir={}", lower.join(":"));
     if options.len() > MAX_OPTIONS {
         return Err(SnapshotError::TooManyLayers(layers.len()));
     }
-    mount(Some("overlay"), target, Some("overlay"), MsFlags::MS_RDONLY | MsFlags::MS_NODEV, Some(options.as_str()))
-        .map_err(|e| failed(e.into()))
+    mount(
+        Some("overlay"),
+        target,
+        Some("overlay"),
+        MsFlags::MS_RDONLY | MsFlags::MS_NODEV,
+        Some(options.as_str()),
+    )
+    .map_err(|e| failed(e.into()))
 }
 
 /// Bytes and inodes below a folder, without following links.
@@ -84,6 +126,9 @@ mod tests {
             "lowerdir=/l/top:/l/base,upperdir=/u,workdir=/w"
         );
         let many = vec![PathBuf::from("/var/lib/ironlet/cri/l/0123456789abcdef0123456789abcdef"); 80];
-        assert!(matches!(options(&many, Path::new("/u"), Path::new("/w")), Err(SnapshotError::TooManyLayers(80))));
+        assert!(matches!(
+            options(&many, Path::new("/u"), Path::new("/w")),
+            Err(SnapshotError::TooManyLayers(80))
+        ));
     }
 }

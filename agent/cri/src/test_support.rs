@@ -6,7 +6,8 @@ pub struct TempDir(PathBuf);
 
 impl TempDir {
     pub fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("cri-{name}-{}", &crate::state::new_id().unwrap()[..12]));
+        let path =
+            std::env::temp_dir().join(format!("cri-{name}-{}", &crate::state::new_id().unwrap()[..12]));
         std::fs::create_dir_all(&path).unwrap();
         Self(path)
     }

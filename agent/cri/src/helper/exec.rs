@@ -29,12 +29,18 @@ fn at<E: std::fmt::Display>(what: &'static str) -> impl Fn(E) -> Failure {
 
 pub fn exec(order: &ExecOrder, console: Option<OwnedFd>) -> Result<i32, Failure> {
     let spec = Spec::load(order.bundle.join("config.json")).map_err(at("load the container's spec"))?;
-    let process = spec.process().clone().ok_or_else(|| Failure::new("exec: the spec has no process", CANNOT_RUN))?;
+    let process = spec
+        .process()
+        .clone()
+        .ok_or_else(|| Failure::new("exec: the spec has no process", CANNOT_RUN))?;
     let filter = spec.linux().as_ref().and_then(|linux| linux.seccomp().clone());
     // Nothing in the container may look into this process while it is half inside.
-    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable).map_err(at("prctl"))?;
-    let target = Pid::from_raw(order.pid).ok_or_else(|| Failure::new("exec: the container has ended", CANNOT_RUN))?;
-    let target = rustix::process::pidfd_open(target, PidfdFlags::empty()).map_err(at("the container has ended"))?;
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+        .map_err(at("prctl"))?;
+    let target =
+        Pid::from_raw(order.pid).ok_or_else(|| Failure::new("exec: the container has ended", CANNOT_RUN))?;
+    let target =
+        rustix::process::pidfd_open(target, PidfdFlags::empty()).map_err(at("the container has ended"))?;
     std::fs::write(order.cgroup.join("cgroup.procs"), "0").map_err(at("join the container's cgroup"))?;
     if let Some(score) = process.oom_score_adj() {
         std::fs::write("/proc/self/oom_score_adj", score.to_string()).map_err(at("set oom_score_adj"))?;
@@ -46,13 +52,19 @@ pub fn exec(order: &ExecOrder, console: Option<OwnedFd>) -> Result<i32, Failure>
         | CloneFlags::CLONE_NEWUTS
         | CloneFlags::CLONE_NEWCGROUP;
     nix::sched::setns(&target, namespaces).map_err(at("join the container's namespaces"))?;
-    let terminal = if order.tty { Some(open_terminal(console)?) } else { None };
+    let terminal = if order.tty {
+        Some(open_terminal(console)?)
+    } else {
+        None
+    };
     let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(at("pipe"))?;
     match fork().map_err(at("fork"))? {
         Fork::Parent(pid) => {
             drop(writer);
             let mut text = String::new();
-            File::from(reader).read_to_string(&mut text).map_err(at("wait for the program"))?;
+            File::from(reader)
+                .read_to_string(&mut text)
+                .map_err(at("wait for the program"))?;
             match text.split_once(' ') {
                 // The pipe closed with the exec: the program runs.
                 None => Ok(pid),
@@ -61,7 +73,8 @@ pub fn exec(order: &ExecOrder, console: Option<OwnedFd>) -> Result<i32, Failure>
         }
         Fork::Child => {
             let Err(failure) = become_program(order, &process, filter.as_ref(), terminal);
-            let _ = File::from(writer).write_all(format!("{} {}", failure.exit_code, failure.message).as_bytes());
+            let _ =
+                File::from(writer).write_all(format!("{} {}", failure.exit_code, failure.message).as_bytes());
             std::process::exit(failure.exit_code);
         }
     }
@@ -73,8 +86,11 @@ fn open_terminal(console: Option<OwnedFd>) -> Result<OwnedFd, Failure> {
     let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
     let master = rustix::fs::open("/dev/pts/ptmx", flags, Mode::empty()).map_err(at("open /dev/pts/ptmx"))?;
     rustix::pty::unlockpt(&master).map_err(at("unlock the terminal"))?;
-    let slave = rustix::pty::ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)
-        .map_err(at("open the terminal"))?;
+    let slave = rustix::pty::ioctl_tiocgptpeer(
+        &master,
+        OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC,
+    )
+    .map_err(at("open the terminal"))?;
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     let descriptors = [master.as_fd()];
@@ -109,12 +125,23 @@ fn become_program(
         rustix::thread::set_no_new_privs(true).map_err(at("no_new_privs"))?;
     }
     let environment: Vec<String> = process.env().clone().unwrap_or_default();
-    let name = order.args.first().ok_or_else(|| Failure::new("exec: no command", CANNOT_RUN))?;
-    let groups: Vec<Gid> =
-        process.user().additional_gids().iter().flatten().map(|gid| Gid::from_raw(*gid)).collect();
+    let name = order
+        .args
+        .first()
+        .ok_or_else(|| Failure::new("exec: no command", CANNOT_RUN))?;
+    let groups: Vec<Gid> = process
+        .user()
+        .additional_gids()
+        .iter()
+        .flatten()
+        .map(|gid| Gid::from_raw(*gid))
+        .collect();
     rustix::thread::set_thread_groups(&groups).map_err(at("set groups"))?;
     rustix::thread::set_keep_capabilities(true).map_err(at("keep capabilities"))?;
-    let (uid, gid) = (Uid::from_raw(process.user().uid()), Gid::from_raw(process.user().gid()));
+    let (uid, gid) = (
+        Uid::from_raw(process.user().uid()),
+        Gid::from_raw(process.user().gid()),
+    );
     rustix::thread::set_thread_res_gid(gid, gid, gid).map_err(at("set the group"))?;
     rustix::thread::set_thread_res_uid(uid, uid, uid).map_err(at("set the user"))?;
     rustix::thread::set_keep_capabilities(false).map_err(at("keep capabilities"))?;
@@ -122,7 +149,11 @@ fn become_program(
     capabilities::reset_effective(&*syscall).map_err(at("take capabilities"))?;
     close_on_exec_from(3).map_err(at("close_range"))?;
     // Loading a filter takes a capability unless no_new_privs is set, as in libcontainer's start.
-    let load = || filter.map_or(Ok(None), seccomp::initialize_seccomp).map_err(at("seccomp"));
+    let load = || {
+        filter
+            .map_or(Ok(None), seccomp::initialize_seccomp)
+            .map_err(at("seccomp"))
+    };
     if !no_new_privileges {
         load()?;
     }
@@ -134,9 +165,20 @@ fn become_program(
         load()?;
     }
     let text = |text: &str| CString::new(text).map_err(at("argument"));
-    let args = order.args.iter().map(|arg| text(arg)).collect::<Result<Vec<_>, _>>()?;
-    let environment = environment.iter().map(|entry| text(entry)).collect::<Result<Vec<_>, _>>()?;
+    let args = order
+        .args
+        .iter()
+        .map(|arg| text(arg))
+        .collect::<Result<Vec<_>, _>>()?;
+    let environment = environment
+        .iter()
+        .map(|entry| text(entry))
+        .collect::<Result<Vec<_>, _>>()?;
     let path = CString::new(found.into_os_string().into_encoded_bytes()).map_err(at("program"))?;
-    nix::unistd::execve(&path, &args, &environment)
-        .map_err(|error| Failure::new(format!("exec: {name:?}: {}", error.desc().to_lowercase()), CANNOT_RUN))
+    nix::unistd::execve(&path, &args, &environment).map_err(|error| {
+        Failure::new(
+            format!("exec: {name:?}: {}", error.desc().to_lowercase()),
+            CANNOT_RUN,
+        )
+    })
 }

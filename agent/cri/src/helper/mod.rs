@@ -41,7 +41,10 @@ pub struct Failure {
 
 impl Failure {
     pub fn new(message: impl Into<String>, exit_code: i32) -> Self {
-        Self { message: message.into(), exit_code }
+        Self {
+            message: message.into(),
+            exit_code,
+        }
     }
 }
 
@@ -53,19 +56,30 @@ pub fn main(args: &[String]) -> ExitCode {
         return ExitCode::FAILURE;
     };
     let (order, result) = (crate::sys::inherited(*order), crate::sys::inherited(*result));
-    let console = console.first().map(|descriptor| crate::sys::inherited(*descriptor));
+    let console = console
+        .first()
+        .map(|descriptor| crate::sys::inherited(*descriptor));
     let mut text = String::new();
-    let read = File::from(order).read_to_string(&mut text).map_err(|error| Failure::new(error.to_string(), 128));
+    let read = File::from(order)
+        .read_to_string(&mut text)
+        .map_err(|error| Failure::new(error.to_string(), 128));
     let outcome = read.and_then(|_| perform(kind, &text, console));
     let answer = match outcome {
         Ok(pid) => HelperResult::Running { pid },
         Err(Failure { message, exit_code }) => HelperResult::Failed { message, exit_code },
     };
-    let sent = serde_json::to_vec(&answer).map_err(std::io::Error::other).and_then(|bytes| File::from(result).write_all(&bytes));
-    if sent.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let sent = serde_json::to_vec(&answer)
+        .map_err(std::io::Error::other)
+        .and_then(|bytes| File::from(result).write_all(&bytes));
+    if sent.is_ok() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 fn perform(kind: &str, order: &str, console: Option<OwnedFd>) -> Result<i32, Failure> {
+    crate::sys::restore_signals().map_err(|error| Failure::new(format!("signals: {error}"), 128))?;
     crate::sys::close_on_exec_from(3).map_err(|error| Failure::new(format!("close_range: {error}"), 128))?;
     let bad = |error: serde_json::Error| Failure::new(format!("order: {error}"), 128);
     match kind {

@@ -16,22 +16,33 @@ pub fn find(program: &str, path: &str, cwd: &Path) -> Result<PathBuf, Failure> {
         let full = cwd.join(program);
         return match check(&full) {
             Ok(()) => Ok(full),
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                Err(Failure::new(format!("exec: {program:?}: permission denied"), NOT_EXECUTABLE))
-            }
-            Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
-                Err(Failure::new(format!("exec: {program:?}: is a directory"), NOT_EXECUTABLE))
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                Err(Failure::new(format!("exec: {program:?}: stat {program}: no such file or directory"), NOT_FOUND))
-            }
-            Err(error) => Err(Failure::new(format!("exec: {program:?}: stat {program}: {error}"), NOT_FOUND)),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(Failure::new(
+                format!("exec: {program:?}: permission denied"),
+                NOT_EXECUTABLE,
+            )),
+            Err(error) if error.kind() == io::ErrorKind::IsADirectory => Err(Failure::new(
+                format!("exec: {program:?}: is a directory"),
+                NOT_EXECUTABLE,
+            )),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Failure::new(
+                format!("exec: {program:?}: stat {program}: no such file or directory"),
+                NOT_FOUND,
+            )),
+            Err(error) => Err(Failure::new(
+                format!("exec: {program:?}: stat {program}: {error}"),
+                NOT_FOUND,
+            )),
         };
     }
     path.split(':')
         .map(|folder| cwd.join(folder).join(program))
         .find(|candidate| check(candidate).is_ok())
-        .ok_or_else(|| Failure::new(format!("exec: {program:?}: executable file not found in $PATH"), NOT_FOUND))
+        .ok_or_else(|| {
+            Failure::new(
+                format!("exec: {program:?}: executable file not found in $PATH"),
+                NOT_FOUND,
+            )
+        })
 }
 
 fn check(path: &Path) -> io::Result<()> {
@@ -65,8 +76,16 @@ mod tests {
         let folder = dir.path().to_str().unwrap();
         for (program, message, code) in [
             ("nope", "exec: \"nope\": executable file not found in $PATH", 127),
-            ("plain", "exec: \"plain\": executable file not found in $PATH", 127),
-            ("/no/such", "exec: \"/no/such\": stat /no/such: no such file or directory", 127),
+            (
+                "plain",
+                "exec: \"plain\": executable file not found in $PATH",
+                127,
+            ),
+            (
+                "/no/such",
+                "exec: \"/no/such\": stat /no/such: no such file or directory",
+                127,
+            ),
             ("./plain", "exec: \"./plain\": permission denied", 126),
             ("./.", "exec: \"./.\": is a directory", 126),
         ] {
@@ -75,6 +94,9 @@ mod tests {
         }
         fs::set_permissions(&plain, fs::Permissions::from_mode(0o755)).unwrap();
         assert_eq!(find("plain", folder, Path::new("/")).unwrap(), plain);
-        assert_eq!(find("./plain", "", dir.path()).unwrap(), dir.path().join("./plain"));
+        assert_eq!(
+            find("./plain", "", dir.path()).unwrap(),
+            dir.path().join("./plain")
+        );
     }
 }

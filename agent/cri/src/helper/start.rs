@@ -15,7 +15,8 @@ use std::path::Path;
 const START_ERROR: i32 = 128;
 
 pub fn start(request: &StartRequest) -> Result<i32, Failure> {
-    let failed = |what: &str, error: &dyn Error| Failure::new(format!("{what}: {}", chain(error)), START_ERROR);
+    let failed =
+        |what: &str, error: &dyn Error| Failure::new(format!("{what}: {}", chain(error)), START_ERROR);
     if let Some(rules) = &request.devices {
         let mut all = device_filter::DEFAULT_RULES.to_vec();
         all.extend(rules.iter().map(|rule| Rule {
@@ -24,15 +25,21 @@ pub fn start(request: &StartRequest) -> Result<i32, Failure> {
             minor: Some(rule.minor),
             access: rule.access,
         }));
-        let bounded = std::fs::create_dir_all(&request.cgroup).and_then(|()| device_filter::attach(&request.cgroup, &all));
+        let bounded = std::fs::create_dir_all(&request.cgroup)
+            .and_then(|()| device_filter::attach(&request.cgroup, &all));
         bounded.map_err(|error| failed("bound the container's devices", &error))?;
     }
-    std::fs::create_dir_all(&request.libcontainer_root).map_err(|error| failed("create the state folder", &error))?;
+    std::fs::create_dir_all(&request.libcontainer_root)
+        .map_err(|error| failed("create the state folder", &error))?;
     let builder = ContainerBuilder::new(request.container_id.clone(), SyscallType::default())
         .with_root_path(&request.libcontainer_root)
         .map_err(|error| failed("create container", &error))?
         .with_console_socket(request.tty.then(|| request.bundle.join("console.sock")));
-    let builder = if request.pause { builder.with_executor(Pause) } else { builder.with_executor(Program) };
+    let builder = if request.pause {
+        builder.with_executor(Pause)
+    } else {
+        builder.with_executor(Program)
+    };
     let mut container = builder
         .as_init(&request.bundle)
         .with_systemd(false)
@@ -40,8 +47,13 @@ pub fn start(request: &StartRequest) -> Result<i32, Failure> {
         .as_sibling(true)
         .build()
         .map_err(|error| failed("create container", &error))?;
-    container.start().map_err(|error| failed("start container", &error))?;
-    container.pid().map(|pid| pid.as_raw()).ok_or_else(|| Failure::new("the container has no process", START_ERROR))
+    container
+        .start()
+        .map_err(|error| failed("start container", &error))?;
+    container
+        .pid()
+        .map(|pid| pid.as_raw())
+        .ok_or_else(|| Failure::new("the container has no process", START_ERROR))
 }
 
 /// An error with its causes, each said once.
@@ -68,9 +80,14 @@ impl Executor for Program {
     }
 
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
-        let missing = |what: &str| ExecutorValidationError::ArgValidationError(format!("the spec has no {what}"));
+        let missing =
+            |what: &str| ExecutorValidationError::ArgValidationError(format!("the spec has no {what}"));
         let process = spec.process().as_ref().ok_or_else(|| missing("process"))?;
-        let name = process.args().as_ref().and_then(|args| args.first()).ok_or_else(|| missing("arguments"))?;
+        let name = process
+            .args()
+            .as_ref()
+            .and_then(|args| args.first())
+            .ok_or_else(|| missing("arguments"))?;
         let environment = process.env().clone().unwrap_or_default();
         program::find(name, program::path_of(&environment), Path::new(process.cwd()))
             .map(drop)
@@ -91,7 +108,9 @@ impl Executor for Pause {
         for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT] {
             signals.add(signal);
         }
-        signals.thread_block().map_err(|error| ExecutorError::Other(error.to_string()))?;
+        signals
+            .thread_block()
+            .map_err(|error| ExecutorError::Other(error.to_string()))?;
         loop {
             match signals.wait() {
                 Ok(Signal::SIGCHLD) => {

@@ -23,18 +23,28 @@ struct Stamp {
 
 /// Imports every archive of the folder; one bad archive does not keep the others out.
 pub fn import_all(store: &ImageStore, folder: &Path) -> Result<(), ImageError> {
-    let at = |path: &Path| { let path = path.to_path_buf(); move |source| ImageError::Io { path, source } };
+    let at = |path: &Path| {
+        let path = path.to_path_buf();
+        move |source| ImageError::Io { path, source }
+    };
     let stamps_path = store.layout().imports();
     let mut stamps: BTreeMap<PathBuf, Stamp> = state::load(&stamps_path)?.unwrap_or_default();
-    let mut paths: Vec<PathBuf> =
-        fs::read_dir(folder).map_err(at(folder))?.filter_map(|entry| entry.ok().map(|entry| entry.path())).collect();
-    paths.retain(|path| path.to_str().is_some_and(|path| path.ends_with(".tar") || path.ends_with(".tar.zst")));
+    let mut paths: Vec<PathBuf> = fs::read_dir(folder)
+        .map_err(at(folder))?
+        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+        .collect();
+    paths.retain(|path| {
+        path.to_str()
+            .is_some_and(|path| path.ends_with(".tar") || path.ends_with(".tar.zst"))
+    });
     paths.sort();
     for path in paths {
         let metadata = fs::metadata(&path).map_err(at(&path))?;
         let modified = std::os::unix::fs::MetadataExt::mtime(&metadata);
         let known = stamps.get(&path).is_some_and(|stamp| {
-            stamp.size == metadata.len() && stamp.modified == modified && stamp.images.iter().all(|id| store.get(id).is_some())
+            stamp.size == metadata.len()
+                && stamp.modified == modified
+                && stamp.images.iter().all(|id| store.get(id).is_some())
         });
         if known {
             continue;
@@ -42,7 +52,14 @@ pub fn import_all(store: &ImageStore, folder: &Path) -> Result<(), ImageError> {
         match import(store, &path) {
             Ok(images) => {
                 tracing::info!(archive = %path.display(), images = images.len(), "imported images");
-                stamps.insert(path, Stamp { size: metadata.len(), modified, images });
+                stamps.insert(
+                    path,
+                    Stamp {
+                        size: metadata.len(),
+                        modified,
+                        images,
+                    },
+                );
                 state::save(&stamps_path, &stamps)?;
             }
             Err(error) => tracing::error!(archive = %path.display(), %error, "cannot import images"),
@@ -53,22 +70,40 @@ pub fn import_all(store: &ImageStore, folder: &Path) -> Result<(), ImageError> {
 
 /// Imports one archive and returns the IDs of its images.
 pub fn import(store: &ImageStore, path: &Path) -> Result<Vec<String>, ImageError> {
-    let at = |source| ImageError::Io { path: path.to_path_buf(), source };
+    let at = |source| ImageError::Io {
+        path: path.to_path_buf(),
+        source,
+    };
     let folder = store.layout().temporary().join(new_id().map_err(at)?);
     fs::create_dir_all(&folder).map_err(at)?;
-    let result = extract(path, &folder).and_then(|()| register(store, &ArchiveBlobs { folder: folder.clone() }));
+    let result = extract(path, &folder).and_then(|()| {
+        register(
+            store,
+            &ArchiveBlobs {
+                folder: folder.clone(),
+            },
+        )
+    });
     remove_tree(&folder).map_err(at)?;
     result
 }
 
 /// Takes `index.json` and the blobs out of the archive; nothing else is looked at.
 fn extract(path: &Path, folder: &Path) -> Result<(), ImageError> {
-    let at = |source| ImageError::Io { path: path.to_path_buf(), source };
+    let at = |source| ImageError::Io {
+        path: path.to_path_buf(),
+        source,
+    };
     let stream = super::unpack::decompressed(File::open(path).map_err(at)?).map_err(at)?;
     let mut archive = tar::Archive::new(stream);
     for entry in archive.entries().map_err(at)? {
         let mut entry = entry.map_err(at)?;
-        let name = entry.path().map_err(at)?.to_string_lossy().trim_start_matches("./").to_owned();
+        let name = entry
+            .path()
+            .map_err(at)?
+            .to_string_lossy()
+            .trim_start_matches("./")
+            .to_owned();
         let target = match name.strip_prefix("blobs/sha256/") {
             Some(hex) if super::reference::is_hex64(hex) => folder.join(hex),
             _ if name == "index.json" => folder.join("index.json"),
@@ -94,11 +129,16 @@ fn register(store: &ImageStore, blobs: &ArchiveBlobs) -> Result<Vec<String>, Ima
             .filter_map(|name| Reference::parse(name).ok())
             .take(1)
             .collect();
-        let Some(manifest) = resolve(blobs, &descriptor)? else { continue };
+        let Some(manifest) = resolve(blobs, &descriptor)? else {
+            continue;
+        };
         images.push(store.add(blobs, &descriptor.digest, &manifest, &names, true)?);
     }
     if images.is_empty() {
-        return Err(ImageError::Invalid(format!("no image for linux/{}", manifest::architecture())));
+        return Err(ImageError::Invalid(format!(
+            "no image for linux/{}",
+            manifest::architecture()
+        )));
     }
     Ok(images)
 }
@@ -108,9 +148,8 @@ fn resolve(blobs: &ArchiveBlobs, descriptor: &Descriptor) -> Result<Option<manif
     let bytes = blobs.read(&descriptor.digest)?;
     match manifest::parse(&descriptor.digest, &bytes)? {
         Document::Manifest(manifest) => Ok(Some(manifest)),
-        Document::Index { manifests } => {
-            manifest::choose(&manifests, manifest::architecture()).map_or(Ok(None), |inner| resolve(blobs, inner))
-        }
+        Document::Index { manifests } => manifest::choose(&manifests, manifest::architecture())
+            .map_or(Ok(None), |inner| resolve(blobs, inner)),
     }
 }
 
@@ -121,7 +160,9 @@ struct ArchiveBlobs {
 impl BlobSource for ArchiveBlobs {
     fn open(&self, digest: &str) -> Result<Box<dyn Read + '_>, ImageError> {
         let path = self.folder.join(digest.strip_prefix("sha256:").unwrap_or(digest));
-        File::open(&path).map(|file| Box::new(file) as Box<dyn Read>).map_err(|source| ImageError::Io { path, source })
+        File::open(&path)
+            .map(|file| Box::new(file) as Box<dyn Read>)
+            .map_err(|source| ImageError::Io { path, source })
     }
 }
 
@@ -129,10 +170,16 @@ impl ArchiveBlobs {
     fn read(&self, digest: &str) -> Result<Vec<u8>, ImageError> {
         let mut bytes = Vec::new();
         let path = self.folder.clone();
-        self.open(digest)?.read_to_end(&mut bytes).map_err(|source| ImageError::Io { path, source })?;
+        self.open(digest)?
+            .read_to_end(&mut bytes)
+            .map_err(|source| ImageError::Io { path, source })?;
         let actual = digest_of(&bytes);
         if actual != digest {
-            return Err(ImageError::DigestMismatch { what: "blob".into(), expected: digest.into(), actual });
+            return Err(ImageError::DigestMismatch {
+                what: "blob".into(),
+                expected: digest.into(),
+                actual,
+            });
         }
         Ok(bytes)
     }

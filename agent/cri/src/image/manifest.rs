@@ -61,7 +61,10 @@ pub fn architecture() -> &'static str {
 }
 
 pub fn parse<'a, T: Deserialize<'a>>(what: &str, bytes: &'a [u8]) -> Result<T, ImageError> {
-    serde_json::from_slice(bytes).map_err(|source| ImageError::Json { what: what.to_owned(), source })
+    serde_json::from_slice(bytes).map_err(|source| ImageError::Json {
+        what: what.to_owned(),
+        source,
+    })
 }
 
 /// The entry of an index to run here: ours by platform, or the only one that names none.
@@ -87,7 +90,9 @@ mod tests {
                 {"digest":"sha256:c","platform":{"os":"linux","architecture":"amd64"}}]}"#,
         )
         .unwrap();
-        let Document::Index { manifests } = index else { panic!("not an index") };
+        let Document::Index { manifests } = index else {
+            panic!("not an index")
+        };
         assert_eq!(choose(&manifests, "amd64").unwrap().digest, "sha256:c");
         assert_eq!(choose(&manifests, "arm64").unwrap().digest, "sha256:b");
         assert!(choose(&manifests, "s390x").is_none());
@@ -95,9 +100,11 @@ mod tests {
 
     #[test]
     fn a_configuration_may_hold_nulls() {
-        let configuration: Configuration =
-            parse("config", br#"{"config":{"Cmd":["sh"],"Entrypoint":null,"Env":null},"rootfs":{"diff_ids":["sha256:x"]}}"#)
-                .unwrap();
+        let configuration: Configuration = parse(
+            "config",
+            br#"{"config":{"Cmd":["sh"],"Entrypoint":null,"Env":null},"rootfs":{"diff_ids":["sha256:x"]}}"#,
+        )
+        .unwrap();
         assert_eq!(configuration.config.unwrap().cmd, ["sh"]);
     }
 }

@@ -25,7 +25,11 @@ pub enum ImageError {
     #[error("{what}: not valid JSON: {source}")]
     Json { what: String, source: serde_json::Error },
     #[error("{what} hashes to {actual}, not to {expected}")]
-    DigestMismatch { what: String, expected: String, actual: String },
+    DigestMismatch {
+        what: String,
+        expected: String,
+        actual: String,
+    },
     #[error("{0}")]
     Invalid(String),
     #[error("layer entry {path:?}: {source}")]

@@ -32,17 +32,27 @@ impl Reference {
             None => (text, None),
         };
         let (name, tag) = match rest.rsplit_once(':') {
-            Some((name, tag)) if !tag.contains('/') => {
-                (name, Some(tag).filter(|tag| is_tag(tag)).ok_or_else(bad)?.to_owned().into())
-            }
+            Some((name, tag)) if !tag.contains('/') => (
+                name,
+                Some(tag)
+                    .filter(|tag| is_tag(tag))
+                    .ok_or_else(bad)?
+                    .to_owned()
+                    .into(),
+            ),
             _ => (rest, None),
         };
         let (host, path) = match name.split_once('/') {
-            Some((first, path)) if first == "localhost" || (first.contains(['.', ':']) && is_host(first)) => (first, path.to_owned()),
+            Some((first, path)) if first == "localhost" || (first.contains(['.', ':']) && is_host(first)) => {
+                (first, path.to_owned())
+            }
             _ => (DEFAULT_HOST, name.to_owned()),
         };
-        let repository =
-            if host == DEFAULT_HOST && !path.contains('/') && !path.is_empty() { format!("library/{path}") } else { path };
+        let repository = if host == DEFAULT_HOST && !path.contains('/') && !path.is_empty() {
+            format!("library/{path}")
+        } else {
+            path
+        };
         if repository.chars().any(|c| c.is_ascii_uppercase()) {
             return Err(ReferenceError::Uppercase(text.to_owned()));
         }
@@ -50,7 +60,12 @@ impl Reference {
             return Err(bad());
         }
         let tag = tag.or_else(|| digest.is_none().then(|| "latest".to_owned()));
-        Ok(Self { host: host.to_owned(), repository, tag, digest })
+        Ok(Self {
+            host: host.to_owned(),
+            repository,
+            tag,
+            digest,
+        })
     }
 
     /// `host/repository`
@@ -80,7 +95,9 @@ impl fmt::Display for Reference {
         if let Some(tag) = &self.tag {
             write!(f, ":{tag}")?;
         }
-        self.digest.as_ref().map_or(Ok(()), |digest| write!(f, "@{digest}"))
+        self.digest
+            .as_ref()
+            .map_or(Ok(()), |digest| write!(f, "@{digest}"))
     }
 }
 
@@ -90,25 +107,34 @@ pub fn is_digest(text: &str) -> bool {
 }
 
 pub fn is_hex64(text: &str) -> bool {
-    text.len() == 64 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+    text.len() == 64
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
 fn is_host(host: &str) -> bool {
     host.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '[')
-        && host.chars().all(|c| c.is_ascii_alphanumeric() || ".:-[]".contains(c))
+        && host
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || ".:-[]".contains(c))
 }
 
 fn is_tag(tag: &str) -> bool {
     tag.len() <= 128
         && tag.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_')
-        && tag.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c))
+        && tag
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c))
 }
 
 fn is_path_component(part: &str) -> bool {
     let ends = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
     ends(part.chars().next())
         && ends(part.chars().last())
-        && part.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+        && part
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
 }
 
 #[cfg(test)]
@@ -124,8 +150,14 @@ mod tests {
             ("team/app", "docker.io/team/app:latest".to_owned()),
             ("localhost/app:v1", "localhost/app:v1".to_owned()),
             ("localhost:5000/a/b", "localhost:5000/a/b:latest".to_owned()),
-            ("registry.k8s.io/pause:3.10", "registry.k8s.io/pause:3.10".to_owned()),
-            (&format!("busybox@{digest}"), format!("docker.io/library/busybox@{digest}")),
+            (
+                "registry.k8s.io/pause:3.10",
+                "registry.k8s.io/pause:3.10".to_owned(),
+            ),
+            (
+                &format!("busybox@{digest}"),
+                format!("docker.io/library/busybox@{digest}"),
+            ),
             (&format!("h.io/a:t@{digest}"), format!("h.io/a:t@{digest}")),
         ] {
             assert_eq!(Reference::parse(text).unwrap().to_string(), canonical, "{text}");
@@ -134,9 +166,23 @@ mod tests {
 
     #[test]
     fn malformed_names_are_refused() {
-        for text in ["", ":tag", "a:", "a b", "h.io/", "a//b", "-a", "a@sha256:12", "../a", "h.io/a/../b"] {
+        for text in [
+            "",
+            ":tag",
+            "a:",
+            "a b",
+            "h.io/",
+            "a//b",
+            "-a",
+            "a@sha256:12",
+            "../a",
+            "h.io/a/../b",
+        ] {
             assert!(Reference::parse(text).is_err(), "{text}");
         }
-        assert_eq!(Reference::parse("App"), Err(ReferenceError::Uppercase("App".into())));
+        assert_eq!(
+            Reference::parse("App"),
+            Err(ReferenceError::Uppercase("App".into()))
+        );
     }
 }

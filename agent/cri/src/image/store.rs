@@ -36,13 +36,21 @@ impl ImageStore {
             fs::create_dir_all(&folder).map_err(at(folder.clone()))?;
         }
         let mut images = BTreeMap::new();
-        for entry in fs::read_dir(layout.images()).map_err(at(layout.images()))?.flatten() {
+        for entry in fs::read_dir(layout.images())
+            .map_err(at(layout.images()))?
+            .flatten()
+        {
             let path = entry.path();
             if path.extension().is_none_or(|extension| extension != "json") {
                 continue;
             }
             match state::load::<ImageRecord>(&path) {
-                Ok(Some(image)) if image.layers.iter().all(|layer| layout.layer_record(layer).exists()) => {
+                Ok(Some(image))
+                    if image
+                        .layers
+                        .iter()
+                        .all(|layer| layout.layer_record(layer).exists()) =>
+                {
                     images.insert(image.id.clone(), image);
                 }
                 Ok(_) => drop(fs::remove_file(&path)),
@@ -52,7 +60,11 @@ impl ImageStore {
                 }
             }
         }
-        let store = Self { layout, images: Mutex::new(images), writer: Mutex::new(()) };
+        let store = Self {
+            layout,
+            images: Mutex::new(images),
+            writer: Mutex::new(()),
+        };
         store.drop_half_made_layers()?;
         Ok(store)
     }
@@ -76,14 +88,20 @@ impl ImageStore {
     /// Finds an image by ID (whole or the 64 digits), by name and tag, or by name and digest.
     pub fn find(&self, wanted: &str) -> Option<ImageRecord> {
         let images = self.images();
-        let id = if is_hex64(wanted) { format!("sha256:{wanted}") } else { wanted.to_owned() };
+        let id = if is_hex64(wanted) {
+            format!("sha256:{wanted}")
+        } else {
+            wanted.to_owned()
+        };
         if let Some(image) = images.get(&id) {
             return Some(image.clone());
         }
         let reference = Reference::parse(wanted).ok()?;
         let matches = |image: &&ImageRecord| match &reference.digest {
             Some(digest) => image.repo_digests.contains(&reference.with_digest(digest)),
-            None => reference.tagged().is_some_and(|tagged| image.repo_tags.contains(&tagged)),
+            None => reference
+                .tagged()
+                .is_some_and(|tagged| image.repo_tags.contains(&tagged)),
         };
         images.values().find(matches).cloned()
     }
@@ -102,7 +120,10 @@ impl ImageStore {
         blobs
             .open(&manifest.config.digest)?
             .read_to_end(&mut bytes)
-            .map_err(|source| ImageError::Io { path: manifest.config.digest.clone().into(), source })?;
+            .map_err(|source| ImageError::Io {
+                path: manifest.config.digest.clone().into(),
+                source,
+            })?;
         let id = digest_of(&bytes);
         if id != manifest.config.digest {
             return Err(ImageError::DigestMismatch {
@@ -122,7 +143,9 @@ impl ImageStore {
         }
         for (layer, diff_id) in manifest.layers.iter().zip(&diff_ids) {
             if !super::reference::is_digest(diff_id) {
-                return Err(ImageError::Invalid(format!("diff ID {diff_id:?} is not a sha256 digest")));
+                return Err(ImageError::Invalid(format!(
+                    "diff ID {diff_id:?} is not a sha256 digest"
+                )));
             }
             if !self.layout.layer_record(diff_id).exists() {
                 self.unpack_layer(blobs.open(&layer.digest)?, diff_id)?;
@@ -160,7 +183,9 @@ impl ImageStore {
     }
 
     fn record_path(&self, id: &str) -> PathBuf {
-        self.layout.images().join(format!("{}.json", id.trim_start_matches("sha256:")))
+        self.layout
+            .images()
+            .join(format!("{}.json", id.trim_start_matches("sha256:")))
     }
 
     fn save(&self, image: ImageRecord) -> Result<(), ImageError> {
@@ -170,7 +195,10 @@ impl ImageStore {
     }
 
     fn unpack_layer(&self, blob: Box<dyn Read + '_>, diff_id: &str) -> Result<(), ImageError> {
-        let at = |path: &Path| { let path = path.to_path_buf(); move |source| ImageError::Io { path, source } };
+        let at = |path: &Path| {
+            let path = path.to_path_buf();
+            move |source| ImageError::Io { path, source }
+        };
         let temporary = self.layout.temporary();
         let folder = temporary.join(new_id().map_err(at(&temporary))?);
         fs::create_dir_all(&folder).map_err(at(&folder))?;
@@ -179,7 +207,11 @@ impl ImageStore {
             other => {
                 remove_tree(&folder).map_err(at(&folder))?;
                 let actual = other?.diff_id;
-                return Err(ImageError::DigestMismatch { what: "layer".into(), expected: diff_id.into(), actual });
+                return Err(ImageError::DigestMismatch {
+                    what: "layer".into(),
+                    expected: diff_id.into(),
+                    actual,
+                });
             }
         };
         let target = self.layout.layer(diff_id);
@@ -188,7 +220,11 @@ impl ImageStore {
         // The record is the proof that the layer is whole; it reaches the disk after the files.
         let layers = fs::File::open(self.layout.layers()).map_err(at(&target))?;
         rustix::fs::syncfs(&layers).map_err(|error| at(&target)(error.into()))?;
-        let record = LayerRecord { diff_id: diff_id.into(), bytes: unpacked.bytes, inodes: unpacked.inodes };
+        let record = LayerRecord {
+            diff_id: diff_id.into(),
+            bytes: unpacked.bytes,
+            inodes: unpacked.inodes,
+        };
         Ok(state::save(&self.layout.layer_record(diff_id), &record)?)
     }
 
@@ -220,7 +256,11 @@ impl ImageStore {
 
     /// Removes the layers that neither an image nor `keep` needs.
     fn drop_layers_but(&self, keep: &BTreeSet<String>) -> Result<(), ImageError> {
-        let mut needed: BTreeSet<String> = self.images().values().flat_map(|image| image.layers.clone()).collect();
+        let mut needed: BTreeSet<String> = self
+            .images()
+            .values()
+            .flat_map(|image| image.layers.clone())
+            .collect();
         needed.extend(keep.iter().cloned());
         for layer in self.layers() {
             if needed.contains(&layer.diff_id) {
@@ -240,14 +280,23 @@ impl ImageStore {
             .into_iter()
             .flatten()
             .flatten()
-            .filter(|entry| entry.path().extension().is_some_and(|extension| extension == "json"))
+            .filter(|entry| {
+                entry
+                    .path()
+                    .extension()
+                    .is_some_and(|extension| extension == "json")
+            })
             .filter_map(|entry| state::load(&entry.path()).ok().flatten())
             .collect()
     }
 
     /// The folders of an image's layers, lowest first.
     pub fn layer_folders(&self, image: &ImageRecord) -> Vec<PathBuf> {
-        image.layers.iter().map(|layer| self.layout.layer(layer)).collect()
+        image
+            .layers
+            .iter()
+            .map(|layer| self.layout.layer(layer))
+            .collect()
     }
 }
 

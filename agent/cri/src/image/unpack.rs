@@ -61,7 +61,9 @@ fn classify(path: &Path) -> Option<Name> {
             Component::ParentDir | Component::Prefix(_) => return None,
         }
     }
-    let Some(name) = clean.file_name().map(|name| name.as_bytes().to_vec()) else { return Some(Name::Root) };
+    let Some(name) = clean.file_name().map(|name| name.as_bytes().to_vec()) else {
+        return Some(Name::Root);
+    };
     let parent = clean.parent().map(Path::to_path_buf).unwrap_or_default();
     Some(if name == OPAQUE {
         Name::Opaque(parent)
@@ -74,16 +76,26 @@ fn classify(path: &Path) -> Option<Name> {
 
 /// Unpacks a layer (compressed or not) into the empty folder `target`.
 pub fn unpack(source: impl Read, target: &Path) -> Result<Unpacked, ImageError> {
-    let io_at = |source| ImageError::Io { path: target.to_path_buf(), source };
-    let root = rustix::fs::open(target, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(|e| io_at(e.into()))?;
+    let io_at = |source| ImageError::Io {
+        path: target.to_path_buf(),
+        source,
+    };
+    let root = rustix::fs::open(target, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|e| io_at(e.into()))?;
     let stream = decompressed(source).map_err(io_at)?;
-    let mut archive = tar::Archive::new(Hashing { inner: stream, hash: Sha256::new() });
+    let mut archive = tar::Archive::new(Hashing {
+        inner: stream,
+        hash: Sha256::new(),
+    });
     let (mut bytes, mut inodes) = (0, 0);
     let mut folder_times = Vec::new();
     for entry in archive.entries().map_err(io_at)? {
         let mut entry = entry.map_err(io_at)?;
         let path = entry.path().map_err(io_at)?.into_owned();
-        let fail = |source: io::Error| ImageError::Entry { path: path.clone(), source };
+        let fail = |source: io::Error| ImageError::Entry {
+            path: path.clone(),
+            source,
+        };
         let name = classify(&path).ok_or_else(|| fail(io::Error::other("leaves the root of the layer")))?;
         bytes += entry.size();
         inodes += 1;
@@ -110,12 +122,19 @@ pub fn unpack(source: impl Read, target: &Path) -> Result<Unpacked, ImageError> 
     // Times of folders last: what was put into them has changed them.
     for (path, time) in folder_times.into_iter().rev() {
         if let Ok(folder) = open_folder(root.as_fd(), &path) {
-            rustix::fs::futimens(folder, &time).map_err(|e| ImageError::Entry { path, source: e.into() })?;
+            rustix::fs::futimens(folder, &time).map_err(|e| ImageError::Entry {
+                path,
+                source: e.into(),
+            })?;
         }
     }
     let mut hashing = archive.into_inner();
     io::copy(&mut hashing, &mut io::sink()).map_err(io_at)?;
-    Ok(Unpacked { diff_id: format!("sha256:{}", hex(&hashing.hash.finalize())), bytes, inodes })
+    Ok(Unpacked {
+        diff_id: format!("sha256:{}", hex(&hashing.hash.finalize())),
+        bytes,
+        inodes,
+    })
 }
 
 /// Opens a folder inside the root, whatever links lie on the way.
@@ -124,7 +143,13 @@ fn open_folder(root: BorrowedFd, path: &Path) -> io::Result<OwnedFd> {
         return Ok(root.try_clone_to_owned()?);
     }
     let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
-    Ok(rustix::fs::openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)?)
+    Ok(rustix::fs::openat2(
+        root,
+        path,
+        flags,
+        Mode::empty(),
+        ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
+    )?)
 }
 
 /// The folder that holds `path` (made when missing) and the last name.
@@ -143,10 +168,15 @@ fn open_parent(root: BorrowedFd, path: &Path) -> io::Result<(OwnedFd, PathBuf)> 
 }
 
 /// Makes one file system object; the times come back for folders.
-fn write_entry<R: Read>(root: BorrowedFd, path: &Path, entry: &mut tar::Entry<R>) -> io::Result<Option<Timestamps>> {
+fn write_entry<R: Read>(
+    root: BorrowedFd,
+    path: &Path,
+    entry: &mut tar::Entry<R>,
+) -> io::Result<Option<Timestamps>> {
     let (parent, leaf) = open_parent(root, path)?;
     let kind = entry.header().entry_type();
-    let old = rustix::fs::statat(&parent, &leaf, AtFlags::SYMLINK_NOFOLLOW).map(|stat| FileType::from_raw_mode(stat.st_mode));
+    let old = rustix::fs::statat(&parent, &leaf, AtFlags::SYMLINK_NOFOLLOW)
+        .map(|stat| FileType::from_raw_mode(stat.st_mode));
     match old {
         Ok(FileType::Directory) if kind == EntryType::Directory => {}
         Ok(FileType::Directory) => remove_folder(&parent, &leaf)?,
@@ -157,7 +187,12 @@ fn write_entry<R: Read>(root: BorrowedFd, path: &Path, entry: &mut tar::Entry<R>
     match kind {
         EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
             let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let mut file = std::fs::File::from(rustix::fs::openat(&parent, &leaf, flags, Mode::RUSR | Mode::WUSR)?);
+            let mut file = std::fs::File::from(rustix::fs::openat(
+                &parent,
+                &leaf,
+                flags,
+                Mode::RUSR | Mode::WUSR,
+            )?);
             io::copy(entry, &mut file)?;
             file.flush()?;
             apply_metadata(file.as_fd(), entry)?;
@@ -181,7 +216,9 @@ fn write_entry<R: Read>(root: BorrowedFd, path: &Path, entry: &mut tar::Entry<R>
         EntryType::Link => {
             let target = entry.link_name()?.ok_or(io::ErrorKind::InvalidData)?;
             let Some(Name::Keep(target)) = classify(&target) else {
-                return Err(io::Error::other(format!("hard link to {target:?} leaves the root of the layer")));
+                return Err(io::Error::other(format!(
+                    "hard link to {target:?} leaves the root of the layer"
+                )));
             };
             let (folder, name) = open_parent(root, &target)?;
             rustix::fs::linkat(&folder, &name, &parent, &leaf, AtFlags::empty())?;
@@ -206,18 +243,31 @@ fn write_entry<R: Read>(root: BorrowedFd, path: &Path, entry: &mut tar::Entry<R>
 }
 
 fn remove_folder(parent: &OwnedFd, name: &Path) -> io::Result<()> {
-    let path = PathBuf::from(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(parent))).join(name);
+    let path = PathBuf::from(format!(
+        "/proc/self/fd/{}",
+        std::os::fd::AsRawFd::as_raw_fd(parent)
+    ))
+    .join(name);
     std::fs::remove_dir_all(path)
 }
 
 fn owner<R: Read>(entry: &tar::Entry<R>) -> io::Result<(Option<Uid>, Option<Gid>)> {
     let id = |value: u64| u32::try_from(value).map_err(io::Error::other);
-    Ok((Some(Uid::from_raw(id(entry.header().uid()?)?)), Some(Gid::from_raw(id(entry.header().gid()?)?))))
+    Ok((
+        Some(Uid::from_raw(id(entry.header().uid()?)?)),
+        Some(Gid::from_raw(id(entry.header().gid()?)?)),
+    ))
 }
 
 fn own<R: Read>(parent: &OwnedFd, leaf: &Path, entry: &tar::Entry<R>) -> io::Result<()> {
     let (uid, gid) = owner(entry)?;
-    Ok(rustix::fs::chownat(parent, leaf, uid, gid, AtFlags::SYMLINK_NOFOLLOW)?)
+    Ok(rustix::fs::chownat(
+        parent,
+        leaf,
+        uid,
+        gid,
+        AtFlags::SYMLINK_NOFOLLOW,
+    )?)
 }
 
 /// Owner, then mode (chown clears set-uid), then extended attributes (chown clears capabilities).
@@ -227,9 +277,15 @@ fn apply_metadata<R: Read>(file: BorrowedFd, entry: &mut tar::Entry<R>) -> io::R
     rustix::fs::fchmod(file, Mode::from_raw_mode(entry.header().mode()? & 0o7777))?;
     for extension in entry.pax_extensions()?.into_iter().flatten() {
         let extension = extension?;
-        if let Some(name) = extension.key().ok().and_then(|key| key.strip_prefix(XATTR_PREFIX)) {
+        if let Some(name) = extension
+            .key()
+            .ok()
+            .and_then(|key| key.strip_prefix(XATTR_PREFIX))
+        {
             match rustix::fs::fsetxattr(file, name, extension.value_bytes(), XattrFlags::empty()) {
-                Err(Errno::NOTSUP) => tracing::warn!(attribute = name, "the file system cannot hold this attribute"),
+                Err(Errno::NOTSUP) => {
+                    tracing::warn!(attribute = name, "the file system cannot hold this attribute")
+                }
                 other => other?,
             }
         }
@@ -238,8 +294,14 @@ fn apply_metadata<R: Read>(file: BorrowedFd, entry: &mut tar::Entry<R>) -> io::R
 }
 
 fn times<R: Read>(entry: &tar::Entry<R>) -> io::Result<Timestamps> {
-    let time = Timespec { tv_sec: i64::try_from(entry.header().mtime()?).map_err(io::Error::other)?, tv_nsec: 0 };
-    Ok(Timestamps { last_access: time, last_modification: time })
+    let time = Timespec {
+        tv_sec: i64::try_from(entry.header().mtime()?).map_err(io::Error::other)?,
+        tv_nsec: 0,
+    };
+    Ok(Timestamps {
+        last_access: time,
+        last_modification: time,
+    })
 }
 
 struct Hashing<R> {
@@ -311,8 +373,14 @@ mod tests {
         let unpacked = unpack(&tar[..], dir.path()).unwrap();
         assert_eq!(unpacked.diff_id, format!("sha256:{}", hex(&Sha256::digest(&tar))));
         assert_eq!(std::fs::read(dir.path().join("bin/other")).unwrap(), b"content");
-        assert_eq!(std::fs::read(dir.path().join("bin/late")).unwrap(), b"through a link");
-        assert_eq!(std::fs::read_link(dir.path().join("sbin")).unwrap(), Path::new("bin"));
+        assert_eq!(
+            std::fs::read(dir.path().join("bin/late")).unwrap(),
+            b"through a link"
+        );
+        assert_eq!(
+            std::fs::read_link(dir.path().join("sbin")).unwrap(),
+            Path::new("bin")
+        );
         let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         gzip.write_all(&tar).unwrap();
         let zstd = zstd::encode_all(&tar[..], 1).unwrap();

@@ -26,7 +26,8 @@ impl Runtime {
         }
         let (mut adopted, mut lost) = (0, 0);
         for sandbox in self.memory.sandboxes() {
-            if sandbox.ready && sandbox.boot_id == self.boot_id && self.subscribe(&sandbox.id).await.is_some() {
+            if sandbox.ready && sandbox.boot_id == self.boot_id && self.subscribe(&sandbox.id).await.is_some()
+            {
                 adopted += 1;
                 self.watch(&sandbox.id);
             } else if sandbox.ready {
@@ -35,7 +36,12 @@ impl Runtime {
             }
         }
         if adopted + lost > 0 {
-            tracing::info!(adopted, lost, containers = self.memory.containers().len(), "took over sandboxes");
+            tracing::info!(
+                adopted,
+                lost,
+                containers = self.memory.containers().len(),
+                "took over sandboxes"
+            );
         }
     }
 
@@ -60,13 +66,21 @@ impl Runtime {
                     }
                 }
                 while let Ok(reply) = connection.receive().await {
-                    if let Reply::Exited { container_id, process } = reply {
+                    if let Reply::Exited {
+                        container_id,
+                        process,
+                    } = reply
+                    {
                         runtime.exited(&container_id, process);
                     }
                 }
             }
             // A stopped sandbox has let its shim go; anything else is a loss.
-            if runtime.memory.sandbox(&sandbox_id).is_ok_and(|sandbox| sandbox.ready) {
+            if runtime
+                .memory
+                .sandbox(&sandbox_id)
+                .is_ok_and(|sandbox| sandbox.ready)
+            {
                 tracing::error!(sandbox = sandbox_id, "the pod's shim died");
                 runtime.settle_lost(&sandbox_id);
             }
@@ -74,7 +88,12 @@ impl Runtime {
     }
 
     fn exited(&self, container_id: &str, process: ProcessRecord) {
-        tracing::info!(container = container_id, exit_code = process.exit_code, reason = process.reason(), "container ended");
+        tracing::info!(
+            container = container_id,
+            exit_code = process.exit_code,
+            reason = process.reason(),
+            "container ended"
+        );
         if self.memory.set_process(container_id, process).is_some() {
             self.announce(container_id, ContainerEventType::ContainerStoppedEvent);
         }
@@ -86,7 +105,8 @@ impl Runtime {
             let id = &container.record.id;
             let cgroup = super::container::cgroup_folder(&container.record.cgroup);
             crate::shim::kill_cgroup(&cgroup);
-            let recorded = load::<ProcessRecord>(&self.layout.process_record(id)).or(container.process.clone());
+            let recorded =
+                load::<ProcessRecord>(&self.layout.process_record(id)).or(container.process.clone());
             let Some(mut process) = recorded else { continue };
             if process.running() {
                 process = ProcessRecord {

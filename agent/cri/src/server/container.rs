@@ -20,16 +20,28 @@ use tonic::Status;
 const KILL_PATIENCE: Duration = Duration::from_secs(110);
 
 impl Runtime {
-    pub async fn create_container(self: &Arc<Self>, request: v1::CreateContainerRequest) -> Result<String, Status> {
-        let config = request.config.ok_or_else(|| Status::invalid_argument("config: required"))?;
+    pub async fn create_container(
+        self: &Arc<Self>,
+        request: v1::CreateContainerRequest,
+    ) -> Result<String, Status> {
+        let config = request
+            .config
+            .ok_or_else(|| Status::invalid_argument("config: required"))?;
         let sandbox = self.memory.sandbox(&request.pod_sandbox_id)?;
         if !sandbox.ready {
-            return Err(unknown(format!("sandbox container {:?} is not running", sandbox.id)));
+            return Err(unknown(format!(
+                "sandbox container {:?} is not running",
+                sandbox.id
+            )));
         }
         if config.metadata.is_none() {
             return Err(Status::invalid_argument("config.metadata: required"));
         }
-        let wanted = config.image.as_ref().map(|image| image.image.clone()).unwrap_or_default();
+        let wanted = config
+            .image
+            .as_ref()
+            .map(|image| image.image.clone())
+            .unwrap_or_default();
         let image = self
             .images
             .find(&wanted)
@@ -41,12 +53,17 @@ impl Runtime {
             id: id.clone(),
             sandbox_id: sandbox.id.clone(),
             image_id: image.id.clone(),
-            image_ref: image.repo_digests.first().cloned().unwrap_or_else(|| image.id.clone()),
+            image_ref: image
+                .repo_digests
+                .first()
+                .cloned()
+                .unwrap_or_else(|| image.id.clone()),
             layers: image.layers.clone(),
             created_at: now_nanos(),
             log_path: has_log.then(|| log_folder.join(&config.log_path)),
             user: v1::LinuxContainerUser::default(),
-            stop_signal: convert::stop_signal(config.stop_signal(), &image.config.stop_signal).map_err(unknown)?,
+            stop_signal: convert::stop_signal(config.stop_signal(), &image.config.stop_signal)
+                .map_err(unknown)?,
             cgroup: self.cgroup_of(&sandbox, &id),
             config,
         };
@@ -59,7 +76,12 @@ impl Runtime {
                 record.user = v1::LinuxContainerUser {
                     uid: i64::from(prepared.user.uid),
                     gid: i64::from(prepared.user.gid),
-                    supplemental_groups: prepared.user.groups.iter().map(|group| i64::from(*group)).collect(),
+                    supplemental_groups: prepared
+                        .user
+                        .groups
+                        .iter()
+                        .map(|group| i64::from(*group))
+                        .collect(),
                 };
                 state::save(&runtime.layout.container_record(&record.id), &record).map_err(unknown)
             });
@@ -71,7 +93,10 @@ impl Runtime {
             Ok::<_, Status>(record)
         });
         let record = made.await.map_err(unknown)??;
-        self.memory.put_container(Container { record, process: None });
+        self.memory.put_container(Container {
+            record,
+            process: None,
+        });
         self.announce(&id, ContainerEventType::ContainerCreatedEvent);
         Ok(id)
     }
@@ -86,7 +111,10 @@ impl Runtime {
         }
         let sandbox = self.memory.sandbox(&container.record.sandbox_id)?;
         if !sandbox.ready {
-            return Err(unknown(format!("sandbox container {:?} is not running", sandbox.id)));
+            return Err(unknown(format!(
+                "sandbox container {:?} is not running",
+                sandbox.id
+            )));
         }
         let request = self.start_request(&container.record);
         match shim::ask(&self.layout.sandbox(&sandbox.id), &Request::Start(request)).await {
@@ -111,7 +139,10 @@ impl Runtime {
     fn start_request(&self, record: &ContainerRecord) -> StartRequest {
         let linux = record.config.linux.clone().unwrap_or_default();
         let security = linux.security_context.unwrap_or_default();
-        let pid_mode = security.namespace_options.as_ref().map_or(NamespaceMode::Pod, v1::NamespaceOption::pid);
+        let pid_mode = security
+            .namespace_options
+            .as_ref()
+            .map_or(NamespaceMode::Pod, v1::NamespaceOption::pid);
         StartRequest {
             container_id: record.id.clone(),
             bundle: self.layout.container(&record.id),
@@ -130,7 +161,9 @@ impl Runtime {
 
     /// Asks, waits, then kills. Idempotent.
     pub async fn stop_container(self: &Arc<Self>, id: &str, timeout: i64) -> Result<(), Status> {
-        let Ok(container) = self.memory.container(id) else { return Ok(()) };
+        let Ok(container) = self.memory.container(id) else {
+            return Ok(());
+        };
         if !container.running() {
             return Ok(());
         }
@@ -138,7 +171,10 @@ impl Runtime {
         if timeout > 0 {
             let patience = Duration::from_secs(timeout.unsigned_abs());
             self.signal(&container, container.record.stop_signal).await?;
-            if tokio::time::timeout(patience, self.memory.wait_for_exit(id)).await.is_ok() {
+            if tokio::time::timeout(patience, self.memory.wait_for_exit(id))
+                .await
+                .is_ok()
+            {
                 return Ok(());
             }
         }
@@ -150,7 +186,10 @@ impl Runtime {
 
     async fn signal(&self, container: &Container, signal: i32) -> Result<(), Status> {
         let folder = self.layout.sandbox(&container.record.sandbox_id);
-        let request = Request::Kill { container_id: container.record.id.clone(), signal };
+        let request = Request::Kill {
+            container_id: container.record.id.clone(),
+            signal,
+        };
         match shim::ask(&folder, &request).await {
             // Refused: it has ended, and the news is on its way. Gone: the watcher settles it.
             Ok(_) | Err(shim::ShimClientError::Refused { .. } | shim::ShimClientError::Gone) => Ok(()),
@@ -159,7 +198,9 @@ impl Runtime {
     }
 
     pub async fn remove_container(self: &Arc<Self>, id: &str) -> Result<(), Status> {
-        let Ok(container) = self.memory.container(id) else { return Ok(()) };
+        let Ok(container) = self.memory.container(id) else {
+            return Ok(());
+        };
         let id = container.record.id;
         self.stop_container(&id, 0).await?;
         let _lock = self.memory.lock(&id).await;
@@ -182,13 +223,19 @@ impl Runtime {
     pub async fn update_resources(&self, request: v1::UpdateContainerResourcesRequest) -> Result<(), Status> {
         let mut container = self.memory.container(&request.container_id)?;
         let _lock = self.memory.lock(&container.record.id).await;
-        let Some(change) = request.linux else { return Ok(()) };
+        let Some(change) = request.linux else {
+            return Ok(());
+        };
         if container.running() {
             let folder = cgroup_folder(&container.record.cgroup);
             for (file, value) in resources::to_files(&change) {
                 let controller = file.split('.').next().unwrap_or_default();
                 if controller != "cgroup" && !self.host.controllers.contains(controller) {
-                    tracing::warn!(container = container.record.id, controller, "limit is not enforced: no such controller");
+                    tracing::warn!(
+                        container = container.record.id,
+                        controller,
+                        "limit is not enforced: no such controller"
+                    );
                     continue;
                 }
                 fs::write(folder.join(&file), &value)
@@ -197,7 +244,11 @@ impl Runtime {
         }
         let linux = container.record.config.linux.get_or_insert_default();
         resources::merge(linux.resources.get_or_insert_default(), &change);
-        state::save(&self.layout.container_record(&container.record.id), &container.record).map_err(unknown)?;
+        state::save(
+            &self.layout.container_record(&container.record.id),
+            &container.record,
+        )
+        .map_err(unknown)?;
         self.memory.put_container(container);
         Ok(())
     }
@@ -205,20 +256,34 @@ impl Runtime {
     pub async fn reopen_log(&self, id: &str) -> Result<(), Status> {
         let container = self.memory.container(id)?;
         if !container.running() {
-            return Err(unknown(format!("container {:?} is not running", container.record.id)));
+            return Err(unknown(format!(
+                "container {:?} is not running",
+                container.record.id
+            )));
         }
-        let request = Request::ReopenLog { container_id: container.record.id.clone() };
-        shim::ask(&self.layout.sandbox(&container.record.sandbox_id), &request).await.map(drop).map_err(unknown)
+        let request = Request::ReopenLog {
+            container_id: container.record.id.clone(),
+        };
+        shim::ask(&self.layout.sandbox(&container.record.sandbox_id), &request)
+            .await
+            .map(drop)
+            .map_err(unknown)
     }
 
     /// The layers that containers stand on, whatever becomes of their images.
     pub fn layers_in_use(&self) -> BTreeSet<String> {
-        self.memory.containers().into_iter().flat_map(|container| container.record.layers).collect()
+        self.memory
+            .containers()
+            .into_iter()
+            .flat_map(|container| container.record.layers)
+            .collect()
     }
 
     /// Tells the readers of GetContainerEvents.
     pub fn announce(&self, id: &str, kind: ContainerEventType) {
-        let Ok(container) = self.memory.container(id) else { return };
+        let Ok(container) = self.memory.container(id) else {
+            return;
+        };
         let sandbox = self.memory.sandbox(&container.record.sandbox_id).ok();
         let containers = self.memory.containers_of(&container.record.sandbox_id);
         // Nobody listening is fine.
@@ -250,8 +315,14 @@ fn device_rules(devices: &[v1::Device]) -> Vec<DeviceRule> {
                         _ => 0,
                     }
             });
-            let nodes = crate::host::devices_at(Path::new(&device.host_path), Path::new(&device.container_path));
-            nodes.into_iter().map(move |node| DeviceRule { block: node.block, major: node.major, minor: node.minor, access })
+            let nodes =
+                crate::host::devices_at(Path::new(&device.host_path), Path::new(&device.container_path));
+            nodes.into_iter().map(move |node| DeviceRule {
+                block: node.block,
+                major: node.major,
+                minor: node.minor,
+                access,
+            })
         })
         .collect()
 }

@@ -28,13 +28,20 @@ impl Runtime {
         let id = &record.id;
         let rootfs = self.layout.rootfs(id);
         let layers = self.images.layer_folders(image);
-        snapshot::mount_root(&layers, &self.layout.upper(id), &self.layout.work(id), &rootfs).map_err(unknown)?;
+        snapshot::mount_root(&layers, &self.layout.upper(id), &self.layout.work(id), &rootfs)
+            .map_err(unknown)?;
         let config = &record.config;
-        let security = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+        let security = config
+            .linux
+            .as_ref()
+            .and_then(|linux| linux.security_context.as_ref());
         let database = Database::read(&rootfs).map_err(unknown)?;
         let user = user::resolve(security, &image.config.user, &database).map_err(unknown)?;
         make_folder(&rootfs, &spec::start_folder(config, &image.config)).map_err(|error| {
-            unknown(format!("make the working directory {:?}: {error}", spec::start_folder(config, &image.config)))
+            unknown(format!(
+                "make the working directory {:?}: {error}",
+                spec::start_folder(config, &image.config)
+            ))
         })?;
         let volumes = self.volumes(id, config)?;
         let devices: Vec<_> = config
@@ -74,7 +81,11 @@ impl Runtime {
             hosts: folder.join("hosts"),
             hostname: folder.join("hostname"),
             resolv_conf: folder.join("resolv.conf"),
-            shared_memory: if shared_memory.exists() { shared_memory } else { "/dev/shm".into() },
+            shared_memory: if shared_memory.exists() {
+                shared_memory
+            } else {
+                "/dev/shm".into()
+            },
         }
     }
 
@@ -94,18 +105,28 @@ impl Runtime {
             NamespaceMode::Target => {
                 let target = self.memory.container(&options.target_id)?;
                 if target.record.sandbox_id != sandbox.id || !target.running() {
-                    return Err(unknown(format!("target container {:?} does not run in this pod", options.target_id)));
+                    return Err(unknown(format!(
+                        "target container {:?} does not run in this pod",
+                        options.target_id
+                    )));
                 }
                 let pid = target.process.map(|process| process.pid).unwrap_or_default();
                 Some(Some(PathBuf::from(format!("/proc/{pid}/ns/pid"))))
             }
         };
-        Ok(Namespaces { network: bound("net"), ipc: bound("ipc"), uts: bound("uts"), pid })
+        Ok(Namespaces {
+            network: bound("net"),
+            ipc: bound("ipc"),
+            uts: bound("uts"),
+            pid,
+        })
     }
 
     fn volumes(&self, container_id: &str, config: &v1::ContainerConfig) -> Result<Vec<HostMount>, Status> {
         let mounts = config.mounts.iter().enumerate();
-        mounts.map(|(index, mount)| self.volume(container_id, index, mount)).collect()
+        mounts
+            .map(|(index, mount)| self.volume(container_id, index, mount))
+            .collect()
     }
 
     fn volume(&self, container_id: &str, index: usize, mount: &v1::Mount) -> Result<HostMount, Status> {
@@ -115,7 +136,8 @@ impl Runtime {
                 mount.container_path
             )));
         }
-        if mount.recursive_read_only && (!mount.readonly || mount.propagation() != v1::MountPropagation::PropagationPrivate)
+        if mount.recursive_read_only
+            && (!mount.readonly || mount.propagation() != v1::MountPropagation::PropagationPrivate)
         {
             return Err(Status::invalid_argument(format!(
                 "config.mounts[{index}].recursive_read_only: requires readonly and private propagation"
@@ -135,13 +157,26 @@ impl Runtime {
         })
     }
 
-    fn image_volume(&self, container_id: &str, index: usize, image: &v1::ImageSpec, sub_path: &str) -> Result<PathBuf, Status> {
-        let found = self.images.find(&image.image).ok_or_else(|| Status::not_found(format!("image {:?} not found", image.image)))?;
-        let target = self.layout.container(container_id).join(format!("image-volume-{index}"));
+    fn image_volume(
+        &self,
+        container_id: &str,
+        index: usize,
+        image: &v1::ImageSpec,
+        sub_path: &str,
+    ) -> Result<PathBuf, Status> {
+        let found = self
+            .images
+            .find(&image.image)
+            .ok_or_else(|| Status::not_found(format!("image {:?} not found", image.image)))?;
+        let target = self
+            .layout
+            .container(container_id)
+            .join(format!("image-volume-{index}"));
         snapshot::mount_image(&self.images.layer_folders(&found), &target).map_err(unknown)?;
         let inside = crate::spec::mounts::normal(Path::new(sub_path));
         let source = target.join(inside.strip_prefix("/").unwrap_or(&inside));
-        let real = fs::canonicalize(&source).map_err(|error| unknown(format!("image sub path {sub_path:?}: {error}")))?;
+        let real = fs::canonicalize(&source)
+            .map_err(|error| unknown(format!("image sub path {sub_path:?}: {error}")))?;
         if !real.starts_with(&target) {
             return Err(unknown(format!("image sub path {sub_path:?} leaves the image")));
         }
@@ -151,7 +186,11 @@ impl Runtime {
     /// Undoes the mounts of `prepare`. Blocks.
     pub fn unmount(&self, container_id: &str) -> std::io::Result<()> {
         crate::namespaces::unmount(&self.layout.rootfs(container_id))?;
-        for entry in fs::read_dir(self.layout.container(container_id)).into_iter().flatten().flatten() {
+        for entry in fs::read_dir(self.layout.container(container_id))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
             if entry.file_name().to_string_lossy().starts_with("image-volume-") {
                 crate::namespaces::unmount(&entry.path())?;
             }
@@ -173,18 +212,35 @@ fn host_source(path: &Path) -> std::io::Result<PathBuf> {
 
 /// Makes a folder inside a root file system; links there cannot lead out of it.
 fn make_folder(rootfs: &Path, folder: &Path) -> std::io::Result<()> {
-    let root = rustix::fs::open(rootfs, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let root = rustix::fs::open(
+        rootfs,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     let open = |path: &Path| {
-        rustix::fs::openat2(&root, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), resolve)
+        rustix::fs::openat2(
+            &root,
+            path,
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+            resolve,
+        )
     };
     let mut path = PathBuf::from("/");
     let mut parent = open(&path)?;
-    for component in folder.components().filter(|component| matches!(component, std::path::Component::Normal(_))) {
+    for component in folder
+        .components()
+        .filter(|component| matches!(component, std::path::Component::Normal(_)))
+    {
         path.push(component);
         parent = match open(&path) {
             Err(rustix::io::Errno::NOENT) => {
-                rustix::fs::mkdirat(&parent, Path::new(component.as_os_str()), Mode::from_raw_mode(0o755))?;
+                rustix::fs::mkdirat(
+                    &parent,
+                    Path::new(component.as_os_str()),
+                    Mode::from_raw_mode(0o755),
+                )?;
                 open(&path)?
             }
             other => other?,

@@ -6,12 +6,22 @@ use cri_api::v1;
 use std::collections::HashMap;
 
 pub fn sandbox_state(sandbox: &SandboxRecord) -> v1::PodSandboxState {
-    if sandbox.ready { v1::PodSandboxState::SandboxReady } else { v1::PodSandboxState::SandboxNotready }
+    if sandbox.ready {
+        v1::PodSandboxState::SandboxReady
+    } else {
+        v1::PodSandboxState::SandboxNotready
+    }
 }
 
 pub fn namespace_options(sandbox: &SandboxRecord) -> v1::NamespaceOption {
-    let security = sandbox.config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
-    security.and_then(|security| security.namespace_options.clone()).unwrap_or_default()
+    let security = sandbox
+        .config
+        .linux
+        .as_ref()
+        .and_then(|linux| linux.security_context.as_ref());
+    security
+        .and_then(|security| security.namespace_options.clone())
+        .unwrap_or_default()
 }
 
 pub fn sandbox_status(sandbox: &SandboxRecord) -> v1::PodSandboxStatus {
@@ -26,7 +36,9 @@ pub fn sandbox_status(sandbox: &SandboxRecord) -> v1::PodSandboxStatus {
             additional_ips: addresses.map(|ip| v1::PodIp { ip }).collect(),
         }),
         linux: Some(v1::LinuxPodSandboxStatus {
-            namespaces: Some(v1::Namespace { options: Some(namespace_options(sandbox)) }),
+            namespaces: Some(v1::Namespace {
+                options: Some(namespace_options(sandbox)),
+            }),
         }),
         labels: sandbox.config.labels.clone(),
         annotations: sandbox.config.annotations.clone(),
@@ -73,7 +85,11 @@ pub fn container(container: &Container) -> v1::Container {
 pub fn container_status(container: &Container) -> v1::ContainerStatus {
     let record = &container.record;
     let process = container.process.clone().unwrap_or_default();
-    let resources = record.config.linux.as_ref().and_then(|linux| linux.resources.clone());
+    let resources = record
+        .config
+        .linux
+        .as_ref()
+        .and_then(|linux| linux.resources.clone());
     v1::ContainerStatus {
         id: record.id.clone(),
         metadata: record.config.metadata.clone(),
@@ -89,10 +105,19 @@ pub fn container_status(container: &Container) -> v1::ContainerStatus {
         labels: record.config.labels.clone(),
         annotations: record.config.annotations.clone(),
         mounts: record.config.mounts.clone(),
-        log_path: record.log_path.as_ref().map(|path| path.display().to_string()).unwrap_or_default(),
-        resources: Some(v1::ContainerResources { linux: resources, windows: None }),
+        log_path: record
+            .log_path
+            .as_ref()
+            .map(|path| path.display().to_string())
+            .unwrap_or_default(),
+        resources: Some(v1::ContainerResources {
+            linux: resources,
+            windows: None,
+        }),
         image_id: record.image_id.clone(),
-        user: Some(v1::ContainerUser { linux: Some(record.user.clone()) }),
+        user: Some(v1::ContainerUser {
+            linux: Some(record.user.clone()),
+        }),
         stop_signal: cri_signal(record.stop_signal) as i32,
     }
 }
@@ -106,7 +131,11 @@ pub fn image(image: &ImageRecord) -> v1::Image {
         repo_digests: image.repo_digests.clone(),
         size: image.size,
         uid: uid.map(|value| v1::Int64Value { value }),
-        username: if uid.is_some() { String::new() } else { user.to_owned() },
+        username: if uid.is_some() {
+            String::new()
+        } else {
+            user.to_owned()
+        },
         spec: None,
         pinned: image.pinned,
     }
@@ -124,30 +153,58 @@ pub fn id_matches(id: &str, wanted: &str) -> bool {
 
 pub fn sandbox_matches(sandbox: &SandboxRecord, filter: &v1::PodSandboxFilter) -> bool {
     id_matches(&sandbox.id, &filter.id)
-        && filter.state.as_ref().is_none_or(|state| state.state() == sandbox_state(sandbox))
+        && filter
+            .state
+            .as_ref()
+            .is_none_or(|state| state.state() == sandbox_state(sandbox))
         && labels_match(&sandbox.config.labels, &filter.label_selector)
 }
 
 pub fn container_matches(container: &Container, filter: &v1::ContainerFilter) -> bool {
     id_matches(&container.record.id, &filter.id)
         && id_matches(&container.record.sandbox_id, &filter.pod_sandbox_id)
-        && filter.state.as_ref().is_none_or(|state| state.state() == container_state(container))
+        && filter
+            .state
+            .as_ref()
+            .is_none_or(|state| state.state() == container_state(container))
         && labels_match(&container.record.config.labels, &filter.label_selector)
 }
 
 /// Linux signal numbers by name; CRI's enumeration has its own order.
 const SIGNALS: [(&str, i32, v1::Signal); 34] = [
-    ("SIGABRT", 6, v1::Signal::Sigabrt), ("SIGALRM", 14, v1::Signal::Sigalrm), ("SIGBUS", 7, v1::Signal::Sigbus),
-    ("SIGCHLD", 17, v1::Signal::Sigchld), ("SIGCLD", 17, v1::Signal::Sigcld), ("SIGCONT", 18, v1::Signal::Sigcont),
-    ("SIGFPE", 8, v1::Signal::Sigfpe), ("SIGHUP", 1, v1::Signal::Sighup), ("SIGILL", 4, v1::Signal::Sigill),
-    ("SIGINT", 2, v1::Signal::Sigint), ("SIGIO", 29, v1::Signal::Sigio), ("SIGIOT", 6, v1::Signal::Sigiot),
-    ("SIGKILL", 9, v1::Signal::Sigkill), ("SIGPIPE", 13, v1::Signal::Sigpipe), ("SIGPOLL", 29, v1::Signal::Sigpoll),
-    ("SIGPROF", 27, v1::Signal::Sigprof), ("SIGPWR", 30, v1::Signal::Sigpwr), ("SIGQUIT", 3, v1::Signal::Sigquit),
-    ("SIGSEGV", 11, v1::Signal::Sigsegv), ("SIGSTKFLT", 16, v1::Signal::Sigstkflt), ("SIGSTOP", 19, v1::Signal::Sigstop),
-    ("SIGSYS", 31, v1::Signal::Sigsys), ("SIGTERM", 15, v1::Signal::Sigterm), ("SIGTRAP", 5, v1::Signal::Sigtrap),
-    ("SIGTSTP", 20, v1::Signal::Sigtstp), ("SIGTTIN", 21, v1::Signal::Sigttin), ("SIGTTOU", 22, v1::Signal::Sigttou),
-    ("SIGURG", 23, v1::Signal::Sigurg), ("SIGUSR1", 10, v1::Signal::Sigusr1), ("SIGUSR2", 12, v1::Signal::Sigusr2),
-    ("SIGVTALRM", 26, v1::Signal::Sigvtalrm), ("SIGWINCH", 28, v1::Signal::Sigwinch), ("SIGXCPU", 24, v1::Signal::Sigxcpu),
+    ("SIGABRT", 6, v1::Signal::Sigabrt),
+    ("SIGALRM", 14, v1::Signal::Sigalrm),
+    ("SIGBUS", 7, v1::Signal::Sigbus),
+    ("SIGCHLD", 17, v1::Signal::Sigchld),
+    ("SIGCLD", 17, v1::Signal::Sigcld),
+    ("SIGCONT", 18, v1::Signal::Sigcont),
+    ("SIGFPE", 8, v1::Signal::Sigfpe),
+    ("SIGHUP", 1, v1::Signal::Sighup),
+    ("SIGILL", 4, v1::Signal::Sigill),
+    ("SIGINT", 2, v1::Signal::Sigint),
+    ("SIGIO", 29, v1::Signal::Sigio),
+    ("SIGIOT", 6, v1::Signal::Sigiot),
+    ("SIGKILL", 9, v1::Signal::Sigkill),
+    ("SIGPIPE", 13, v1::Signal::Sigpipe),
+    ("SIGPOLL", 29, v1::Signal::Sigpoll),
+    ("SIGPROF", 27, v1::Signal::Sigprof),
+    ("SIGPWR", 30, v1::Signal::Sigpwr),
+    ("SIGQUIT", 3, v1::Signal::Sigquit),
+    ("SIGSEGV", 11, v1::Signal::Sigsegv),
+    ("SIGSTKFLT", 16, v1::Signal::Sigstkflt),
+    ("SIGSTOP", 19, v1::Signal::Sigstop),
+    ("SIGSYS", 31, v1::Signal::Sigsys),
+    ("SIGTERM", 15, v1::Signal::Sigterm),
+    ("SIGTRAP", 5, v1::Signal::Sigtrap),
+    ("SIGTSTP", 20, v1::Signal::Sigtstp),
+    ("SIGTTIN", 21, v1::Signal::Sigttin),
+    ("SIGTTOU", 22, v1::Signal::Sigttou),
+    ("SIGURG", 23, v1::Signal::Sigurg),
+    ("SIGUSR1", 10, v1::Signal::Sigusr1),
+    ("SIGUSR2", 12, v1::Signal::Sigusr2),
+    ("SIGVTALRM", 26, v1::Signal::Sigvtalrm),
+    ("SIGWINCH", 28, v1::Signal::Sigwinch),
+    ("SIGXCPU", 24, v1::Signal::Sigxcpu),
     ("SIGXFSZ", 25, v1::Signal::Sigxfsz),
 ];
 
@@ -164,15 +221,29 @@ pub fn stop_signal(asked: v1::Signal, image: &str) -> Result<i32, String> {
         return Ok(SIGTERM);
     }
     let upper = image.to_ascii_uppercase();
-    let name = if upper.starts_with("SIG") { upper.clone() } else { format!("SIG{upper}") };
-    let known = SIGNALS.iter().find(|(other, ..)| *other == name).map(|(_, number, _)| *number);
+    let name = if upper.starts_with("SIG") {
+        upper.clone()
+    } else {
+        format!("SIG{upper}")
+    };
+    let known = SIGNALS
+        .iter()
+        .find(|(other, ..)| *other == name)
+        .map(|(_, number, _)| *number);
     let real_time = || {
         let offset = |text: &str, sign: char| {
-            if text.is_empty() { Some(0) } else { text.strip_prefix(sign)?.parse::<i32>().ok() }
+            if text.is_empty() {
+                Some(0)
+            } else {
+                text.strip_prefix(sign)?.parse::<i32>().ok()
+            }
         };
         name.strip_prefix("SIGRTMIN")
             .and_then(|rest| Some(SIGRTMIN + offset(rest, '+')?))
-            .or_else(|| name.strip_prefix("SIGRTMAX").and_then(|rest| Some(SIGRTMAX - offset(rest, '-')?)))
+            .or_else(|| {
+                name.strip_prefix("SIGRTMAX")
+                    .and_then(|rest| Some(SIGRTMAX - offset(rest, '-')?))
+            })
     };
     upper
         .parse::<i32>()
@@ -189,14 +260,20 @@ fn linux_signal(signal: v1::Signal) -> i32 {
         // From SIGRTMIN on, CRI counts as Linux does.
         return number - v1::Signal::Sigrtmin as i32 + SIGRTMIN;
     }
-    SIGNALS.iter().find(|(_, _, other)| *other == signal).map_or(SIGTERM, |(_, number, _)| *number)
+    SIGNALS
+        .iter()
+        .find(|(_, _, other)| *other == signal)
+        .map_or(SIGTERM, |(_, number, _)| *number)
 }
 
 fn cri_signal(number: i32) -> v1::Signal {
     if number >= SIGRTMIN {
         return v1::Signal::try_from(number - SIGRTMIN + v1::Signal::Sigrtmin as i32).unwrap_or_default();
     }
-    SIGNALS.iter().find(|(_, other, _)| *other == number).map_or(v1::Signal::RuntimeDefault, |(_, _, signal)| *signal)
+    SIGNALS
+        .iter()
+        .find(|(_, other, _)| *other == number)
+        .map_or(v1::Signal::RuntimeDefault, |(_, _, signal)| *signal)
 }
 
 #[cfg(test)]
@@ -215,7 +292,11 @@ mod tests {
             (v1::Signal::Sigusr1, "SIGQUIT", Ok(10)),
             (v1::Signal::Sigrtminplus3, "", Ok(37)),
             (v1::Signal::Sigrtmax, "", Ok(64)),
-            (v1::Signal::RuntimeDefault, "NOPE", Err("failed to parse stop signal \"NOPE\"".to_owned())),
+            (
+                v1::Signal::RuntimeDefault,
+                "NOPE",
+                Err("failed to parse stop signal \"NOPE\"".to_owned()),
+            ),
         ] {
             assert_eq!(stop_signal(asked, image), expected, "{asked:?} {image}");
         }

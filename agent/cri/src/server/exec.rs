@@ -13,8 +13,8 @@ use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tonic::Status;
 
-/// More output than this is thrown away (CVE-2022-1708).
-const MAX_OUTPUT: usize = 16 << 20;
+/// More output than this of either stream is thrown away (CVE-2022-1708): both must fit one message.
+const MAX_OUTPUT: usize = cri_api::MAX_MESSAGE_SIZE / 2 - 4096;
 
 impl Runtime {
     /// The container's shim folder and whole ID, if it runs.
@@ -22,7 +22,10 @@ impl Runtime {
         let container = self.memory.container(id)?;
         if !container.running() {
             let state = super::convert::container_state(&container).as_str_name();
-            return Err(unknown(format!("container {:?} is in {state} state", container.record.id)));
+            return Err(unknown(format!(
+                "container {:?} is in {state} state",
+                container.record.id
+            )));
         }
         let folder = self.layout.sandbox(&container.record.sandbox_id);
         Ok((folder, container.record.id, container.record.config.tty))
@@ -36,7 +39,12 @@ impl Runtime {
         let (mut stdout, stdout_writer) = output_pipe().map_err(unknown)?;
         let (mut stderr, stderr_writer) = output_pipe().map_err(unknown)?;
         let stdin = OwnedFd::from(std::fs::File::open("/dev/null").map_err(unknown)?);
-        let order = ExecRequest { container_id, args: request.cmd.clone(), tty: false, kill_on_close: true };
+        let order = ExecRequest {
+            container_id,
+            args: request.cmd.clone(),
+            tty: false,
+            kill_on_close: true,
+        };
         let run = async {
             let mut exec = Exec::start(&folder, order, vec![stdin, stdout_writer, stderr_writer]).await?;
             let (mut out, mut err) = (Vec::new(), Vec::new());
@@ -54,15 +62,21 @@ impl Runtime {
             // Children of the command may hold the pipes open: take what is there, no more.
             drain(&stdout, &mut out);
             drain(&stderr, &mut err);
-            Ok::<_, ShimClientError>(v1::ExecSyncResponse { stdout: out, stderr: err, exit_code })
+            Ok::<_, ShimClientError>(v1::ExecSyncResponse {
+                stdout: out,
+                stderr: err,
+                exit_code,
+            })
         };
         let outcome = match u64::try_from(request.timeout) {
-            Ok(seconds) if seconds > 0 => tokio::time::timeout(Duration::from_secs(seconds), run).await.map_err(|_| {
-                Status::deadline_exceeded(format!(
-                    "failed to exec in container: timeout {seconds}s exceeded: command {:?} timed out",
-                    request.cmd
-                ))
-            })?,
+            Ok(seconds) if seconds > 0 => tokio::time::timeout(Duration::from_secs(seconds), run)
+                .await
+                .map_err(|_| {
+                    Status::deadline_exceeded(format!(
+                        "failed to exec in container: timeout {seconds}s exceeded: command {:?} timed out",
+                        request.cmd
+                    ))
+                })?,
             _ => run.await,
         };
         outcome.map_err(|error| unknown(format!("failed to exec in container: {error}")))
@@ -86,7 +100,10 @@ impl Runtime {
     pub fn port_forward(&self, request: v1::PortForwardRequest) -> Result<String, Status> {
         let sandbox = self.memory.sandbox(&request.pod_sandbox_id)?;
         if !sandbox.ready {
-            return Err(unknown(format!("sandbox container {:?} is not running", sandbox.id)));
+            return Err(unknown(format!(
+                "sandbox container {:?} is not running",
+                sandbox.id
+            )));
         }
         self.url(Work::PortForward(request))
     }
@@ -108,7 +125,9 @@ impl Runtime {
 
 fn streams_valid(tty: bool, stdin: bool, stdout: bool, stderr: bool) -> Result<(), Status> {
     if !stdin && !stdout && !stderr {
-        return Err(Status::invalid_argument("one of stdin, stdout, stderr must be set"));
+        return Err(Status::invalid_argument(
+            "one of stdin, stdout, stderr must be set",
+        ));
     }
     if tty && stderr {
         return Err(Status::invalid_argument("tty and stderr cannot both be true"));

@@ -11,7 +11,10 @@ use tonic::Status;
 
 impl Runtime {
     pub fn list_images(&self, filter: Option<v1::ImageFilter>) -> Vec<v1::Image> {
-        let wanted = filter.and_then(|filter| filter.image).map(|image| image.image).unwrap_or_default();
+        let wanted = filter
+            .and_then(|filter| filter.image)
+            .map(|image| image.image)
+            .unwrap_or_default();
         if wanted.is_empty() {
             self.images.list().iter().map(convert::image).collect()
         } else {
@@ -24,28 +27,44 @@ impl Runtime {
         let found = self.images.find(&wanted);
         let mut info = HashMap::new();
         if let Some(image) = found.as_ref().filter(|_| request.verbose) {
-            let text = serde_json::to_string(&serde_json::json!({"imageSpec": {"config": image.config}, "layers": image.layers}));
+            let text = serde_json::to_string(
+                &serde_json::json!({"imageSpec": {"config": image.config}, "layers": image.layers}),
+            );
             info.insert("info".to_owned(), text.map_err(unknown)?);
         }
-        Ok(v1::ImageStatusResponse { image: found.as_ref().map(convert::image), info })
+        Ok(v1::ImageStatusResponse {
+            image: found.as_ref().map(convert::image),
+            info,
+        })
     }
 
     pub async fn pull_image(self: &Arc<Self>, request: v1::PullImageRequest) -> Result<String, Status> {
         let spec = request.image.unwrap_or_default();
         if !spec.runtime_handler.is_empty() {
-            return Err(unknown(format!("no runtime for {:?} is configured", spec.runtime_handler)));
+            return Err(unknown(format!(
+                "no runtime for {:?} is configured",
+                spec.runtime_handler
+            )));
         }
-        let reference = Reference::parse(&spec.image).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let reference =
+            Reference::parse(&spec.image).map_err(|error| Status::invalid_argument(error.to_string()))?;
         let credentials = request.auth.map(credentials).transpose()?.unwrap_or_default();
         let started = std::time::Instant::now();
-        let folder = self.layout.temporary().join(crate::state::new_id().map_err(unknown)?);
+        let folder = self
+            .layout
+            .temporary()
+            .join(crate::state::new_id().map_err(unknown)?);
         let fetched = self.registry.fetch(&reference, &credentials, &folder).await;
         let stored = match fetched {
             Ok(pulled) => {
                 let (images, name) = (Arc::clone(&self.images), reference.clone());
-                blocking(move || images.add(&pulled.blobs, &pulled.digest, &pulled.manifest, &[name], false)).await
+                blocking(move || images.add(&pulled.blobs, &pulled.digest, &pulled.manifest, &[name], false))
+                    .await
             }
-            Err(error) => Err(unknown(format!("failed to pull and unpack image {:?}: {error}", reference.to_string()))),
+            Err(error) => Err(unknown(format!(
+                "failed to pull and unpack image {:?}: {error}",
+                reference.to_string()
+            ))),
         };
         if let Err(error) = crate::state::remove_tree(&folder) {
             tracing::warn!(folder = %folder.display(), %error, "cannot remove fetched blobs");
@@ -57,7 +76,9 @@ impl Runtime {
 
     pub async fn remove_image(self: &Arc<Self>, image: Option<v1::ImageSpec>) -> Result<(), Status> {
         let wanted = image.map(|image| image.image).unwrap_or_default();
-        let Some(found) = self.images.find(&wanted) else { return Ok(()) };
+        let Some(found) = self.images.find(&wanted) else {
+            return Ok(());
+        };
         let (images, keep) = (Arc::clone(&self.images), self.layers_in_use());
         blocking(move || images.remove(&found.id, &keep)).await
     }
@@ -78,7 +99,9 @@ impl Runtime {
             let written = crate::snapshot::usage(&runtime.layout.containers());
             let usage = |mountpoint: &std::path::Path, (bytes, inodes): (u64, u64)| v1::FilesystemUsage {
                 timestamp: now_nanos(),
-                fs_id: Some(v1::FilesystemIdentifier { mountpoint: mountpoint.display().to_string() }),
+                fs_id: Some(v1::FilesystemIdentifier {
+                    mountpoint: mountpoint.display().to_string(),
+                }),
                 used_bytes: Some(v1::UInt64Value { value: bytes }),
                 inodes_used: Some(v1::UInt64Value { value: inodes }),
             };
@@ -97,12 +120,19 @@ fn credentials(auth: v1::AuthConfig) -> Result<Credentials, Status> {
     let (mut username, mut password) = (auth.username, auth.password);
     if username.is_empty() && !auth.auth.is_empty() {
         let bad = || Status::invalid_argument("auth.auth: not base64 of user:password");
-        let decoded = base64::engine::general_purpose::STANDARD.decode(&auth.auth).map_err(|_| bad())?;
+        let decoded = base64::engine::general_purpose::STANDARD
+            .decode(&auth.auth)
+            .map_err(|_| bad())?;
         let text = String::from_utf8(decoded).map_err(|_| bad())?;
         let (user, secret) = text.split_once(':').ok_or_else(bad)?;
         (username, password) = (user.to_owned(), secret.trim_end_matches('\0').to_owned());
     }
-    Ok(Credentials { username, password, identity_token: auth.identity_token, registry_token: auth.registry_token })
+    Ok(Credentials {
+        username,
+        password,
+        identity_token: auth.identity_token,
+        registry_token: auth.registry_token,
+    })
 }
 
 #[cfg(test)]
@@ -111,11 +141,27 @@ mod tests {
 
     #[test]
     fn credentials_come_in_three_forms() {
-        let auth = v1::AuthConfig { auth: "dXNlcjpwYTpzcw==".into(), ..Default::default() };
+        let auth = v1::AuthConfig {
+            auth: "dXNlcjpwYTpzcw==".into(),
+            ..Default::default()
+        };
         let decoded = credentials(auth).unwrap();
-        assert_eq!((decoded.username.as_str(), decoded.password.as_str()), ("user", "pa:ss"));
-        let plain = v1::AuthConfig { username: "u".into(), password: "p".into(), ..Default::default() };
+        assert_eq!(
+            (decoded.username.as_str(), decoded.password.as_str()),
+            ("user", "pa:ss")
+        );
+        let plain = v1::AuthConfig {
+            username: "u".into(),
+            password: "p".into(),
+            ..Default::default()
+        };
         assert_eq!(credentials(plain).unwrap().password, "p");
-        assert!(credentials(v1::AuthConfig { auth: "?".into(), ..Default::default() }).is_err());
+        assert!(
+            credentials(v1::AuthConfig {
+                auth: "?".into(),
+                ..Default::default()
+            })
+            .is_err()
+        );
     }
 }

@@ -33,7 +33,10 @@ pub struct Memory {
 
 impl Default for Memory {
     fn default() -> Self {
-        Self { inner: Mutex::default(), changes: watch::channel(0).0 }
+        Self {
+            inner: Mutex::default(),
+            changes: watch::channel(0).0,
+        }
     }
 }
 
@@ -53,7 +56,9 @@ impl Memory {
     }
 
     pub fn put_container(&self, container: Container) {
-        self.inner().containers.insert(container.record.id.clone(), container);
+        self.inner()
+            .containers
+            .insert(container.record.id.clone(), container);
         self.changes.send_modify(|generation| *generation += 1);
     }
 
@@ -90,21 +95,30 @@ impl Memory {
     }
 
     pub fn containers_of(&self, sandbox_id: &str) -> Vec<Container> {
-        self.inner().containers.values().filter(|c| c.record.sandbox_id == sandbox_id).cloned().collect()
+        self.inner()
+            .containers
+            .values()
+            .filter(|c| c.record.sandbox_id == sandbox_id)
+            .cloned()
+            .collect()
     }
 
     /// By whole ID, or by the beginning of exactly one.
     pub fn sandbox(&self, id: &str) -> Result<SandboxRecord, Status> {
         let inner = self.inner();
         find(&inner.sandboxes, id).cloned().ok_or_else(|| {
-            Status::not_found(format!("an error occurred when try to find sandbox {id:?}: not found"))
+            Status::not_found(format!(
+                "an error occurred when try to find sandbox {id:?}: not found"
+            ))
         })
     }
 
     pub fn container(&self, id: &str) -> Result<Container, Status> {
         let inner = self.inner();
         find(&inner.containers, id).cloned().ok_or_else(|| {
-            Status::not_found(format!("an error occurred when try to find container {id:?}: not found"))
+            Status::not_found(format!(
+                "an error occurred when try to find container {id:?}: not found"
+            ))
         })
     }
 
@@ -127,7 +141,9 @@ fn find<'a, T>(map: &'a BTreeMap<String, T>, id: &str) -> Option<&'a T> {
     if let Some(exact) = map.get(id) {
         return Some(exact);
     }
-    let mut matches = map.range(id.to_owned()..).take_while(|(key, _)| key.starts_with(id));
+    let mut matches = map
+        .range(id.to_owned()..)
+        .take_while(|(key, _)| key.starts_with(id));
     match (matches.next(), matches.next()) {
         (Some((_, only)), None) if !id.is_empty() => Some(only),
         _ => None,
@@ -140,8 +156,16 @@ mod tests {
 
     #[test]
     fn a_beginning_finds_only_what_is_unique() {
-        let map: BTreeMap<String, i32> = [("abc", 1), ("abd", 2), ("x", 3)].map(|(k, v)| (k.to_owned(), v)).into();
-        for (id, expected) in [("abc", Some(1)), ("ab", None), ("x", Some(3)), ("", None), ("abe", None)] {
+        let map: BTreeMap<String, i32> = [("abc", 1), ("abd", 2), ("x", 3)]
+            .map(|(k, v)| (k.to_owned(), v))
+            .into();
+        for (id, expected) in [
+            ("abc", Some(1)),
+            ("ab", None),
+            ("x", Some(3)),
+            ("", None),
+            ("abe", None),
+        ] {
             assert_eq!(find(&map, id).copied(), expected, "{id}");
         }
     }

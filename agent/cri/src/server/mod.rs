@@ -52,7 +52,10 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     }
     let host = crate::host::read();
     if host.controllers.is_empty() {
-        tracing::warn!(root = crate::host::CGROUP_ROOT, "no cgroup v2 controllers: limits cannot be enforced");
+        tracing::warn!(
+            root = crate::host::CGROUP_ROOT,
+            "no cgroup v2 controllers: limits cannot be enforced"
+        );
     }
     let images = {
         let layout = layout.clone();
@@ -64,15 +67,20 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let images = Arc::new(images);
     if let Some(folder) = config.image_archives.clone().filter(|folder| folder.is_dir()) {
         let images = Arc::clone(&images);
-        let imported = tokio::task::spawn_blocking(move || crate::image::archive::import_all(&images, &folder)).await;
+        let imported =
+            tokio::task::spawn_blocking(move || crate::image::archive::import_all(&images, &folder)).await;
         match imported {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::error!(%error, "cannot import image archives"),
             Err(error) => tracing::error!(%error, "cannot import image archives"),
         }
     }
-    let streams = tokio::net::TcpListener::bind("127.0.0.1:0").await.map_err(|error| start("bind 127.0.0.1", &error))?;
-    let address = streams.local_addr().map_err(|error| start("bind 127.0.0.1", &error))?;
+    let streams = tokio::net::TcpListener::bind("127.0.0.1:0")
+        .await
+        .map_err(|error| start("bind 127.0.0.1", &error))?;
+    let address = streams
+        .local_addr()
+        .map_err(|error| start("bind 127.0.0.1", &error))?;
     let runtime = Arc::new(Runtime {
         layout,
         images,
@@ -87,7 +95,9 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     });
     runtime.adopt().await;
     tokio::spawn(crate::streaming::serve(streams, Arc::clone(&runtime)));
-    service::serve(runtime, &config.listen).await.map_err(|error| start(&config.listen.display().to_string(), &error))
+    service::serve(runtime, &config.listen)
+        .await
+        .map_err(|error| start(&config.listen.display().to_string(), &error))
 }
 
 impl Runtime {
@@ -105,5 +115,8 @@ fn unknown(error: impl std::fmt::Display) -> Status {
 async fn blocking<T: Send + 'static, E: std::fmt::Display + Send + 'static>(
     job: impl FnOnce() -> Result<T, E> + Send + 'static,
 ) -> Result<T, Status> {
-    tokio::task::spawn_blocking(job).await.map_err(unknown)?.map_err(unknown)
+    tokio::task::spawn_blocking(job)
+        .await
+        .map_err(unknown)?
+        .map_err(unknown)
 }

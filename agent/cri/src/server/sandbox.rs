@@ -22,16 +22,26 @@ const SHARED_MEMORY: &str = "mode=1777,size=67108864";
 const PAUSE_USER: u32 = 65_535;
 
 impl Runtime {
-    pub async fn run_pod_sandbox(self: &Arc<Self>, request: v1::RunPodSandboxRequest) -> Result<String, Status> {
-        let config = request.config.ok_or_else(|| Status::invalid_argument("config: required"))?;
+    pub async fn run_pod_sandbox(
+        self: &Arc<Self>,
+        request: v1::RunPodSandboxRequest,
+    ) -> Result<String, Status> {
+        let config = request
+            .config
+            .ok_or_else(|| Status::invalid_argument("config: required"))?;
         if config.metadata.is_none() {
             return Err(Status::invalid_argument("config.metadata: required"));
         }
         if !request.runtime_handler.is_empty() {
-            return Err(unknown(format!("no runtime for {:?} is configured", request.runtime_handler)));
+            return Err(unknown(format!(
+                "no runtime for {:?} is configured",
+                request.runtime_handler
+            )));
         }
         if let Some(user_namespace) = user_namespace(&config) {
-            return Err(Status::invalid_argument(format!("user namespaces are not supported: {user_namespace:?}")));
+            return Err(Status::invalid_argument(format!(
+                "user namespaces are not supported: {user_namespace:?}"
+            )));
         }
         let record = SandboxRecord {
             id: new_id().map_err(unknown)?,
@@ -72,7 +82,10 @@ impl Runtime {
         if let Some(netns) = &plan.network {
             let attachment = attachment(&record, netns)?;
             let addresses = self.network.attach(&attachment).await.map_err(|error| {
-                unknown(format!("failed to setup network for sandbox {:?}: {error}", record.id))
+                unknown(format!(
+                    "failed to setup network for sandbox {:?}: {error}",
+                    record.id
+                ))
             })?;
             record.addresses = addresses.iter().map(IpAddr::to_string).collect();
         }
@@ -101,7 +114,10 @@ impl Runtime {
     fn write_files(&self, record: &SandboxRecord, options: &v1::NamespaceOption) -> io::Result<()> {
         let folder = self.layout.sandbox(&record.id);
         fs::write(folder.join("hostname"), format!("{}\n", self.hostname(record)))?;
-        fs::write(folder.join("hosts"), fs::read_to_string("/etc/hosts").unwrap_or_default())?;
+        fs::write(
+            folder.join("hosts"),
+            fs::read_to_string("/etc/hosts").unwrap_or_default(),
+        )?;
         let resolv_conf = match &record.config.dns_config {
             Some(dns) => resolv_conf(dns),
             None => fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
@@ -126,8 +142,17 @@ impl Runtime {
 
     /// Where a sandbox's cgroups go: below what the kubelet made for the pod.
     pub fn cgroup_of(&self, record: &SandboxRecord, name: &str) -> PathBuf {
-        let parent = record.config.linux.as_ref().map(|linux| linux.cgroup_parent.clone()).unwrap_or_default();
-        let parent = if parent.is_empty() { "/ironlet".to_owned() } else { parent };
+        let parent = record
+            .config
+            .linux
+            .as_ref()
+            .map(|linux| linux.cgroup_parent.clone())
+            .unwrap_or_default();
+        let parent = if parent.is_empty() {
+            "/ironlet".to_owned()
+        } else {
+            parent
+        };
         crate::spec::mounts::normal(Path::new(&parent)).join(name)
     }
 
@@ -149,7 +174,7 @@ impl Runtime {
             "root": {"path": rootfs, "readonly": true},
             "process": {
                 "terminal": false, "cwd": "/", "args": ["pause"], "env": ["PATH=/"], "noNewPrivileges": true,
-                "user": {"uid": PAUSE_USER, "gid": PAUSE_USER}, "oomScoreAdj": -998,
+                "user": {"uid": PAUSE_USER, "gid": PAUSE_USER},
                 "capabilities": {"bounding": [], "effective": [], "permitted": [], "inheritable": [], "ambient": []},
             },
             "mounts": [
@@ -173,7 +198,10 @@ impl Runtime {
             pause: true,
             devices: None,
         };
-        match shim::ask(&folder, &Request::Start(request)).await.map_err(unknown)? {
+        match shim::ask(&folder, &Request::Start(request))
+            .await
+            .map_err(unknown)?
+        {
             Reply::Started { process } => {
                 let source = PathBuf::from(format!("/proc/{}/ns/pid", process.pid));
                 namespaces::bind(&source, &self.layout.namespace(&record.id, "pid")).map_err(unknown)
@@ -190,7 +218,9 @@ impl Runtime {
 
     /// Ends every container, gives the network back, lets the shim go. Idempotent.
     pub async fn stop_pod_sandbox(self: &Arc<Self>, id: &str) -> Result<(), Status> {
-        let Ok(sandbox) = self.memory.sandbox(id) else { return Ok(()) };
+        let Ok(sandbox) = self.memory.sandbox(id) else {
+            return Ok(());
+        };
         let _lock = self.memory.lock(&sandbox.id).await;
         for container in self.memory.containers_of(&sandbox.id) {
             self.stop_container(&container.record.id, 0).await?;
@@ -208,7 +238,14 @@ impl Runtime {
         }
         if self.layout.namespace(id, "pid").exists() {
             let signal = nix::libc::SIGKILL;
-            let _ = shim::ask(&folder, &Request::Kill { container_id: id.to_owned(), signal }).await;
+            let _ = shim::ask(
+                &folder,
+                &Request::Kill {
+                    container_id: id.to_owned(),
+                    signal,
+                },
+            )
+            .await;
         }
         if !record.network_released {
             if convert::namespace_options(&record).network() != NamespaceMode::Node {
@@ -243,7 +280,9 @@ impl Runtime {
     }
 
     pub async fn remove_pod_sandbox(self: &Arc<Self>, id: &str) -> Result<(), Status> {
-        let Ok(sandbox) = self.memory.sandbox(id) else { return Ok(()) };
+        let Ok(sandbox) = self.memory.sandbox(id) else {
+            return Ok(());
+        };
         self.stop_pod_sandbox(&sandbox.id).await?;
         for container in self.memory.containers_of(&sandbox.id) {
             self.remove_container(&container.record.id).await?;
@@ -261,30 +300,47 @@ impl Runtime {
 }
 
 fn user_namespace(config: &v1::PodSandboxConfig) -> Option<v1::UserNamespace> {
-    let options = config.linux.as_ref()?.security_context.as_ref()?.namespace_options.as_ref()?;
-    options.userns_options.clone().filter(|userns| userns.mode() == NamespaceMode::Pod && !userns.uids.is_empty())
+    let options = config
+        .linux
+        .as_ref()?
+        .security_context
+        .as_ref()?
+        .namespace_options
+        .as_ref()?;
+    options
+        .userns_options
+        .clone()
+        .filter(|userns| userns.mode() == NamespaceMode::Pod && !userns.uids.is_empty())
 }
 
 fn attachment(record: &SandboxRecord, netns: &Path) -> Result<PodAttachment, Status> {
     let metadata = record.config.metadata.clone().unwrap_or_default();
-    let port_mappings = record.config.port_mappings.iter().filter(|mapping| mapping.host_port > 0).map(|mapping| {
-        let port = |field: &str, value: i32| {
-            u16::try_from(value)
-                .map_err(|_| Status::invalid_argument(format!("config.port_mappings.{field}: {value} is not a port")))
-        };
-        let host_ip = match mapping.host_ip.as_str() {
-            "" => None,
-            text => Some(text.parse().map_err(|_| {
-                Status::invalid_argument(format!("config.port_mappings.host_ip: {text:?} is not an IP address"))
-            })?),
-        };
-        Ok(PortMapping {
-            protocol: mapping.protocol().as_str_name(),
-            container_port: port("container_port", mapping.container_port)?,
-            host_port: port("host_port", mapping.host_port)?,
-            host_ip,
-        })
-    });
+    let port_mappings = record
+        .config
+        .port_mappings
+        .iter()
+        .filter(|mapping| mapping.host_port > 0)
+        .map(|mapping| {
+            let port = |field: &str, value: i32| {
+                u16::try_from(value).map_err(|_| {
+                    Status::invalid_argument(format!("config.port_mappings.{field}: {value} is not a port"))
+                })
+            };
+            let host_ip = match mapping.host_ip.as_str() {
+                "" => None,
+                text => Some(text.parse().map_err(|_| {
+                    Status::invalid_argument(format!(
+                        "config.port_mappings.host_ip: {text:?} is not an IP address"
+                    ))
+                })?),
+            };
+            Ok(PortMapping {
+                protocol: mapping.protocol().as_str_name(),
+                container_port: port("container_port", mapping.container_port)?,
+                host_port: port("host_port", mapping.host_port)?,
+                host_ip,
+            })
+        });
     Ok(PodAttachment {
         sandbox_id: record.id.clone(),
         netns: netns.to_path_buf(),
@@ -340,7 +396,10 @@ mod tests {
         };
         let record = |mappings| SandboxRecord {
             id: "s".into(),
-            config: v1::PodSandboxConfig { port_mappings: mappings, ..Default::default() },
+            config: v1::PodSandboxConfig {
+                port_mappings: mappings,
+                ..Default::default()
+            },
             runtime_handler: String::new(),
             created_at: 1,
             boot_id: String::new(),
@@ -348,9 +407,17 @@ mod tests {
             ready: false,
             network_released: false,
         };
-        let made = attachment(&record(vec![mapping(0, ""), mapping(8080, "10.0.0.1")]), Path::new("/n")).unwrap();
-        let expected =
-            PortMapping { protocol: "UDP", container_port: 80, host_port: 8080, host_ip: "10.0.0.1".parse().ok() };
+        let made = attachment(
+            &record(vec![mapping(0, ""), mapping(8080, "10.0.0.1")]),
+            Path::new("/n"),
+        )
+        .unwrap();
+        let expected = PortMapping {
+            protocol: "UDP",
+            container_port: 80,
+            host_port: 8080,
+            host_ip: "10.0.0.1".parse().ok(),
+        };
         assert_eq!(made.port_mappings, [expected]);
         assert!(attachment(&record(vec![mapping(70_000, "")]), Path::new("/n")).is_err());
         assert!(attachment(&record(vec![mapping(80, "nonsense")]), Path::new("/n")).is_err());

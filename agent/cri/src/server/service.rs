@@ -29,7 +29,10 @@ const STREAM_CHUNK: usize = 100;
 pub struct Service(Arc<Runtime>);
 
 /// Serves both services on a unix socket until SIGTERM or SIGINT.
-pub async fn serve(runtime: Arc<Runtime>, listen: &Path) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+pub async fn serve(
+    runtime: Arc<Runtime>,
+    listen: &Path,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     if let Some(parent) = listen.parent() {
         std::fs::create_dir_all(parent)?;
     }
@@ -46,7 +49,9 @@ pub async fn serve(runtime: Arc<Runtime>, listen: &Path) -> Result<(), Box<dyn s
     tracing::info!(socket = %listen.display(), "serving CRI v1");
     let limit = cri_api::MAX_MESSAGE_SIZE;
     let serving = tonic::transport::Server::builder()
-        .add_service(RuntimeServiceServer::new(Service(Arc::clone(&runtime))).max_decoding_message_size(limit))
+        .add_service(
+            RuntimeServiceServer::new(Service(Arc::clone(&runtime))).max_decoding_message_size(limit),
+        )
         .add_service(ImageServiceServer::new(Service(runtime)).max_decoding_message_size(limit))
         .serve_with_incoming(UnixListenerStream::new(listener));
     // Streams of events never end by themselves: a stop does not wait for them.
@@ -75,27 +80,40 @@ impl Service {
     fn sandboxes(&self, filter: Option<PodSandboxFilter>) -> Vec<PodSandbox> {
         let filter = filter.unwrap_or_default();
         let all = self.0.memory.sandboxes();
-        all.iter().filter(|sandbox| convert::sandbox_matches(sandbox, &filter)).map(convert::sandbox).collect()
+        all.iter()
+            .filter(|sandbox| convert::sandbox_matches(sandbox, &filter))
+            .map(convert::sandbox)
+            .collect()
     }
 
     fn containers(&self, filter: Option<ContainerFilter>) -> Vec<Container> {
         let filter = filter.unwrap_or_default();
         let all = self.0.memory.containers();
-        all.iter().filter(|container| convert::container_matches(container, &filter)).map(convert::container).collect()
+        all.iter()
+            .filter(|container| convert::container_matches(container, &filter))
+            .map(convert::container)
+            .collect()
     }
 }
 
 fn recursive_read_only() -> bool {
     let name = rustix::system::uname();
     let release = name.release().to_string_lossy().into_owned();
-    let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
+    let mut numbers = release
+        .split(['.', '-'])
+        .map_while(|part| part.parse::<u32>().ok());
     let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     version >= RECURSIVE_READ_ONLY_SINCE
 }
 
 fn condition(name: &str, state: Result<(), (&str, String)>) -> RuntimeCondition {
     let (reason, message) = state.as_ref().err().cloned().unwrap_or_default();
-    RuntimeCondition { r#type: name.to_owned(), status: state.is_ok(), reason: reason.to_owned(), message }
+    RuntimeCondition {
+        r#type: name.to_owned(),
+        status: state.is_ok(),
+        reason: reason.to_owned(),
+        message,
+    }
 }
 
 #[async_trait]
@@ -114,22 +132,36 @@ impl RuntimeService for Service {
         ok(RunPodSandboxResponse { pod_sandbox_id })
     }
 
-    async fn stop_pod_sandbox(&self, request: Request<StopPodSandboxRequest>) -> Answer<StopPodSandboxResponse> {
+    async fn stop_pod_sandbox(
+        &self,
+        request: Request<StopPodSandboxRequest>,
+    ) -> Answer<StopPodSandboxResponse> {
         self.0.stop_pod_sandbox(&request.get_ref().pod_sandbox_id).await?;
         ok(StopPodSandboxResponse {})
     }
 
-    async fn remove_pod_sandbox(&self, request: Request<RemovePodSandboxRequest>) -> Answer<RemovePodSandboxResponse> {
-        self.0.remove_pod_sandbox(&request.get_ref().pod_sandbox_id).await?;
+    async fn remove_pod_sandbox(
+        &self,
+        request: Request<RemovePodSandboxRequest>,
+    ) -> Answer<RemovePodSandboxResponse> {
+        self.0
+            .remove_pod_sandbox(&request.get_ref().pod_sandbox_id)
+            .await?;
         ok(RemovePodSandboxResponse {})
     }
 
-    async fn pod_sandbox_status(&self, request: Request<PodSandboxStatusRequest>) -> Answer<PodSandboxStatusResponse> {
+    async fn pod_sandbox_status(
+        &self,
+        request: Request<PodSandboxStatusRequest>,
+    ) -> Answer<PodSandboxStatusResponse> {
         let request = request.into_inner();
         let sandbox = self.0.memory.sandbox(&request.pod_sandbox_id)?;
         let mut info = HashMap::new();
         if request.verbose {
-            info.insert("info".to_owned(), serde_json::to_string(&sandbox).map_err(unknown)?);
+            info.insert(
+                "info".to_owned(),
+                serde_json::to_string(&sandbox).map_err(unknown)?,
+            );
         }
         let containers = self.0.memory.containers_of(&sandbox.id);
         ok(PodSandboxStatusResponse {
@@ -140,8 +172,13 @@ impl RuntimeService for Service {
         })
     }
 
-    async fn list_pod_sandbox(&self, request: Request<ListPodSandboxRequest>) -> Answer<ListPodSandboxResponse> {
-        ok(ListPodSandboxResponse { items: self.sandboxes(request.into_inner().filter) })
+    async fn list_pod_sandbox(
+        &self,
+        request: Request<ListPodSandboxRequest>,
+    ) -> Answer<ListPodSandboxResponse> {
+        ok(ListPodSandboxResponse {
+            items: self.sandboxes(request.into_inner().filter),
+        })
     }
 
     type StreamPodSandboxesStream = Stream<StreamPodSandboxesResponse>;
@@ -150,41 +187,65 @@ impl RuntimeService for Service {
         request: Request<StreamPodSandboxesRequest>,
     ) -> Answer<Self::StreamPodSandboxesStream> {
         let items = self.sandboxes(request.into_inner().filter);
-        streamed(items, |pod_sandboxes| StreamPodSandboxesResponse { pod_sandboxes })
+        streamed(items, |pod_sandboxes| StreamPodSandboxesResponse {
+            pod_sandboxes,
+        })
     }
 
-    async fn create_container(&self, request: Request<CreateContainerRequest>) -> Answer<CreateContainerResponse> {
+    async fn create_container(
+        &self,
+        request: Request<CreateContainerRequest>,
+    ) -> Answer<CreateContainerResponse> {
         let container_id = self.0.create_container(request.into_inner()).await?;
         ok(CreateContainerResponse { container_id })
     }
 
-    async fn start_container(&self, request: Request<StartContainerRequest>) -> Answer<StartContainerResponse> {
+    async fn start_container(
+        &self,
+        request: Request<StartContainerRequest>,
+    ) -> Answer<StartContainerResponse> {
         self.0.start_container(&request.get_ref().container_id).await?;
         ok(StartContainerResponse {})
     }
 
     async fn stop_container(&self, request: Request<StopContainerRequest>) -> Answer<StopContainerResponse> {
         let request = request.into_inner();
-        self.0.stop_container(&request.container_id, request.timeout).await?;
+        self.0
+            .stop_container(&request.container_id, request.timeout)
+            .await?;
         ok(StopContainerResponse {})
     }
 
-    async fn remove_container(&self, request: Request<RemoveContainerRequest>) -> Answer<RemoveContainerResponse> {
+    async fn remove_container(
+        &self,
+        request: Request<RemoveContainerRequest>,
+    ) -> Answer<RemoveContainerResponse> {
         self.0.remove_container(&request.get_ref().container_id).await?;
         ok(RemoveContainerResponse {})
     }
 
-    async fn list_containers(&self, request: Request<ListContainersRequest>) -> Answer<ListContainersResponse> {
-        ok(ListContainersResponse { containers: self.containers(request.into_inner().filter) })
+    async fn list_containers(
+        &self,
+        request: Request<ListContainersRequest>,
+    ) -> Answer<ListContainersResponse> {
+        ok(ListContainersResponse {
+            containers: self.containers(request.into_inner().filter),
+        })
     }
 
     type StreamContainersStream = Stream<StreamContainersResponse>;
-    async fn stream_containers(&self, request: Request<StreamContainersRequest>) -> Answer<Self::StreamContainersStream> {
+    async fn stream_containers(
+        &self,
+        request: Request<StreamContainersRequest>,
+    ) -> Answer<Self::StreamContainersStream> {
         let items = self.containers(request.into_inner().filter);
         streamed(items, |containers| StreamContainersResponse { containers })
     }
 
-    async fn container_status(&self, request: Request<ContainerStatusRequest>) -> Answer<ContainerStatusResponse> {
+    async fn container_status(
+        &self,
+        request: Request<ContainerStatusRequest>,
+    ) -> Answer<ContainerStatusResponse> {
         let request = request.into_inner();
         let container = self.0.memory.container(&request.container_id)?;
         let mut info = HashMap::new();
@@ -196,7 +257,10 @@ impl RuntimeService for Service {
             });
             info.insert("info".to_owned(), text.to_string());
         }
-        ok(ContainerStatusResponse { status: Some(convert::container_status(&container)), info })
+        ok(ContainerStatusResponse {
+            status: Some(convert::container_status(&container)),
+            info,
+        })
     }
 
     async fn update_container_resources(
@@ -207,7 +271,10 @@ impl RuntimeService for Service {
         ok(UpdateContainerResourcesResponse {})
     }
 
-    async fn reopen_container_log(&self, request: Request<ReopenContainerLogRequest>) -> Answer<ReopenContainerLogResponse> {
+    async fn reopen_container_log(
+        &self,
+        request: Request<ReopenContainerLogRequest>,
+    ) -> Answer<ReopenContainerLogResponse> {
         self.0.reopen_log(&request.get_ref().container_id).await?;
         ok(ReopenContainerLogResponse {})
     }
@@ -217,24 +284,38 @@ impl RuntimeService for Service {
     }
 
     async fn exec(&self, request: Request<ExecRequest>) -> Answer<ExecResponse> {
-        ok(ExecResponse { url: self.0.exec(request.into_inner())? })
+        ok(ExecResponse {
+            url: self.0.exec(request.into_inner())?,
+        })
     }
 
     async fn attach(&self, request: Request<AttachRequest>) -> Answer<AttachResponse> {
-        ok(AttachResponse { url: self.0.attach(request.into_inner())? })
+        ok(AttachResponse {
+            url: self.0.attach(request.into_inner())?,
+        })
     }
 
     async fn port_forward(&self, request: Request<PortForwardRequest>) -> Answer<PortForwardResponse> {
-        ok(PortForwardResponse { url: self.0.port_forward(request.into_inner())? })
+        ok(PortForwardResponse {
+            url: self.0.port_forward(request.into_inner())?,
+        })
     }
 
-    async fn container_stats(&self, request: Request<ContainerStatsRequest>) -> Answer<ContainerStatsResponse> {
+    async fn container_stats(
+        &self,
+        request: Request<ContainerStatsRequest>,
+    ) -> Answer<ContainerStatsResponse> {
         let stats = self.0.container_stats(&request.get_ref().container_id).await?;
         ok(ContainerStatsResponse { stats: Some(stats) })
     }
 
-    async fn list_container_stats(&self, request: Request<ListContainerStatsRequest>) -> Answer<ListContainerStatsResponse> {
-        ok(ListContainerStatsResponse { stats: self.0.list_container_stats(request.into_inner().filter).await? })
+    async fn list_container_stats(
+        &self,
+        request: Request<ListContainerStatsRequest>,
+    ) -> Answer<ListContainerStatsResponse> {
+        ok(ListContainerStatsResponse {
+            stats: self.0.list_container_stats(request.into_inner().filter).await?,
+        })
     }
 
     type StreamContainerStatsStream = Stream<StreamContainerStatsResponse>;
@@ -243,11 +324,19 @@ impl RuntimeService for Service {
         request: Request<StreamContainerStatsRequest>,
     ) -> Answer<Self::StreamContainerStatsStream> {
         let items = self.0.list_container_stats(request.into_inner().filter).await?;
-        streamed(items, |container_stats| StreamContainerStatsResponse { container_stats })
+        streamed(items, |container_stats| StreamContainerStatsResponse {
+            container_stats,
+        })
     }
 
-    async fn pod_sandbox_stats(&self, request: Request<PodSandboxStatsRequest>) -> Answer<PodSandboxStatsResponse> {
-        let stats = self.0.pod_sandbox_stats(&request.get_ref().pod_sandbox_id).await?;
+    async fn pod_sandbox_stats(
+        &self,
+        request: Request<PodSandboxStatsRequest>,
+    ) -> Answer<PodSandboxStatsResponse> {
+        let stats = self
+            .0
+            .pod_sandbox_stats(&request.get_ref().pod_sandbox_id)
+            .await?;
         ok(PodSandboxStatsResponse { stats: Some(stats) })
     }
 
@@ -255,7 +344,9 @@ impl RuntimeService for Service {
         &self,
         request: Request<ListPodSandboxStatsRequest>,
     ) -> Answer<ListPodSandboxStatsResponse> {
-        ok(ListPodSandboxStatsResponse { stats: self.0.list_pod_sandbox_stats(request.into_inner().filter).await? })
+        ok(ListPodSandboxStatsResponse {
+            stats: self.0.list_pod_sandbox_stats(request.into_inner().filter).await?,
+        })
     }
 
     type StreamPodSandboxStatsStream = Stream<StreamPodSandboxStatsResponse>;
@@ -264,12 +355,26 @@ impl RuntimeService for Service {
         request: Request<StreamPodSandboxStatsRequest>,
     ) -> Answer<Self::StreamPodSandboxStatsStream> {
         let items = self.0.list_pod_sandbox_stats(request.into_inner().filter).await?;
-        streamed(items, |pod_sandbox_stats| StreamPodSandboxStatsResponse { pod_sandbox_stats })
+        streamed(items, |pod_sandbox_stats| StreamPodSandboxStatsResponse {
+            pod_sandbox_stats,
+        })
     }
 
-    async fn update_runtime_config(&self, request: Request<UpdateRuntimeConfigRequest>) -> Answer<UpdateRuntimeConfigResponse> {
-        let config = request.into_inner().runtime_config.and_then(|config| config.network_config).unwrap_or_default();
-        let cidrs: Vec<String> = config.pod_cidr.split(',').filter(|cidr| !cidr.is_empty()).map(str::to_owned).collect();
+    async fn update_runtime_config(
+        &self,
+        request: Request<UpdateRuntimeConfigRequest>,
+    ) -> Answer<UpdateRuntimeConfigResponse> {
+        let config = request
+            .into_inner()
+            .runtime_config
+            .and_then(|config| config.network_config)
+            .unwrap_or_default();
+        let cidrs: Vec<String> = config
+            .pod_cidr
+            .split(',')
+            .filter(|cidr| !cidr.is_empty())
+            .map(str::to_owned)
+            .collect();
         if !cidrs.is_empty() {
             self.0.network.configure(&cidrs).await.map_err(unknown)?;
         }
@@ -277,10 +382,17 @@ impl RuntimeService for Service {
     }
 
     async fn status(&self, _: Request<StatusRequest>) -> Answer<StatusResponse> {
-        let network = self.0.network.readiness().map_err(|message| ("NetworkPluginNotReady", message));
+        let network = self
+            .0
+            .network
+            .readiness()
+            .map_err(|message| ("NetworkPluginNotReady", message));
         ok(StatusResponse {
             status: Some(RuntimeStatus {
-                conditions: vec![condition("RuntimeReady", Ok(())), condition("NetworkReady", network)],
+                conditions: vec![
+                    condition("RuntimeReady", Ok(())),
+                    condition("NetworkReady", network),
+                ],
             }),
             info: HashMap::new(),
             runtime_handlers: vec![RuntimeHandler {
@@ -290,16 +402,27 @@ impl RuntimeService for Service {
                     user_namespaces: false,
                 }),
             }],
-            features: Some(RuntimeFeatures { supplemental_groups_policy: true, user_namespaces_host_network: false }),
+            features: Some(RuntimeFeatures {
+                supplemental_groups_policy: true,
+                user_namespaces_host_network: false,
+            }),
         })
     }
 
-    async fn checkpoint_container(&self, _: Request<CheckpointContainerRequest>) -> Answer<CheckpointContainerResponse> {
-        Err(Status::unimplemented("method CheckpointContainer not implemented"))
+    async fn checkpoint_container(
+        &self,
+        _: Request<CheckpointContainerRequest>,
+    ) -> Answer<CheckpointContainerResponse> {
+        Err(Status::unimplemented(
+            "method CheckpointContainer not implemented",
+        ))
     }
 
     type GetContainerEventsStream = Stream<ContainerEventResponse>;
-    async fn get_container_events(&self, _: Request<GetEventsRequest>) -> Answer<Self::GetContainerEventsStream> {
+    async fn get_container_events(
+        &self,
+        _: Request<GetEventsRequest>,
+    ) -> Answer<Self::GetContainerEventsStream> {
         let events = BroadcastStream::new(self.0.events.subscribe());
         let events = events.map(|event| {
             // A reader that fell behind must list again.
@@ -331,7 +454,9 @@ impl RuntimeService for Service {
     }
 
     async fn runtime_config(&self, _: Request<RuntimeConfigRequest>) -> Answer<RuntimeConfigResponse> {
-        let linux = LinuxRuntimeConfiguration { cgroup_driver: CgroupDriver::Cgroupfs as i32 };
+        let linux = LinuxRuntimeConfiguration {
+            cgroup_driver: CgroupDriver::Cgroupfs as i32,
+        };
         ok(RuntimeConfigResponse { linux: Some(linux) })
     }
 
@@ -354,12 +479,16 @@ impl RuntimeService for Service {
 #[async_trait]
 impl ImageService for Service {
     async fn list_images(&self, request: Request<ListImagesRequest>) -> Answer<ListImagesResponse> {
-        ok(ListImagesResponse { images: self.0.list_images(request.into_inner().filter) })
+        ok(ListImagesResponse {
+            images: self.0.list_images(request.into_inner().filter),
+        })
     }
 
     type StreamImagesStream = Stream<StreamImagesResponse>;
     async fn stream_images(&self, request: Request<StreamImagesRequest>) -> Answer<Self::StreamImagesStream> {
-        streamed(self.0.list_images(request.into_inner().filter), |images| StreamImagesResponse { images })
+        streamed(self.0.list_images(request.into_inner().filter), |images| {
+            StreamImagesResponse { images }
+        })
     }
 
     async fn image_status(&self, request: Request<ImageStatusRequest>) -> Answer<ImageStatusResponse> {
@@ -367,7 +496,9 @@ impl ImageService for Service {
     }
 
     async fn pull_image(&self, request: Request<PullImageRequest>) -> Answer<PullImageResponse> {
-        ok(PullImageResponse { image_ref: self.0.pull_image(request.into_inner()).await? })
+        ok(PullImageResponse {
+            image_ref: self.0.pull_image(request.into_inner()).await?,
+        })
     }
 
     async fn remove_image(&self, request: Request<RemoveImageRequest>) -> Answer<RemoveImageResponse> {

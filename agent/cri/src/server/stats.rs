@@ -29,7 +29,15 @@ impl Runtime {
                 && convert::labels_match(&container.record.config.labels, &filter.label_selector)
         });
         let runtime = Arc::clone(self);
-        blocking(move || Ok::<_, Status>(containers.iter().map(|container| runtime.stats_of(container)).collect())).await
+        blocking(move || {
+            Ok::<_, Status>(
+                containers
+                    .iter()
+                    .map(|container| runtime.stats_of(container))
+                    .collect(),
+            )
+        })
+        .await
     }
 
     fn stats_of(&self, container: &Container) -> v1::ContainerStats {
@@ -48,7 +56,9 @@ impl Runtime {
             memory: memory(&cgroup),
             writable_layer: Some(v1::FilesystemUsage {
                 timestamp: now_nanos(),
-                fs_id: Some(v1::FilesystemIdentifier { mountpoint: self.layout.containers().display().to_string() }),
+                fs_id: Some(v1::FilesystemIdentifier {
+                    mountpoint: self.layout.containers().display().to_string(),
+                }),
                 used_bytes: some(bytes),
                 inodes_used: some(inodes),
             }),
@@ -75,7 +85,15 @@ impl Runtime {
                 && convert::labels_match(&sandbox.config.labels, &filter.label_selector)
         });
         let runtime = Arc::clone(self);
-        blocking(move || Ok::<_, Status>(sandboxes.iter().map(|sandbox| runtime.sandbox_stats_of(sandbox)).collect())).await
+        blocking(move || {
+            Ok::<_, Status>(
+                sandboxes
+                    .iter()
+                    .map(|sandbox| runtime.sandbox_stats_of(sandbox))
+                    .collect(),
+            )
+        })
+        .await
     }
 
     fn sandbox_stats_of(&self, sandbox: &SandboxRecord) -> v1::PodSandboxStats {
@@ -93,9 +111,15 @@ impl Runtime {
                 cpu: cpu(&cgroup),
                 memory: memory(&cgroup),
                 network: self.network_usage(sandbox, &containers),
-                process: number(&cgroup.join("pids.current"))
-                    .map(|count| v1::ProcessUsage { timestamp: now_nanos(), process_count: some(count) }),
-                containers: containers.iter().filter(|c| c.running()).map(|c| self.stats_of(c)).collect(),
+                process: number(&cgroup.join("pids.current")).map(|count| v1::ProcessUsage {
+                    timestamp: now_nanos(),
+                    process_count: some(count),
+                }),
+                containers: containers
+                    .iter()
+                    .filter(|c| c.running())
+                    .map(|c| self.stats_of(c))
+                    .collect(),
                 io: io(&cgroup),
             }),
             windows: None,
@@ -110,7 +134,11 @@ impl Runtime {
         let pid = containers.iter().find(|c| c.running())?.process.as_ref()?.pid;
         let text = fs::read_to_string(format!("/proc/{pid}/net/dev")).ok()?;
         let (default, interfaces) = interfaces(&text);
-        Some(v1::NetworkUsage { timestamp: now_nanos(), default_interface: default, interfaces })
+        Some(v1::NetworkUsage {
+            timestamp: now_nanos(),
+            default_interface: default,
+            interfaces,
+        })
     }
 }
 
@@ -124,7 +152,8 @@ fn number(file: &Path) -> Option<u64> {
 
 /// The value of a key in a flat-keyed file.
 fn keyed(text: &str, key: &str) -> Option<u64> {
-    text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
+    text.lines()
+        .find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
 }
 
 fn cpu(cgroup: &Path) -> Option<v1::CpuUsage> {
@@ -167,7 +196,10 @@ fn swap(cgroup: &Path) -> Option<v1::SwapUsage> {
 }
 
 fn io(cgroup: &Path) -> Option<v1::IoUsage> {
-    psi(&cgroup.join("io.pressure")).map(|psi| v1::IoUsage { timestamp: now_nanos(), psi: Some(psi) })
+    psi(&cgroup.join("io.pressure")).map(|psi| v1::IoUsage {
+        timestamp: now_nanos(),
+        psi: Some(psi),
+    })
 }
 
 fn psi(file: &Path) -> Option<v1::PsiStats> {
@@ -177,9 +209,18 @@ fn psi(file: &Path) -> Option<v1::PsiStats> {
 /// `some avg10=0.00 avg60=0.00 avg300=0.00 total=0`, then the same for `full`.
 fn parse_psi(text: &str) -> Option<v1::PsiStats> {
     let row = |kind: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(kind)?.strip_prefix(' '))?;
-        let field = |name: &str| line.split(' ').find_map(|part| part.strip_prefix(name)?.strip_prefix('='));
-        let average = |name: &str| field(name).and_then(|value| value.parse().ok()).unwrap_or_default();
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(kind)?.strip_prefix(' '))?;
+        let field = |name: &str| {
+            line.split(' ')
+                .find_map(|part| part.strip_prefix(name)?.strip_prefix('='))
+        };
+        let average = |name: &str| {
+            field(name)
+                .and_then(|value| value.parse().ok())
+                .unwrap_or_default()
+        };
         Some(v1::PsiData {
             total: field("total")?.parse::<u64>().ok()? * 1000,
             avg10: average("avg10"),
@@ -187,7 +228,10 @@ fn parse_psi(text: &str) -> Option<v1::PsiStats> {
             avg300: average("avg300"),
         })
     };
-    Some(v1::PsiStats { some: Some(row("some")?), full: row("full") })
+    Some(v1::PsiStats {
+        some: Some(row("some")?),
+        full: row("full"),
+    })
 }
 
 /// /proc/net/dev as the pod's main interface and the others; loopback does not count.
@@ -196,8 +240,13 @@ fn interfaces(text: &str) -> (Option<v1::NetworkInterfaceUsage>, Vec<v1::Network
         .lines()
         .filter_map(|line| {
             let (name, counters) = line.split_once(':')?;
-            let counters: Vec<u64> = counters.split_whitespace().filter_map(|field| field.parse().ok()).collect();
-            let [rx_bytes, _, rx_errors, _, _, _, _, _, tx_bytes, _, tx_errors, ..] = counters[..] else { return None };
+            let counters: Vec<u64> = counters
+                .split_whitespace()
+                .filter_map(|field| field.parse().ok())
+                .collect();
+            let [rx_bytes, _, rx_errors, _, _, _, _, _, tx_bytes, _, tx_errors, ..] = counters[..] else {
+                return None;
+            };
             Some(v1::NetworkInterfaceUsage {
                 name: name.trim().to_owned(),
                 rx_bytes: some(rx_bytes),
@@ -208,7 +257,10 @@ fn interfaces(text: &str) -> (Option<v1::NetworkInterfaceUsage>, Vec<v1::Network
         })
         .filter(|interface| interface.name != "lo")
         .collect();
-    let main = all.iter().position(|interface| interface.name == "eth0").map(|index| all.remove(index));
+    let main = all
+        .iter()
+        .position(|interface| interface.name == "eth0")
+        .map(|index| all.remove(index));
     (main, all)
 }
 
@@ -222,7 +274,10 @@ mod tests {
         for (file, text) in [
             ("memory.current", "1000\n"),
             ("memory.max", "5000\n"),
-            ("memory.stat", "anon 400\nfile 600\ninactive_file 300\npgfault 9\npgmajfault 2\n"),
+            (
+                "memory.stat",
+                "anon 400\nfile 600\ninactive_file 300\npgfault 9\npgmajfault 2\n",
+            ),
             ("cpu.stat", "usage_usec 42\nuser_usec 40\n"),
             ("memory.swap.current", "7\n"),
             ("memory.swap.max", "max\n"),
@@ -230,9 +285,21 @@ mod tests {
             fs::write(dir.path().join(file), text).unwrap();
         }
         let usage = memory(dir.path()).unwrap();
-        let values = [usage.working_set_bytes, usage.available_bytes, usage.usage_bytes, usage.rss_bytes, usage.page_faults];
-        assert_eq!(values.map(|value| value.unwrap().value), [700, 4300, 1000, 400, 7]);
-        assert_eq!(cpu(dir.path()).unwrap().usage_core_nano_seconds.unwrap().value, 42_000);
+        let values = [
+            usage.working_set_bytes,
+            usage.available_bytes,
+            usage.usage_bytes,
+            usage.rss_bytes,
+            usage.page_faults,
+        ];
+        assert_eq!(
+            values.map(|value| value.unwrap().value),
+            [700, 4300, 1000, 400, 7]
+        );
+        assert_eq!(
+            cpu(dir.path()).unwrap().usage_core_nano_seconds.unwrap().value,
+            42_000
+        );
         assert_eq!(swap(dir.path()).unwrap().swap_available_bytes, None);
         assert!(memory(Path::new("/nonexistent")).is_none());
     }
@@ -250,6 +317,13 @@ mod tests {
         let text = "Inter-|   Receive\n face |bytes\n    lo: 1 1 0 0 0 0 0 0 1 1 0 0 0 0 0 0\n  eth0: 10 1 2 0 0 0 0 0 20 1 3 0 0 0 0 0\n";
         let (main, others) = interfaces(text);
         let main = main.unwrap();
-        assert_eq!((main.rx_bytes.unwrap().value, main.tx_errors.unwrap().value, others.len()), (10, 3, 0));
+        assert_eq!(
+            (
+                main.rx_bytes.unwrap().value,
+                main.tx_errors.unwrap().value,
+                others.len()
+            ),
+            (10, 3, 0)
+        );
     }
 }

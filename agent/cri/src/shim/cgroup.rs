@@ -46,7 +46,11 @@ mod tests {
 
     #[test]
     fn memory_events_tell_of_kills() {
-        for (text, kills) in [("low 0\noom 1\noom_kill 2\noom_group_kill 0\n", 2), ("oom_kill 0\n", 0), ("", 0)] {
+        for (text, kills) in [
+            ("low 0\noom 1\noom_kill 2\noom_group_kill 0\n", 2),
+            ("oom_kill 0\n", 0),
+            ("", 0),
+        ] {
             assert_eq!(parse_oom_kills(text), kills, "{text:?}");
         }
     }

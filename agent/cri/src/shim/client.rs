@@ -16,7 +16,10 @@ use tokio::net::UnixStream;
 #[derive(Debug, thiserror::Error)]
 pub enum ShimClientError {
     #[error("{operation}: {source}")]
-    Io { operation: &'static str, source: io::Error },
+    Io {
+        operation: &'static str,
+        source: io::Error,
+    },
     #[error("the pod's shim is gone")]
     Gone,
     #[error("{message}")]
@@ -26,7 +29,11 @@ pub enum ShimClientError {
 }
 
 fn io_error(operation: &'static str) -> impl Fn(io::Error) -> ShimClientError {
-    move |source| ShimClientError::Io { operation, source }
+    move |source| match source.kind() {
+        // It went while this connection still waited to be accepted.
+        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => ShimClientError::Gone,
+        _ => ShimClientError::Io { operation, source },
+    }
 }
 
 /// Starts the shim of a sandbox: it outlives this server.
@@ -34,7 +41,8 @@ pub fn spawn(layout: &Layout, sandbox_id: &str) -> Result<(), ShimClientError> {
     let folder = layout.sandbox(sandbox_id);
     let _ = std::fs::remove_file(folder.join(SOCKET_NAME));
     let opened = File::open(&folder).map_err(io_error("open the sandbox's folder"))?;
-    let listener = std::os::unix::net::UnixListener::bind(socket_path(&opened)).map_err(io_error("bind the shim's socket"))?;
+    let listener = std::os::unix::net::UnixListener::bind(socket_path(&opened))
+        .map_err(io_error("bind the shim's socket"))?;
     let child = tokio::process::Command::new("/proc/self/exe")
         .arg("cri-shim")
         .arg(sandbox_id)
@@ -62,14 +70,19 @@ impl ShimConnection {
     pub fn open(folder: &Path) -> Result<Self, ShimClientError> {
         let opened = File::open(folder).map_err(|_| ShimClientError::Gone)?;
         let stream = StdUnixStream::connect(socket_path(&opened)).map_err(|_| ShimClientError::Gone)?;
-        stream.set_nonblocking(true).map_err(io_error("talk to the shim"))?;
+        stream
+            .set_nonblocking(true)
+            .map_err(io_error("talk to the shim"))?;
         let stream = UnixStream::from_std(stream).map_err(io_error("talk to the shim"))?;
-        Ok(Self { stream: BufReader::new(stream) })
+        Ok(Self {
+            stream: BufReader::new(stream),
+        })
     }
 
     /// Sends a request with descriptors beside its first byte.
     pub async fn send(&mut self, request: &Request, descriptors: &[OwnedFd]) -> Result<(), ShimClientError> {
-        let mut line = serde_json::to_vec(request).map_err(|error| io_error("write a request")(error.into()))?;
+        let mut line =
+            serde_json::to_vec(request).map_err(|error| io_error("write a request")(error.into()))?;
         line.push(b'\n');
         let mut rest = &line[..];
         if !descriptors.is_empty() {
@@ -81,19 +94,28 @@ impl ShimConnection {
                     let mut control = SendAncillaryBuffer::new(&mut space);
                     control.push(SendAncillaryMessage::ScmRights(&borrowed));
                     let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-                    rustix::net::sendmsg(stream, &[IoSlice::new(rest)], &mut control, flags).map_err(io::Error::from)
+                    rustix::net::sendmsg(stream, &[IoSlice::new(rest)], &mut control, flags)
+                        .map_err(io::Error::from)
                 })
                 .await
                 .map_err(io_error("talk to the shim"))?;
             rest = &rest[sent..];
         }
-        self.stream.get_mut().write_all(rest).await.map_err(io_error("talk to the shim"))
+        self.stream
+            .get_mut()
+            .write_all(rest)
+            .await
+            .map_err(io_error("talk to the shim"))
     }
 
     /// The next answer.
     pub async fn receive(&mut self) -> Result<Reply, ShimClientError> {
         let mut line = String::new();
-        let read = self.stream.read_line(&mut line).await.map_err(io_error("hear the shim"))?;
+        let read = self
+            .stream
+            .read_line(&mut line)
+            .await
+            .map_err(io_error("hear the shim"))?;
         if read == 0 {
             return Err(ShimClientError::Gone);
         }
@@ -125,7 +147,11 @@ pub struct Exec {
 }
 
 impl Exec {
-    pub async fn start(folder: &Path, request: ExecRequest, descriptors: Vec<OwnedFd>) -> Result<Self, ShimClientError> {
+    pub async fn start(
+        folder: &Path,
+        request: ExecRequest,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<Self, ShimClientError> {
         let mut connection = ShimConnection::open(folder)?;
         match connection.ask(&Request::Exec(request), &descriptors).await? {
             Reply::Running => Ok(Self { connection }),
@@ -143,9 +169,22 @@ impl Exec {
 }
 
 /// The container's streams as frames, both ways.
-pub async fn attach(folder: &Path, container_id: &str, stdin: bool) -> Result<BufReader<UnixStream>, ShimClientError> {
+pub async fn attach(
+    folder: &Path,
+    container_id: &str,
+    stdin: bool,
+) -> Result<BufReader<UnixStream>, ShimClientError> {
     let mut connection = ShimConnection::open(folder)?;
-    match connection.ask(&Request::Attach { container_id: container_id.to_owned(), stdin }, &[]).await? {
+    match connection
+        .ask(
+            &Request::Attach {
+                container_id: container_id.to_owned(),
+                stdin,
+            },
+            &[],
+        )
+        .await?
+    {
         Reply::Done => Ok(connection.into_inner()),
         other => Err(ShimClientError::Unexpected(other)),
     }

@@ -23,7 +23,14 @@ pub struct Connection {
 impl Connection {
     pub fn new(stream: UnixStream) -> std::io::Result<Self> {
         stream.set_nonblocking(true)?;
-        Ok(Self { stream, input: Vec::new(), descriptors: Vec::new(), output: Vec::new(), closed: false, finished: false })
+        Ok(Self {
+            stream,
+            input: Vec::new(),
+            descriptors: Vec::new(),
+            output: Vec::new(),
+            closed: false,
+            finished: false,
+        })
     }
 
     /// Reads what has arrived.
@@ -33,7 +40,12 @@ impl Connection {
         loop {
             let mut control = RecvAncillaryBuffer::new(&mut space);
             let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
-            match rustix::net::recvmsg(&self.stream, &mut [IoSliceMut::new(&mut buffer)], &mut control, flags) {
+            match rustix::net::recvmsg(
+                &self.stream,
+                &mut [IoSliceMut::new(&mut buffer)],
+                &mut control,
+                flags,
+            ) {
                 Ok(message) => {
                     for item in control.drain() {
                         if let RecvAncillaryMessage::ScmRights(descriptors) = item {
@@ -90,7 +102,11 @@ impl Connection {
     /// Writes as much as the socket takes.
     pub fn flush(&mut self) {
         while !self.output.is_empty() {
-            match rustix::net::send(&self.stream, &self.output, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+            match rustix::net::send(
+                &self.stream,
+                &self.output,
+                SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
+            ) {
                 Ok(sent) => drop(self.output.drain(..sent)),
                 Err(Errno::AGAIN) => return,
                 Err(Errno::INTR) => {}

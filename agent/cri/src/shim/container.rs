@@ -56,7 +56,9 @@ impl Container {
         let mut got = Vec::new();
         let mut buffer = [0u8; 32 * 1024];
         while got.len() < 256 * 1024 {
-            let Some(descriptor) = self.output(stream) else { break };
+            let Some(descriptor) = self.output(stream) else {
+                break;
+            };
             match rustix::io::read(descriptor, &mut buffer) {
                 Ok(n) if n > 0 => got.extend_from_slice(&buffer[..n]),
                 Err(Errno::AGAIN) => break,
@@ -95,7 +97,10 @@ impl Container {
     }
 
     pub fn stdin_waits(&self) -> Option<BorrowedFd<'_>> {
-        self.stdin.as_ref().filter(|_| !self.waiting.is_empty()).map(AsFd::as_fd)
+        self.stdin
+            .as_ref()
+            .filter(|_| !self.waiting.is_empty())
+            .map(AsFd::as_fd)
     }
 
     pub fn flush_stdin(&mut self) {
@@ -119,8 +124,15 @@ impl Container {
     pub fn resize(&self, bytes: &[u8]) {
         if let (Some([a, b, c, d]), Some(master)) = (bytes.first_chunk::<4>(), &self.stdin) {
             let (columns, rows) = (u16::from_be_bytes([*a, *b]), u16::from_be_bytes([*c, *d]));
-            let size = rustix::termios::Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
-            if self.request.tty && let Err(error) = rustix::termios::tcsetwinsize(master, size) {
+            let size = rustix::termios::Winsize {
+                ws_row: rows,
+                ws_col: columns,
+                ws_xpixel: 0,
+                ws_ypixel: 0,
+            };
+            if self.request.tty
+                && let Err(error) = rustix::termios::tcsetwinsize(master, size)
+            {
                 tracing::warn!(container = self.request.container_id, %error, "cannot resize the terminal");
             }
         }

@@ -75,7 +75,12 @@ pub struct Log {
 impl Log {
     /// Opens the file; without a path everything is dropped.
     pub fn open(path: Option<PathBuf>) -> io::Result<Self> {
-        let mut log = Self { path, file: None, stdout: Framer::default(), stderr: Framer::default() };
+        let mut log = Self {
+            path,
+            file: None,
+            stdout: Framer::default(),
+            stderr: Framer::default(),
+        };
         log.reopen()?;
         Ok(log)
     }
@@ -146,7 +151,11 @@ fn civil(days: u64) -> (u64, u64, u64) {
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let march_month = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * march_month + 2) / 5 + 1;
-    let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
+    let month = if march_month < 10 {
+        march_month + 3
+    } else {
+        march_month - 9
+    };
     (era * 400 + year_of_era + u64::from(month <= 2), month, day)
 }
 
@@ -181,8 +190,10 @@ mod tests {
     fn long_lines_come_in_pieces() {
         let long = vec![b'x'; MAX_LINE * 2 + 3];
         let text = framed(&[&long, b"\n"]);
-        let tags: Vec<(char, usize)> =
-            text.lines().map(|line| (line.chars().nth(9).unwrap(), line.len() - 11)).collect();
+        let tags: Vec<(char, usize)> = text
+            .lines()
+            .map(|line| (line.chars().nth(9).unwrap(), line.len() - 11))
+            .collect();
         assert_eq!(tags, [('P', MAX_LINE), ('P', MAX_LINE), ('F', 3)]);
         let exact = vec![b'x'; MAX_LINE];
         assert_eq!(framed(&[&exact, b"\n"]).lines().count(), 1);
@@ -196,7 +207,10 @@ mod tests {
             (1_798_761_599, 5, "2026-12-31T23:59:59.000000005Z"),
             (4_107_542_400, 0, "2100-03-01T00:00:00.000000000Z"),
         ] {
-            assert_eq!(rfc3339_nanos(UNIX_EPOCH + Duration::new(seconds, nanos)), expected);
+            assert_eq!(
+                rfc3339_nanos(UNIX_EPOCH + Duration::new(seconds, nanos)),
+                expected
+            );
         }
     }
 }

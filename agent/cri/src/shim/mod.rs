@@ -23,7 +23,10 @@ pub enum ShimError {
     #[error("usage: cri-shim SANDBOX-ID, with the listening socket as standard input")]
     Usage,
     #[error("{operation}: {source}")]
-    System { operation: &'static str, source: io::Error },
+    System {
+        operation: &'static str,
+        source: io::Error,
+    },
 }
 
 /// Where shims live among cgroups: out of the server's, which may be killed as a whole.
@@ -33,6 +36,11 @@ const OOM_SCORE: &str = "-998";
 
 /// `cri-shim SANDBOX-ID`
 pub fn main(args: &[String]) -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_writer(io::stderr)
+        .with_ansi(false)
+        .with_max_level(tracing::Level::WARN)
+        .init();
     match run(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -44,11 +52,18 @@ pub fn main(args: &[String]) -> ExitCode {
 }
 
 fn run(args: &[String]) -> Result<(), ShimError> {
-    let [sandbox_id] = args else { return Err(ShimError::Usage) };
+    let [sandbox_id] = args else {
+        return Err(ShimError::Usage);
+    };
     let system = |operation| move |source: io::Error| ShimError::System { operation, source };
-    let listener = io::stdin().as_fd().try_clone_to_owned().map_err(system("take the socket"))?;
+    let listener = io::stdin()
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(system("take the socket"))?;
     let listener = UnixListener::from(listener);
-    listener.set_nonblocking(true).map_err(system("take the socket"))?;
+    listener
+        .set_nonblocking(true)
+        .map_err(system("take the socket"))?;
     let null = std::fs::File::open("/dev/null").map_err(system("open /dev/null"))?;
     rustix::stdio::dup2_stdin(&null).map_err(|e| system("close standard input")(e.into()))?;
     // A session of its own: signals to the server's group do not reach it.
@@ -63,7 +78,8 @@ fn run(args: &[String]) -> Result<(), ShimError> {
 /// Best effort: without cgroup v2 there is nothing to leave.
 fn leave_servers_cgroup() {
     let folder = Path::new(SHIM_CGROUP);
-    let moved = std::fs::create_dir_all(folder).and_then(|()| std::fs::write(folder.join("cgroup.procs"), "0"));
+    let moved =
+        std::fs::create_dir_all(folder).and_then(|()| std::fs::write(folder.join("cgroup.procs"), "0"));
     if let Err(error) = moved {
         tracing::warn!(%error, "the shim stays in the server's cgroup");
     }

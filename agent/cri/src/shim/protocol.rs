@@ -12,9 +12,17 @@ pub enum Request {
     /// Runs a process beside a running container. Descriptors: stdin, stdout, stderr, or a console socket alone.
     Exec(ExecRequest),
     /// Turns the connection into frames of the container's streams.
-    Attach { container_id: String, stdin: bool },
-    Kill { container_id: String, signal: i32 },
-    ReopenLog { container_id: String },
+    Attach {
+        container_id: String,
+        stdin: bool,
+    },
+    Kill {
+        container_id: String,
+        signal: i32,
+    },
+    ReopenLog {
+        container_id: String,
+    },
     /// Turns the connection into a stream of exits; earlier ones are in the records.
     Subscribe,
     /// Ends the shim; it refuses while a container runs.
@@ -64,13 +72,23 @@ pub struct ExecRequest {
 #[serde(tag = "re", rename_all = "snake_case")]
 pub enum Reply {
     Done,
-    Started { process: ProcessRecord },
+    Started {
+        process: ProcessRecord,
+    },
     /// The exec's program runs (the first answer to `Exec`).
     Running,
-    Failed { message: String, exit_code: i32 },
+    Failed {
+        message: String,
+        exit_code: i32,
+    },
     /// The exec's program has ended (the second answer).
-    Ended { exit_code: i32 },
-    Exited { container_id: String, process: ProcessRecord },
+    Ended {
+        exit_code: i32,
+    },
+    Exited {
+        container_id: String,
+        process: ProcessRecord,
+    },
 }
 
 /// Frames after `Attach`: kind, length (u32, big endian), bytes.
@@ -102,7 +120,9 @@ pub mod frame {
 
     /// Takes the first whole frame off the buffer; an error when it cannot be one.
     pub fn decode(buffer: &mut Vec<u8>) -> Result<Option<(u8, Vec<u8>)>, &'static str> {
-        let Some(header) = buffer.first_chunk::<HEADER>() else { return Ok(None) };
+        let Some(header) = buffer.first_chunk::<HEADER>() else {
+            return Ok(None);
+        };
         let [kind, a, b, c, d] = *header;
         let length = u32::from_be_bytes([a, b, c, d]) as usize;
         if length > MAX {
@@ -121,7 +141,9 @@ pub const SOCKET_NAME: &str = "shim.sock";
 
 /// A path to the socket short enough for `sockaddr_un`, through an open folder.
 pub fn socket_path(folder: &impl std::os::fd::AsRawFd) -> PathBuf {
-    Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string()).join(SOCKET_NAME)
+    Path::new("/proc/self/fd")
+        .join(folder.as_raw_fd().to_string())
+        .join(SOCKET_NAME)
 }
 
 #[cfg(test)]

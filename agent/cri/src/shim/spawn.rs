@@ -70,9 +70,17 @@ pub fn start(request: &StartRequest, connection: u64) -> io::Result<(Helper, Pip
             pipes.stdin = Some(writer);
         }
     }
-    let order = StartOrder { request: request.clone() };
+    let order = StartOrder {
+        request: request.clone(),
+    };
     let result = run("start", &order, stdio, None)?;
-    let helper = Helper { result, answer: Vec::new(), purpose: Request::Start(request.clone()), connection, console };
+    let helper = Helper {
+        result,
+        answer: Vec::new(),
+        purpose: Request::Start(request.clone()),
+        connection,
+        console,
+    };
     Ok((helper, pipes))
 }
 
@@ -100,12 +108,22 @@ pub fn exec(
         }
     }
     let result = run("exec", &order, stdio, console)?;
-    Ok(Helper { result, answer: Vec::new(), purpose: Request::Exec(request.clone()), connection, console: None })
+    Ok(Helper {
+        result,
+        answer: Vec::new(),
+        purpose: Request::Exec(request.clone()),
+        connection,
+        console: None,
+    })
 }
 
 /// Lets the container's user reopen `/dev/stdout` and the like.
 fn own(descriptor: &OwnedFd, uid: u32) -> io::Result<()> {
-    Ok(rustix::fs::fchown(descriptor, Some(rustix::fs::Uid::from_raw(uid)), None)?)
+    Ok(rustix::fs::fchown(
+        descriptor,
+        Some(rustix::fs::Uid::from_raw(uid)),
+        None,
+    )?)
 }
 
 /// Runs `cri-helper KIND ORDER RESULT [CONSOLE]`, the last three being inherited descriptors.
@@ -122,12 +140,21 @@ fn run(
     rustix::io::fcntl_setfd(&result, FdFlags::CLOEXEC)?;
     rustix::io::ioctl_fionbio(&result, true)?;
     let mut command = Command::new("/proc/self/exe");
-    command.arg("cri-helper").arg(kind).arg(file.as_raw_fd().to_string()).arg(writer.as_raw_fd().to_string());
+    command
+        .arg("cri-helper")
+        .arg(kind)
+        .arg(file.as_raw_fd().to_string())
+        .arg(writer.as_raw_fd().to_string());
     if let Some(console) = &console {
         rustix::io::fcntl_setfd(console, FdFlags::empty())?;
         command.arg(console.as_raw_fd().to_string());
     }
-    let child = command.env_clear().stdin(stdin).stdout(stdout).stderr(stderr).spawn()?;
+    let child = command
+        .env_clear()
+        .stdin(stdin)
+        .stdout(stdout)
+        .stderr(stderr)
+        .spawn()?;
     // Its end is seen by the shim's one reaper, not through this handle.
     drop(child);
     Ok(result)

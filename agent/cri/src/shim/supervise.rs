@@ -58,7 +58,12 @@ enum Source {
 
 impl Supervisor {
     pub fn new(sandbox_id: String, listener: UnixListener) -> Result<Self, ShimError> {
-        let system = |operation| move |source: nix::Error| ShimError::System { operation, source: source.into() };
+        let system = |operation| {
+            move |source: nix::Error| ShimError::System {
+                operation,
+                source: source.into(),
+            }
+        };
         let mut signals = SigSet::empty();
         signals.add(Signal::SIGCHLD);
         // The server's stop must not end the pod: only `Shutdown` does.
@@ -94,11 +99,18 @@ impl Supervisor {
 
     fn wait(&mut self) -> Result<Vec<Source>, ShimError> {
         let mut sources = vec![Source::Listener, Source::Children];
-        let mut polled = vec![PollFd::new(&self.listener, PollFlags::IN), PollFd::new(&self.children, PollFlags::IN)];
+        let mut polled = vec![
+            PollFd::new(&self.listener, PollFlags::IN),
+            PollFd::new(&self.children, PollFlags::IN),
+        ];
         for (id, client) in &self.clients {
             let blocked = matches!(&client.role, Role::Attached { container, .. }
                 if self.containers.get(container).is_some_and(|c| !c.accepts_stdin()));
-            let mut flags = if blocked { PollFlags::empty() } else { PollFlags::IN };
+            let mut flags = if blocked {
+                PollFlags::empty()
+            } else {
+                PollFlags::IN
+            };
             if client.connection.wants_to_write() {
                 flags |= PollFlags::OUT;
             }
@@ -121,11 +133,19 @@ impl Supervisor {
             sources.push(Source::Helper(index));
             polled.push(PollFd::new(&helper.result, PollFlags::IN));
         }
-        let soon = rustix::event::Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+        let soon = rustix::event::Timespec {
+            tv_sec: 0,
+            tv_nsec: 10_000_000,
+        };
         let timeout = (!self.leftover.is_empty()).then_some(&soon);
         match poll(&mut polled, timeout) {
             Ok(_) | Err(Errno::INTR) => {}
-            Err(error) => return Err(ShimError::System { operation: "poll", source: error.into() }),
+            Err(error) => {
+                return Err(ShimError::System {
+                    operation: "poll",
+                    source: error.into(),
+                });
+            }
         }
         let ready: Vec<bool> = polled.iter().map(|fd| !fd.revents().is_empty()).collect();
         // Helpers from the last to the first, so that removing one leaves the others' places.
@@ -157,14 +177,22 @@ impl Supervisor {
     fn accept(&mut self) {
         while let Ok((stream, _)) = self.listener.accept() {
             if let Ok(connection) = Connection::new(stream) {
-                self.clients.insert(self.next_client, Client { connection, role: Role::Command });
+                self.clients.insert(
+                    self.next_client,
+                    Client {
+                        connection,
+                        role: Role::Command,
+                    },
+                );
                 self.next_client += 1;
             }
         }
     }
 
     fn serve_client(&mut self, id: u64) {
-        let Some(client) = self.clients.get_mut(&id) else { return };
+        let Some(client) = self.clients.get_mut(&id) else {
+            return;
+        };
         client.connection.flush();
         client.connection.receive();
         match &client.role {
@@ -185,12 +213,18 @@ impl Supervisor {
     }
 
     fn take_frames(&mut self, id: u64, container: &str, stdin: bool) {
-        let Some(client) = self.clients.get_mut(&id) else { return };
-        let Some(container) = self.containers.get_mut(container) else { return };
+        let Some(client) = self.clients.get_mut(&id) else {
+            return;
+        };
+        let Some(container) = self.containers.get_mut(container) else {
+            return;
+        };
         loop {
             match frame::decode(&mut client.connection.input) {
                 Ok(Some((frame::STDIN, bytes))) if stdin => container.write_stdin(&bytes),
-                Ok(Some((frame::CLOSE_STDIN, _))) if stdin && container.request.stdin_once => container.finish_stdin(),
+                Ok(Some((frame::CLOSE_STDIN, _))) if stdin && container.request.stdin_once => {
+                    container.finish_stdin()
+                }
                 Ok(Some((frame::RESIZE, bytes))) => container.resize(&bytes),
                 Ok(Some(_)) => {}
                 Ok(None) => return,
@@ -212,7 +246,11 @@ impl Supervisor {
                 self.answer(id, &reply);
             }
             Request::ReopenLog { container_id } => {
-                let reply = match self.containers.get_mut(&container_id).map(|container| container.log.reopen()) {
+                let reply = match self
+                    .containers
+                    .get_mut(&container_id)
+                    .map(|container| container.log.reopen())
+                {
                     Some(Ok(())) => Reply::Done,
                     Some(Err(error)) => failed(format!("reopen the log: {error}"), 0),
                     None => failed(format!("container {container_id} is not running"), 0),
@@ -226,8 +264,12 @@ impl Supervisor {
                 }
             }
             Request::Shutdown => {
-                let idle = self.containers.is_empty() && self.helpers.is_empty();
-                let reply = if idle { Reply::Done } else { failed("a container is running".into(), 0) };
+                let idle = self.containers.is_empty() && self.helpers.is_empty() && self.leftover.is_empty();
+                let reply = if idle {
+                    Reply::Done
+                } else {
+                    failed("a container is running".into(), 0)
+                };
                 self.answer(id, &reply);
                 self.over = idle;
             }
@@ -248,14 +290,18 @@ impl Supervisor {
         let log = match Log::open(request.log_path.clone()) {
             Ok(log) => log,
             Err(error) => {
-                let message = format!("open the log {:?}: {error}", request.log_path.clone().unwrap_or_default());
+                let message = format!(
+                    "open the log {:?}: {error}",
+                    request.log_path.clone().unwrap_or_default()
+                );
                 return self.fail_start(id, &request, message, 128);
             }
         };
         match spawn::start(&request, id) {
             Ok((helper, pipes)) => {
                 let mut container = Container::new(request.clone(), log);
-                (container.stdin, container.stdout, container.stderr) = (pipes.stdin, pipes.stdout, pipes.stderr);
+                (container.stdin, container.stdout, container.stderr) =
+                    (pipes.stdin, pipes.stdout, pipes.stderr);
                 self.containers.insert(request.container_id.clone(), container);
                 self.helpers.push(helper);
             }
@@ -283,12 +329,23 @@ impl Supervisor {
     }
 
     fn exec(&mut self, id: u64, request: ExecRequest) {
-        let Some(client) = self.clients.get_mut(&id) else { return };
+        let Some(client) = self.clients.get_mut(&id) else {
+            return;
+        };
         let descriptors: Vec<OwnedFd> = client.connection.descriptors.drain(..).collect();
-        client.role = Role::Exec { pid: None, kill_on_close: request.kill_on_close };
-        let running = self.containers.get(&request.container_id).filter(|container| container.process.pid != 0);
+        client.role = Role::Exec {
+            pid: None,
+            kill_on_close: request.kill_on_close,
+        };
+        let running = self
+            .containers
+            .get(&request.container_id)
+            .filter(|container| container.process.pid != 0);
         let Some(container) = running else {
-            return self.answer(id, &failed(format!("container {} is not running", request.container_id), 0));
+            return self.answer(
+                id,
+                &failed(format!("container {} is not running", request.container_id), 0),
+            );
         };
         if descriptors.len() != if request.tty { 1 } else { 3 } {
             return self.answer(id, &failed("exec: wrong number of descriptors".into(), 0));
@@ -300,20 +357,33 @@ impl Supervisor {
     }
 
     fn attach(&mut self, id: u64, container: String, stdin: bool) {
-        if !self.containers.get(&container).is_some_and(|container| container.process.pid != 0) {
+        if !self
+            .containers
+            .get(&container)
+            .is_some_and(|container| container.process.pid != 0)
+        {
             return self.answer(id, &failed(format!("container {container} is not running"), 0));
         }
         if let Some(client) = self.clients.get_mut(&id) {
             client.connection.send_line(&Reply::Done);
-            client.role = Role::Attached { container: container.clone(), stdin };
+            client.role = Role::Attached {
+                container: container.clone(),
+                stdin,
+            };
             self.take_frames(id, &container, stdin);
         }
     }
 
     fn kill(&self, container: &str, signal: i32) -> Reply {
         // The process is this shim's own unreaped child: its number cannot have been given away.
-        let pid = self.containers.get(container).map(|container| container.process.pid).filter(|pid| *pid != 0);
-        let Some(pid) = pid else { return failed(format!("container {container} is not running"), 0) };
+        let pid = self
+            .containers
+            .get(container)
+            .map(|container| container.process.pid)
+            .filter(|pid| *pid != 0);
+        let Some(pid) = pid else {
+            return failed(format!("container {container} is not running"), 0);
+        };
         let raw = nix::libc::c_int::from(signal);
         let sent = Signal::try_from(raw).map_err(io::Error::from).and_then(|signal| {
             nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).map_err(io::Error::from)
@@ -325,12 +395,18 @@ impl Supervisor {
     }
 
     fn forward(&mut self, id: &str, stream: Stream) {
-        let Some(container) = self.containers.get_mut(id) else { return };
+        let Some(container) = self.containers.get_mut(id) else {
+            return;
+        };
         let bytes = container.read(stream);
         if bytes.is_empty() {
             return;
         }
-        let kind = if stream == Stream::Stdout { frame::STDOUT } else { frame::STDERR };
+        let kind = if stream == Stream::Stdout {
+            frame::STDOUT
+        } else {
+            frame::STDERR
+        };
         let mut encoded = Vec::with_capacity(bytes.len() + frame::HEADER);
         frame::encode(kind, &bytes, &mut encoded);
         for client in self.clients.values_mut() {
@@ -364,10 +440,15 @@ impl Supervisor {
     }
 
     fn started(&mut self, helper: Helper, request: &StartRequest) {
-        let Some(container) = self.containers.get_mut(&request.container_id) else { return };
+        let Some(container) = self.containers.get_mut(&request.container_id) else {
+            return;
+        };
         let outcome = match helper.outcome() {
             HelperResult::Running { pid } if request.tty => match receive_terminal(&helper) {
-                Ok(master) => container.set_terminal(master).map(|()| pid).map_err(|e| (format!("terminal: {e}"), 128)),
+                Ok(master) => container
+                    .set_terminal(master)
+                    .map(|()| pid)
+                    .map_err(|e| (format!("terminal: {e}"), 128)),
                 Err(error) => Err((format!("terminal: {error}"), 128)),
             },
             HelperResult::Running { pid } => Ok(pid),
@@ -376,7 +457,11 @@ impl Supervisor {
         let _ = std::fs::remove_file(request.bundle.join(spawn::CONSOLE_SOCKET));
         match outcome {
             Ok(pid) => {
-                container.process = ProcessRecord { pid, started_at: now_nanos(), ..Default::default() };
+                container.process = ProcessRecord {
+                    pid,
+                    started_at: now_nanos(),
+                    ..Default::default()
+                };
                 let process = container.process.clone();
                 self.save(request, &process);
                 self.answer(helper.connection, &Reply::Started { process });
@@ -395,13 +480,18 @@ impl Supervisor {
 
     fn exec_started(&mut self, helper: &Helper) {
         match helper.outcome() {
-            HelperResult::Failed { message, exit_code } => self.answer(helper.connection, &failed(message, exit_code)),
+            HelperResult::Failed { message, exit_code } => {
+                self.answer(helper.connection, &failed(message, exit_code))
+            }
             HelperResult::Running { pid } => {
                 let ended = self.early.remove(&pid);
                 match self.clients.get_mut(&helper.connection) {
                     Some(client) => {
                         client.role = match client.role {
-                            Role::Exec { kill_on_close, .. } => Role::Exec { pid: Some(pid), kill_on_close },
+                            Role::Exec { kill_on_close, .. } => Role::Exec {
+                                pid: Some(pid),
+                                kill_on_close,
+                            },
                             _ => return,
                         };
                         client.connection.send_line(&Reply::Running);
@@ -427,8 +517,15 @@ impl Supervisor {
                 Ok(_) | Err(nix::Error::EINTR) => continue,
                 Err(error) => return tracing::error!(%error, "waitpid"),
             };
-            let container = self.containers.iter().find(|(_, c)| c.process.pid == pid).map(|(id, _)| id.clone());
-            let exec = self.clients.iter().find(|(_, client)| matches!(client.role, Role::Exec { pid: Some(p), .. } if p == pid));
+            let container = self
+                .containers
+                .iter()
+                .find(|(_, c)| c.process.pid == pid)
+                .map(|(id, _)| id.clone());
+            let exec = self
+                .clients
+                .iter()
+                .find(|(_, client)| matches!(client.role, Role::Exec { pid: Some(p), .. } if p == pid));
             match (container, exec.map(|(id, _)| *id)) {
                 (Some(id), _) => self.exited(&id, code),
                 (None, Some(id)) => self.answer(id, &Reply::Ended { exit_code: code }),
@@ -441,11 +538,17 @@ impl Supervisor {
     /// What was written before the exit is in the pipes: into the log with it, then the exit is told.
     fn exited(&mut self, id: &str, exit_code: i32) {
         for stream in [Stream::Stdout, Stream::Stderr] {
-            while self.containers.get(id).is_some_and(|container| readable(container, stream)) {
+            while self
+                .containers
+                .get(id)
+                .is_some_and(|container| readable(container, stream))
+            {
                 self.forward(id, stream);
             }
         }
-        let Some(mut container) = self.containers.remove(id) else { return };
+        let Some(mut container) = self.containers.remove(id) else {
+            return;
+        };
         container.log.finish();
         let cgroup = container.request.cgroup.clone();
         if !container.request.own_pid_namespace {
@@ -456,7 +559,10 @@ impl Supervisor {
         container.process.oom_killed = cgroup::oom_killed(&cgroup);
         self.save(&container.request, &container.process);
         self.remove_cgroup(&cgroup);
-        let told = Reply::Exited { container_id: id.to_owned(), process: container.process };
+        let told = Reply::Exited {
+            container_id: id.to_owned(),
+            process: container.process,
+        };
         for client in self.clients.values_mut() {
             match &client.role {
                 Role::Subscriber => client.connection.send_line(&told),
@@ -476,13 +582,30 @@ impl Supervisor {
 
     /// Drops connections that are over, and cgroups whose last process has died.
     fn sweep(&mut self) {
-        let over: Vec<u64> = self.clients.iter().filter(|(_, c)| c.connection.is_over()).map(|(id, _)| *id).collect();
+        let over: Vec<u64> = self
+            .clients
+            .iter()
+            .filter(|(_, c)| c.connection.is_over())
+            .map(|(id, _)| *id)
+            .collect();
         for id in over {
-            let Some(client) = self.clients.remove(&id) else { continue };
+            let Some(client) = self.clients.remove(&id) else {
+                continue;
+            };
             match client.role {
-                Role::Exec { pid: Some(pid), kill_on_close: true } if !client.connection.finished => kill_exec(pid),
-                Role::Attached { container, stdin: true } => {
-                    if let Some(container) = self.containers.get_mut(&container).filter(|c| c.request.stdin_once) {
+                Role::Exec {
+                    pid: Some(pid),
+                    kill_on_close: true,
+                } if !client.connection.finished => kill_exec(pid),
+                Role::Attached {
+                    container,
+                    stdin: true,
+                } => {
+                    if let Some(container) = self
+                        .containers
+                        .get_mut(&container)
+                        .filter(|c| c.request.stdin_once)
+                    {
                         container.finish_stdin();
                     }
                 }
@@ -510,17 +633,28 @@ fn kill_exec(pid: i32) {
 }
 
 fn readable(container: &Container, stream: Stream) -> bool {
-    let Some(descriptor) = container.output(stream) else { return false };
+    let Some(descriptor) = container.output(stream) else {
+        return false;
+    };
     let mut polled = [PollFd::from_borrowed_fd(descriptor, PollFlags::IN)];
-    let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+    let now = rustix::event::Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     poll(&mut polled, Some(&now)).is_ok_and(|ready| ready > 0)
 }
 
 /// The terminal that libcontainer has sent to the console socket while it made the container.
 fn receive_terminal(helper: &Helper) -> io::Result<OwnedFd> {
-    let listener = helper.console.as_ref().ok_or_else(|| io::Error::other("no console socket"))?;
+    let listener = helper
+        .console
+        .as_ref()
+        .ok_or_else(|| io::Error::other("no console socket"))?;
     let (stream, _) = listener.accept()?;
     let mut connection = Connection::new(stream)?;
     connection.receive();
-    connection.descriptors.pop().ok_or_else(|| io::Error::other("no terminal was sent"))
+    connection
+        .descriptors
+        .pop()
+        .ok_or_else(|| io::Error::other("no terminal was sent"))
 }

@@ -6,18 +6,65 @@ use std::collections::BTreeSet;
 
 /// In kernel order: the position is the capability's number.
 const ALL: [&str; 41] = [
-    "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP",
-    "LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER",
-    "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN", "SYS_BOOT", "SYS_NICE",
-    "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE", "AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP",
-    "MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG", "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
     "CHECKPOINT_RESTORE",
 ];
 
 /// What a container has when the pod says nothing (as containerd grants).
 const DEFAULT: [&str; 14] = [
-    "CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP", "SETPCAP",
-    "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FSETID",
+    "FOWNER",
+    "MKNOD",
+    "NET_RAW",
+    "SETGID",
+    "SETUID",
+    "SETFCAP",
+    "SETPCAP",
+    "NET_BIND_SERVICE",
+    "SYS_CHROOT",
+    "KILL",
+    "AUDIT_WRITE",
 ];
 
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -31,13 +78,29 @@ pub struct Capabilities {
 }
 
 impl Capabilities {
-    /// `last` is the kernel's highest capability number.
-    pub fn choose(privileged: bool, asked: Option<&v1::Capability>, last: usize) -> Result<Self, UnknownCapability> {
-        let known: BTreeSet<&'static str> = ALL.iter().take(last + 1).copied().collect();
+    /// `available` has a bit for each capability that this process can hand on.
+    pub fn choose(
+        privileged: bool,
+        asked: Option<&v1::Capability>,
+        available: u64,
+    ) -> Result<Self, UnknownCapability> {
+        let known: BTreeSet<&'static str> = ALL
+            .into_iter()
+            .enumerate()
+            .filter(|(number, _)| available >> number & 1 == 1)
+            .map(|(_, name)| name)
+            .collect();
         if privileged {
-            return Ok(Self { granted: known, ambient: BTreeSet::new() });
+            return Ok(Self {
+                granted: known,
+                ambient: BTreeSet::new(),
+            });
         }
-        let mut chosen = Self { granted: DEFAULT.into_iter().collect(), ambient: BTreeSet::new() };
+        let granted = DEFAULT.into_iter().filter(|name| known.contains(name)).collect();
+        let mut chosen = Self {
+            granted,
+            ambient: BTreeSet::new(),
+        };
         let Some(asked) = asked else { return Ok(chosen) };
         let (add, drop) = (&asked.add_capabilities, &asked.drop_capabilities);
         // ALL first, single names after it, so that "ALL except" works both ways.
@@ -85,7 +148,9 @@ fn is_all(name: &str) -> bool {
 fn lookup(name: &str) -> Result<&'static str, UnknownCapability> {
     let upper = name.to_ascii_uppercase();
     let short = upper.strip_prefix("CAP_").unwrap_or(&upper);
-    ALL.into_iter().find(|known| *known == short).ok_or_else(|| UnknownCapability(name.to_owned()))
+    ALL.into_iter()
+        .find(|known| *known == short)
+        .ok_or_else(|| UnknownCapability(name.to_owned()))
 }
 
 #[cfg(test)]
@@ -94,8 +159,16 @@ mod tests {
 
     fn chosen(add: &[&str], drop: &[&str]) -> Vec<&'static str> {
         let own = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
-        let asked = v1::Capability { add_capabilities: own(add), drop_capabilities: own(drop), ..Default::default() };
-        Capabilities::choose(false, Some(&asked), 40).unwrap().granted.into_iter().collect()
+        let asked = v1::Capability {
+            add_capabilities: own(add),
+            drop_capabilities: own(drop),
+            ..Default::default()
+        };
+        Capabilities::choose(false, Some(&asked), u64::MAX)
+            .unwrap()
+            .granted
+            .into_iter()
+            .collect()
     }
 
     #[test]
@@ -106,8 +179,17 @@ mod tests {
         assert_eq!(chosen(&["ALL"], &["SYS_ADMIN"]).len(), 40);
         assert!(!chosen(&["ALL"], &["SYS_ADMIN"]).contains(&"SYS_ADMIN"));
         assert_eq!(chosen(&[], &[]).len(), DEFAULT.len());
-        assert_eq!(Capabilities::choose(true, None, 37).unwrap().granted.len(), 38);
-        let bad = v1::Capability { add_capabilities: vec!["NOPE".into()], ..Default::default() };
-        assert!(Capabilities::choose(false, Some(&bad), 40).is_err());
+        assert_eq!(
+            Capabilities::choose(true, None, (1 << 38) - 1)
+                .unwrap()
+                .granted
+                .len(),
+            38
+        );
+        let bad = v1::Capability {
+            add_capabilities: vec!["NOPE".into()],
+            ..Default::default()
+        };
+        assert!(Capabilities::choose(false, Some(&bad), u64::MAX).is_err());
     }
 }

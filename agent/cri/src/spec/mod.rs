@@ -31,7 +31,10 @@ pub enum SpecError {
 #[derive(Debug, Clone, Default)]
 pub struct Host {
     pub controllers: Controllers,
-    pub last_capability: usize,
+    /// A bit for each capability that can be handed on.
+    pub capabilities: u64,
+    /// The lowest OOM score adjustment that can be handed on.
+    pub lowest_oom_score: i64,
     pub apparmor: bool,
     pub devices: Vec<DeviceNode>,
     /// The most files that a process may have open.
@@ -86,8 +89,11 @@ pub fn generate(input: &Input) -> Result<(Value, Vec<&'static str>), SpecError> 
     let linux = config.linux.clone().unwrap_or_default();
     let security = linux.security_context.unwrap_or_default();
     let asked = linux.resources.unwrap_or_default();
-    let capabilities =
-        Capabilities::choose(security.privileged, security.capabilities.as_ref(), input.host.last_capability)?;
+    let capabilities = Capabilities::choose(
+        security.privileged,
+        security.capabilities.as_ref(),
+        input.host.capabilities,
+    )?;
     let (resources, missing) = resources::to_oci(&asked, &input.host.controllers);
     let mut process = json!({
         "terminal": config.tty,
@@ -97,7 +103,7 @@ pub fn generate(input: &Input) -> Result<(Value, Vec<&'static str>), SpecError> 
         "cwd": working_dir(config, input.image),
         "capabilities": capabilities.to_json(),
         "rlimits": [{"type": "RLIMIT_NOFILE", "soft": input.host.open_files.min(SOFT_OPEN_FILES), "hard": input.host.open_files}],
-        "oomScoreAdj": asked.oom_score_adj,
+        "oomScoreAdj": asked.oom_score_adj.max(input.host.lowest_oom_score),
     });
     if security.no_new_privs {
         // Only when true: libcontainer takes a present `false` for true when it orders seccomp.
@@ -130,15 +136,31 @@ pub fn generate(input: &Input) -> Result<(Value, Vec<&'static str>), SpecError> 
 
 /// CRI's command replaces the entrypoint, and then the image's arguments are dropped too.
 fn command(config: &v1::ContainerConfig, image: &ImageConfig) -> Result<Vec<String>, SpecError> {
-    let (entrypoint, image_args) =
-        if config.command.is_empty() { (&image.entrypoint, &image.cmd[..]) } else { (&config.command, &[][..]) };
-    let args = if config.args.is_empty() { image_args } else { &config.args[..] };
+    let (entrypoint, image_args) = if config.command.is_empty() {
+        (&image.entrypoint, &image.cmd[..])
+    } else {
+        (&config.command, &[][..])
+    };
+    let args = if config.args.is_empty() {
+        image_args
+    } else {
+        &config.args[..]
+    };
     let all: Vec<String> = entrypoint.iter().chain(args).cloned().collect();
-    if all.is_empty() { Err(SpecError::NoCommand) } else { Ok(all) }
+    if all.is_empty() {
+        Err(SpecError::NoCommand)
+    } else {
+        Ok(all)
+    }
 }
 
 /// The image's variables, then the pod's, later ones replacing earlier ones.
-fn environment(config: &v1::ContainerConfig, image: &ImageConfig, hostname: &str, user: &User) -> Vec<String> {
+fn environment(
+    config: &v1::ContainerConfig,
+    image: &ImageConfig,
+    hostname: &str,
+    user: &User,
+) -> Vec<String> {
     let mut all: Vec<String> = Vec::new();
     let mut set = |entry: String| {
         let name = entry.split('=').next().unwrap_or_default().to_owned() + "=";
@@ -156,12 +178,17 @@ fn environment(config: &v1::ContainerConfig, image: &ImageConfig, hostname: &str
         set(format!("HOME={home}"));
     }
     image.env.iter().for_each(|entry| set(entry.clone()));
-    config.envs.iter().for_each(|entry| set(format!("{}={}", entry.key, entry.value)));
+    config
+        .envs
+        .iter()
+        .for_each(|entry| set(format!("{}={}", entry.key, entry.value)));
     all
 }
 
 fn working_dir(config: &v1::ContainerConfig, image: &ImageConfig) -> PathBuf {
-    let chosen = [&config.working_dir, &image.working_dir].into_iter().find(|dir| !dir.is_empty());
+    let chosen = [&config.working_dir, &image.working_dir]
+        .into_iter()
+        .find(|dir| !dir.is_empty());
     mounts::normal(Path::new(chosen.map_or("/", String::as_str)))
 }
 
@@ -172,7 +199,11 @@ pub fn start_folder(config: &v1::ContainerConfig, image: &ImageConfig) -> PathBu
 
 fn namespaces(wanted: &Namespaces) -> Vec<Value> {
     let mut all = vec![json!({"type": "mount"}), json!({"type": "cgroup"})];
-    for (kind, path) in [("network", &wanted.network), ("ipc", &wanted.ipc), ("uts", &wanted.uts)] {
+    for (kind, path) in [
+        ("network", &wanted.network),
+        ("ipc", &wanted.ipc),
+        ("uts", &wanted.uts),
+    ] {
         if let Some(path) = path {
             all.push(json!({"type": kind, "path": path}));
         }
@@ -186,7 +217,11 @@ fn namespaces(wanted: &Namespaces) -> Vec<Value> {
 }
 
 fn masked_paths(security: &v1::LinuxContainerSecurityContext) -> Vec<String> {
-    let mut paths = if security.privileged { vec![] } else { security.masked_paths.clone() };
+    let mut paths = if security.privileged {
+        vec![]
+    } else {
+        security.masked_paths.clone()
+    };
     if !paths.iter().any(|path| path == ALWAYS_MASKED) {
         paths.push(ALWAYS_MASKED.to_owned());
     }
@@ -194,20 +229,28 @@ fn masked_paths(security: &v1::LinuxContainerSecurityContext) -> Vec<String> {
 }
 
 fn devices(host: &[DeviceNode], asked: &[DeviceNode]) -> Vec<Value> {
-    let kept = host.iter().filter(|device| !asked.iter().any(|other| other.path == device.path));
-    asked.iter().chain(kept).map(|device| {
-        json!({
-            "path": device.path, "type": if device.block { "b" } else { "c" },
-            "major": device.major, "minor": device.minor,
-            "fileMode": device.mode, "uid": device.uid, "gid": device.gid,
+    let kept = host
+        .iter()
+        .filter(|device| !asked.iter().any(|other| other.path == device.path));
+    asked
+        .iter()
+        .chain(kept)
+        .map(|device| {
+            json!({
+                "path": device.path, "type": if device.block { "b" } else { "c" },
+                "major": device.major, "minor": device.minor,
+                "fileMode": device.mode, "uid": device.uid, "gid": device.gid,
+            })
         })
-    })
-    .collect()
+        .collect()
 }
 
 fn apparmor_profile(security: &v1::LinuxContainerSecurityContext, host: &Host) -> Option<String> {
     use v1::security_profile::ProfileType;
-    let profile = security.apparmor.as_ref().filter(|_| host.apparmor && !security.privileged)?;
+    let profile = security
+        .apparmor
+        .as_ref()
+        .filter(|_| host.apparmor && !security.privileged)?;
     (profile.profile_type() == ProfileType::Localhost).then(|| profile.localhost_ref.clone())
 }
 
@@ -217,15 +260,21 @@ fn seccomp_profile(
     capabilities: &Capabilities,
 ) -> Result<Option<Value>, SpecError> {
     use v1::security_profile::ProfileType;
-    let Some(profile) = security.seccomp.as_ref().filter(|_| !security.privileged) else { return Ok(None) };
+    let Some(profile) = security.seccomp.as_ref().filter(|_| !security.privileged) else {
+        return Ok(None);
+    };
     match profile.profile_type() {
         ProfileType::Unconfined => Ok(None),
         ProfileType::RuntimeDefault => Ok(Some(seccomp::runtime_default(capabilities))),
         ProfileType::Localhost => {
             let path = profile.localhost_ref.trim_start_matches("localhost/").to_owned();
-            let text = std::fs::read_to_string(&path)
-                .map_err(|source| SpecError::SeccompFile { path: path.clone(), source })?;
-            seccomp::from_file(&text, capabilities).map(Some).map_err(|source| SpecError::SeccompProfile { path, source })
+            let text = std::fs::read_to_string(&path).map_err(|source| SpecError::SeccompFile {
+                path: path.clone(),
+                source,
+            })?;
+            seccomp::from_file(&text, capabilities)
+                .map(Some)
+                .map_err(|source| SpecError::SeccompProfile { path, source })
         }
     }
 }

@@ -28,21 +28,60 @@ fn kernel_mount(destination: &str, kind: &str, source: &str, options: &[&str]) -
 }
 
 /// All mounts in the order they are made: parents before what lies in them.
-pub fn mounts(privileged: bool, readonly_root: bool, files: &SandboxFiles, volumes: &[HostMount]) -> Vec<Value> {
+pub fn mounts(
+    privileged: bool,
+    readonly_root: bool,
+    files: &SandboxFiles,
+    volumes: &[HostMount],
+) -> Vec<Value> {
     let kernel_access = if privileged { "rw" } else { "ro" };
     let mut all = vec![
         kernel_mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
-        kernel_mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
-        kernel_mount("/dev/pts", "devpts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
+        kernel_mount(
+            "/dev",
+            "tmpfs",
+            "tmpfs",
+            &["nosuid", "strictatime", "mode=755", "size=65536k"],
+        ),
+        kernel_mount(
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            &[
+                "nosuid",
+                "noexec",
+                "newinstance",
+                "ptmxmode=0666",
+                "mode=0620",
+                "gid=5",
+            ],
+        ),
         kernel_mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
-        kernel_mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", kernel_access]),
-        kernel_mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", kernel_access]),
+        kernel_mount(
+            "/sys",
+            "sysfs",
+            "sysfs",
+            &["nosuid", "noexec", "nodev", kernel_access],
+        ),
+        kernel_mount(
+            "/sys/fs/cgroup",
+            "cgroup",
+            "cgroup",
+            &["nosuid", "noexec", "nodev", "relatime", kernel_access],
+        ),
     ];
     let file_access = if readonly_root { "ro" } else { "rw" };
-    for (destination, source) in
-        [("/etc/hosts", &files.hosts), ("/etc/hostname", &files.hostname), ("/etc/resolv.conf", &files.resolv_conf)]
-    {
-        all.push(kernel_mount(destination, "bind", &source.to_string_lossy(), &["rbind", "rprivate", file_access]));
+    for (destination, source) in [
+        ("/etc/hosts", &files.hosts),
+        ("/etc/hostname", &files.hostname),
+        ("/etc/resolv.conf", &files.resolv_conf),
+    ] {
+        all.push(kernel_mount(
+            destination,
+            "bind",
+            &source.to_string_lossy(),
+            &["rbind", "rprivate", file_access],
+        ));
     }
     all.push(kernel_mount(
         "/dev/shm",
@@ -51,7 +90,9 @@ pub fn mounts(privileged: bool, readonly_root: bool, files: &SandboxFiles, volum
         &["rbind", "rprivate", "nosuid", "nodev", "noexec", "rw"],
     ));
     let replaced = |mount: &Value| {
-        volumes.iter().any(|volume| Some(&*normal(&volume.destination).to_string_lossy()) == mount["destination"].as_str())
+        volumes.iter().any(|volume| {
+            Some(&*normal(&volume.destination).to_string_lossy()) == mount["destination"].as_str()
+        })
     };
     all.retain(|mount| !replaced(mount));
     let mut volumes: Vec<&HostMount> = volumes.iter().collect();
@@ -125,14 +166,28 @@ mod tests {
     #[test]
     fn the_pods_mounts_replace_ours_and_parents_come_first() {
         use v1::MountPropagation::PropagationPrivate as Private;
-        let volumes = [volume("/a/b/", Private, false), volume("/etc/hosts", Private, true), volume("/a", Private, false)];
+        let volumes = [
+            volume("/a/b/", Private, false),
+            volume("/etc/hosts", Private, true),
+            volume("/a", Private, false),
+        ];
         let all = mounts(false, false, &SandboxFiles::default(), &volumes);
         let destinations: Vec<&str> = all.iter().filter_map(|m| m["destination"].as_str()).collect();
         assert_eq!(
             destinations,
             [
-                "/proc", "/dev", "/dev/pts", "/dev/mqueue", "/sys", "/sys/fs/cgroup", "/etc/hostname",
-                "/etc/resolv.conf", "/dev/shm", "/a", "/a/b", "/etc/hosts"
+                "/proc",
+                "/dev",
+                "/dev/pts",
+                "/dev/mqueue",
+                "/sys",
+                "/sys/fs/cgroup",
+                "/etc/hostname",
+                "/etc/resolv.conf",
+                "/dev/shm",
+                "/a",
+                "/a/b",
+                "/etc/hosts"
             ]
         );
         assert_eq!(all[11]["options"], json!(["rbind", "rprivate", "ro"]));
@@ -143,7 +198,10 @@ mod tests {
         for (privileged, expected) in [(true, "rw"), (false, "ro")] {
             let all = mounts(privileged, false, &SandboxFiles::default(), &[]);
             let sys = all.iter().find(|m| m["destination"] == "/sys").unwrap();
-            assert!(sys["options"].as_array().unwrap().contains(&json!(expected)), "{privileged}");
+            assert!(
+                sys["options"].as_array().unwrap().contains(&json!(expected)),
+                "{privileged}"
+            );
         }
     }
 
@@ -154,7 +212,10 @@ mod tests {
             (vec![], "private"),
             (vec![PropagationPrivate], "private"),
             (vec![PropagationHostToContainer, PropagationPrivate], "slave"),
-            (vec![PropagationHostToContainer, PropagationBidirectional], "shared"),
+            (
+                vec![PropagationHostToContainer, PropagationBidirectional],
+                "shared",
+            ),
         ] {
             let volumes: Vec<_> = wishes.into_iter().map(|wish| volume("/a", wish, false)).collect();
             assert_eq!(root_propagation(&volumes), expected);

@@ -8,11 +8,15 @@ use std::collections::BTreeSet;
 pub type Controllers = BTreeSet<String>;
 
 /// `linux.resources`, without what the kernel offers no controller for, and what had to be left out.
-pub fn to_oci(resources: &v1::LinuxContainerResources, controllers: &Controllers) -> (Value, Vec<&'static str>) {
+pub fn to_oci(
+    resources: &v1::LinuxContainerResources,
+    controllers: &Controllers,
+) -> (Value, Vec<&'static str>) {
     let mut out = Map::new();
     let mut missing = Vec::new();
     let mut put = |name: &'static str, controller: &'static str, value: Value| {
-        let empty = value.as_object().is_some_and(Map::is_empty) || value.as_array().is_some_and(Vec::is_empty);
+        let empty =
+            value.as_object().is_some_and(Map::is_empty) || value.as_array().is_some_and(Vec::is_empty);
         if empty {
             return;
         }
@@ -23,7 +27,11 @@ pub fn to_oci(resources: &v1::LinuxContainerResources, controllers: &Controllers
         }
     };
     let mut cpu = Map::new();
-    for (name, value) in [("period", resources.cpu_period), ("quota", resources.cpu_quota), ("shares", resources.cpu_shares)] {
+    for (name, value) in [
+        ("period", resources.cpu_period),
+        ("quota", resources.cpu_quota),
+        ("shares", resources.cpu_shares),
+    ] {
         if value != 0 {
             cpu.insert(name.into(), json!(value));
         }
@@ -37,17 +45,27 @@ pub fn to_oci(resources: &v1::LinuxContainerResources, controllers: &Controllers
         memory.insert("swap".into(), json!(resources.memory_swap_limit_in_bytes));
     }
     put("memory", "memory", Value::Object(memory));
-    let huge: Vec<Value> =
-        resources.hugepage_limits.iter().map(|h| json!({"pageSize": h.page_size, "limit": h.limit})).collect();
+    let huge: Vec<Value> = resources
+        .hugepage_limits
+        .iter()
+        .map(|h| json!({"pageSize": h.page_size, "limit": h.limit}))
+        .collect();
     put("hugepageLimits", "hugetlb", Value::Array(huge));
     let (unified, unavailable): (Vec<_>, Vec<_>) = resources
         .unified
         .iter()
         .map(|(file, value)| (file.clone(), value.clone()))
         .chain(cpusets(resources))
-        .partition(|(file, _)| file.split('.').next().is_some_and(|c| c == "cgroup" || controllers.contains(c)));
+        .partition(|(file, _)| {
+            file.split('.')
+                .next()
+                .is_some_and(|c| c == "cgroup" || controllers.contains(c))
+        });
     if !unified.is_empty() {
-        out.insert("unified".into(), Value::Object(unified.into_iter().map(|(k, v)| (k, Value::String(v))).collect()));
+        out.insert(
+            "unified".into(),
+            Value::Object(unified.into_iter().map(|(k, v)| (k, Value::String(v))).collect()),
+        );
     }
     if !unavailable.is_empty() {
         missing.push("unified");
@@ -56,11 +74,14 @@ pub fn to_oci(resources: &v1::LinuxContainerResources, controllers: &Controllers
 }
 
 fn cpusets(resources: &v1::LinuxContainerResources) -> Vec<(String, String)> {
-    [("cpuset.cpus", &resources.cpuset_cpus), ("cpuset.mems", &resources.cpuset_mems)]
-        .into_iter()
-        .filter(|(_, value)| !value.is_empty())
-        .map(|(file, value)| (file.to_owned(), value.clone()))
-        .collect()
+    [
+        ("cpuset.cpus", &resources.cpuset_cpus),
+        ("cpuset.mems", &resources.cpuset_mems),
+    ]
+    .into_iter()
+    .filter(|(_, value)| !value.is_empty())
+    .map(|(file, value)| (file.to_owned(), value.clone()))
+    .collect()
 }
 
 /// The cgroup v2 files to write for changed resources, in a safe order.
@@ -70,19 +91,42 @@ pub fn to_files(resources: &v1::LinuxContainerResources) -> Vec<(String, String)
         files.push(("cpu.weight".into(), weight(resources.cpu_shares).to_string()));
     }
     if resources.cpu_quota != 0 || resources.cpu_period != 0 {
-        let quota = if resources.cpu_quota > 0 { resources.cpu_quota.to_string() } else { "max".into() };
-        let period = if resources.cpu_period > 0 { resources.cpu_period } else { 100_000 };
+        let quota = if resources.cpu_quota > 0 {
+            resources.cpu_quota.to_string()
+        } else {
+            "max".into()
+        };
+        let period = if resources.cpu_period > 0 {
+            resources.cpu_period
+        } else {
+            100_000
+        };
         files.push(("cpu.max".into(), format!("{quota} {period}")));
     }
     let limit = resources.memory_limit_in_bytes;
     if limit != 0 {
         if resources.memory_swap_limit_in_bytes > 0 && limit > 0 {
-            files.push(("memory.swap.max".into(), (resources.memory_swap_limit_in_bytes - limit).max(0).to_string()));
+            files.push((
+                "memory.swap.max".into(),
+                (resources.memory_swap_limit_in_bytes - limit).max(0).to_string(),
+            ));
         }
-        files.push(("memory.max".into(), if limit > 0 { limit.to_string() } else { "max".into() }));
+        files.push((
+            "memory.max".into(),
+            if limit > 0 {
+                limit.to_string()
+            } else {
+                "max".into()
+            },
+        ));
     }
     files.extend(cpusets(resources));
-    files.extend(resources.unified.iter().map(|(file, value)| (file.clone(), value.clone())));
+    files.extend(
+        resources
+            .unified
+            .iter()
+            .map(|(file, value)| (file.clone(), value.clone())),
+    );
     files
 }
 
@@ -108,14 +152,20 @@ pub fn merge(current: &mut v1::LinuxContainerResources, change: &v1::LinuxContai
         (&mut current.cpu_shares, change.cpu_shares),
         (&mut current.memory_limit_in_bytes, change.memory_limit_in_bytes),
         (&mut current.oom_score_adj, change.oom_score_adj),
-        (&mut current.memory_swap_limit_in_bytes, change.memory_swap_limit_in_bytes),
+        (
+            &mut current.memory_swap_limit_in_bytes,
+            change.memory_swap_limit_in_bytes,
+        ),
     ];
     for (old, new) in numbers {
         if new != 0 {
             *old = new;
         }
     }
-    for (old, new) in [(&mut current.cpuset_cpus, &change.cpuset_cpus), (&mut current.cpuset_mems, &change.cpuset_mems)] {
+    for (old, new) in [
+        (&mut current.cpuset_cpus, &change.cpuset_cpus),
+        (&mut current.cpuset_mems, &change.cpuset_mems),
+    ] {
         if !new.is_empty() {
             old.clone_from(new);
         }
@@ -165,8 +215,18 @@ mod tests {
             ..Default::default()
         };
         let file = |name: &str, value: &str| (name.to_owned(), value.to_owned());
-        assert_eq!(to_files(&resources), [file("cpu.max", "50000 100000"), file("memory.max", "1048576")]);
-        let unlimited = v1::LinuxContainerResources { cpu_quota: -1, memory_limit_in_bytes: -1, ..Default::default() };
-        assert_eq!(to_files(&unlimited), [file("cpu.max", "max 100000"), file("memory.max", "max")]);
+        assert_eq!(
+            to_files(&resources),
+            [file("cpu.max", "50000 100000"), file("memory.max", "1048576")]
+        );
+        let unlimited = v1::LinuxContainerResources {
+            cpu_quota: -1,
+            memory_limit_in_bytes: -1,
+            ..Default::default()
+        };
+        assert_eq!(
+            to_files(&unlimited),
+            [file("cpu.max", "max 100000"), file("memory.max", "max")]
+        );
     }
 }

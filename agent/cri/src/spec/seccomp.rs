@@ -16,8 +16,13 @@ const ENOSYS: u32 = 38;
 /// The profile for a container with these capabilities.
 pub fn runtime_default(capabilities: &Capabilities) -> Value {
     let mut rules = Vec::new();
-    for line in TABLE.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
-        let Some((condition, names)) = line.split_once(':') else { continue };
+    for line in TABLE
+        .lines()
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+    {
+        let Some((condition, names)) = line.split_once(':') else {
+            continue;
+        };
         let condition: Vec<&str> = condition.split_whitespace().collect();
         if condition.is_empty() || condition.iter().any(|name| capabilities.has(name)) {
             let names: Vec<&str> = names.split_whitespace().collect();
@@ -60,7 +65,14 @@ fn architectures() -> Vec<&'static str> {
 pub fn from_file(text: &str, capabilities: &Capabilities) -> Result<Value, serde_json::Error> {
     let profile: Map<String, Value> = serde_json::from_str(text)?;
     let mut out = Map::new();
-    for key in ["defaultAction", "defaultErrnoRet", "architectures", "flags", "listenerPath", "listenerMetadata"] {
+    for key in [
+        "defaultAction",
+        "defaultErrnoRet",
+        "architectures",
+        "flags",
+        "listenerPath",
+        "listenerMetadata",
+    ] {
         if let Some(value) = profile.get(key) {
             out.insert(key.into(), value.clone());
         }
@@ -68,23 +80,37 @@ pub fn from_file(text: &str, capabilities: &Capabilities) -> Result<Value, serde
     if !out.contains_key("architectures") {
         out.insert("architectures".into(), json!(architectures()));
     }
-    let rules = profile.get("syscalls").and_then(Value::as_array).cloned().unwrap_or_default();
-    let rules = rules.into_iter().filter(|rule| applies(rule, capabilities)).map(|rule| {
-        let kept = ["names", "action", "args", "errnoRet"];
-        let args_are_empty = rule["args"].as_array().is_none_or(Vec::is_empty);
-        let fields = kept.into_iter().filter(|key| *key != "args" || !args_are_empty);
-        Value::Object(fields.filter_map(|key| Some((key.to_owned(), rule.get(key)?.clone()))).collect())
-    });
+    let rules = profile
+        .get("syscalls")
+        .and_then(Value::as_array)
+        .cloned()
+        .unwrap_or_default();
+    let rules = rules
+        .into_iter()
+        .filter(|rule| applies(rule, capabilities))
+        .map(|rule| {
+            let kept = ["names", "action", "args", "errnoRet"];
+            let args_are_empty = rule["args"].as_array().is_none_or(Vec::is_empty);
+            let fields = kept.into_iter().filter(|key| *key != "args" || !args_are_empty);
+            Value::Object(
+                fields
+                    .filter_map(|key| Some((key.to_owned(), rule.get(key)?.clone())))
+                    .collect(),
+            )
+        });
     out.insert("syscalls".into(), rules.collect());
     Ok(Value::Object(out))
 }
 
 fn applies(rule: &Value, capabilities: &Capabilities) -> bool {
     let named = |list: &Value, matches: &dyn Fn(&str) -> bool| {
-        list.as_array().filter(|list| !list.is_empty()).map(|list| list.iter().filter_map(Value::as_str).any(matches))
+        list.as_array()
+            .filter(|list| !list.is_empty())
+            .map(|list| list.iter().filter_map(Value::as_str).any(matches))
     };
     let has_capability = |name: &str| capabilities.has(name.trim_start_matches("CAP_"));
-    let is_architecture = |name: &str| name == crate::image::manifest::architecture() || name == "x32" || name == "x86";
+    let is_architecture =
+        |name: &str| name == crate::image::manifest::architecture() || name == "x32" || name == "x86";
     let (includes, excludes) = (&rule["includes"], &rule["excludes"]);
     named(&includes["caps"], &has_capability).unwrap_or(true)
         && named(&includes["arches"], &is_architecture).unwrap_or(true)
@@ -105,7 +131,10 @@ mod tests {
     #[test]
     fn the_default_profile_depends_on_capabilities() {
         let none = runtime_default(&Capabilities::default());
-        let admin = runtime_default(&Capabilities { granted: ["SYS_ADMIN"].into(), ambient: [].into() });
+        let admin = runtime_default(&Capabilities {
+            granted: ["SYS_ADMIN"].into(),
+            ambient: [].into(),
+        });
         for name in ["read", "execve", "futex", "clone", "socket"] {
             assert!(allowed(&none, name), "{name}");
         }
@@ -123,7 +152,10 @@ mod tests {
             {"names":["read"],"action":"SCMP_ACT_ALLOW","args":[],"comment":""},
             {"names":["mount"],"action":"SCMP_ACT_ALLOW","includes":{"caps":["CAP_SYS_ADMIN"]}}]}"#;
         let profile = from_file(text, &Capabilities::default()).unwrap();
-        assert_eq!(profile["syscalls"], json!([{"names": ["read"], "action": "SCMP_ACT_ALLOW"}]));
+        assert_eq!(
+            profile["syscalls"],
+            json!([{"names": ["read"], "action": "SCMP_ACT_ALLOW"}])
+        );
         assert!(from_file("nonsense", &Capabilities::default()).is_err());
     }
 }

@@ -15,16 +15,30 @@ fn image() -> ImageConfig {
 fn spec_of(config: &v1::ContainerConfig) -> Value {
     let host = Host {
         controllers: ["cpu", "memory"].map(String::from).into(),
-        last_capability: 40,
+        capabilities: u64::MAX,
+        lowest_oom_score: -1000,
         apparmor: false,
         open_files: 4096,
-        devices: vec![DeviceNode { path: "/dev/kvm".into(), block: false, major: 10, minor: 232, mode: 0o600, uid: 0, gid: 0 }],
+        devices: vec![DeviceNode {
+            path: "/dev/kvm".into(),
+            block: false,
+            major: 10,
+            minor: 232,
+            mode: 0o600,
+            uid: 0,
+            gid: 0,
+        }],
     };
     let input = Input {
         config,
         image: &image(),
         host: &host,
-        user: &User { uid: 7, gid: 8, groups: vec![8, 9], home: Some("/home/x".into()) },
+        user: &User {
+            uid: 7,
+            gid: 8,
+            groups: vec![8, 9],
+            home: Some("/home/x".into()),
+        },
         hostname: "pod-a",
         rootfs: Path::new("/rootfs"),
         cgroup: Path::new("/kubepods/pod1/c1"),
@@ -43,7 +57,10 @@ fn spec_of(config: &v1::ContainerConfig) -> Value {
 
 fn with_security(security: v1::LinuxContainerSecurityContext) -> v1::ContainerConfig {
     v1::ContainerConfig {
-        linux: Some(v1::LinuxContainerConfig { security_context: Some(security), ..Default::default() }),
+        linux: Some(v1::LinuxContainerConfig {
+            security_context: Some(security),
+            ..Default::default()
+        }),
         ..Default::default()
     }
 }
@@ -57,15 +74,25 @@ fn command_and_arguments_override_the_images() {
         (vec!["sh"], vec![], vec!["sh"]),
         (vec!["sh"], vec!["-c"], vec!["sh", "-c"]),
     ] {
-        let config = v1::ContainerConfig { command: own(&command), args: own(&args), ..Default::default() };
+        let config = v1::ContainerConfig {
+            command: own(&command),
+            args: own(&args),
+            ..Default::default()
+        };
         assert_eq!(spec_of(&config)["process"]["args"], json!(expected));
     }
 }
 
 #[test]
 fn the_pods_environment_wins_over_the_images() {
-    let key_value = |key: &str, value: &str| v1::KeyValue { key: key.into(), value: value.into() };
-    let config = v1::ContainerConfig { envs: vec![key_value("A", "2"), key_value("B", "")], ..Default::default() };
+    let key_value = |key: &str, value: &str| v1::KeyValue {
+        key: key.into(),
+        value: value.into(),
+    };
+    let config = v1::ContainerConfig {
+        envs: vec![key_value("A", "2"), key_value("B", "")],
+        ..Default::default()
+    };
     assert_eq!(
         spec_of(&config)["process"]["env"],
         json!(["PATH=/image", "HOSTNAME=pod-a", "HOME=/home/x", "A=2", "B="])
@@ -83,13 +110,19 @@ fn an_ordinary_container_is_confined() {
         ..Default::default()
     };
     let spec = spec_of(&with_security(security));
-    assert_eq!(spec["linux"]["maskedPaths"], json!(["/proc/kcore", "/proc/cmdline"]));
+    assert_eq!(
+        spec["linux"]["maskedPaths"],
+        json!(["/proc/kcore", "/proc/cmdline"])
+    );
     assert_eq!(spec["linux"]["readonlyPaths"], json!(["/proc/sys"]));
     assert_eq!(spec["linux"]["devices"], json!([]));
     assert_eq!(spec["linux"]["seccomp"]["defaultAction"], "SCMP_ACT_ERRNO");
     assert_eq!(spec["process"]["noNewPrivileges"], true);
     assert_eq!(spec["root"]["readonly"], true);
-    assert_eq!(spec["process"]["user"], json!({"uid": 7, "gid": 8, "additionalGids": [8, 9]}));
+    assert_eq!(
+        spec["process"]["user"],
+        json!({"uid": 7, "gid": 8, "additionalGids": [8, 9]})
+    );
     assert_eq!(spec["process"]["cwd"], "/work");
     assert_eq!(
         spec["linux"]["namespaces"],
@@ -110,7 +143,13 @@ fn the_kernel_command_line_is_hidden_from_the_privileged_too() {
     assert_eq!(spec["linux"]["maskedPaths"], json!(["/proc/cmdline"]));
     assert_eq!(spec["linux"]["devices"][0]["path"], "/dev/kvm");
     assert!(spec["linux"]["seccomp"].is_null() && spec["process"]["noNewPrivileges"].is_null());
-    assert_eq!(spec["process"]["capabilities"]["bounding"].as_array().unwrap().len(), 41);
+    assert_eq!(
+        spec["process"]["capabilities"]["bounding"]
+            .as_array()
+            .unwrap()
+            .len(),
+        41
+    );
 }
 
 #[test]
@@ -118,7 +157,10 @@ fn seccomp_follows_the_profile_asked_for() {
     use v1::security_profile::ProfileType;
     let profile = |kind: ProfileType, path: &str| {
         with_security(v1::LinuxContainerSecurityContext {
-            seccomp: Some(v1::SecurityProfile { profile_type: kind as i32, localhost_ref: path.into() }),
+            seccomp: Some(v1::SecurityProfile {
+                profile_type: kind as i32,
+                localhost_ref: path.into(),
+            }),
             ..Default::default()
         })
     };

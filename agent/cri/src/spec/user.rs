@@ -50,22 +50,38 @@ struct Group<'a> {
 impl Database {
     /// Reads the files inside a root file system; links there cannot lead out of it.
     pub fn read(rootfs: &Path) -> io::Result<Self> {
-        Ok(Self { passwd: read_in(rootfs, "etc/passwd")?, group: read_in(rootfs, "etc/group")? })
+        Ok(Self {
+            passwd: read_in(rootfs, "etc/passwd")?,
+            group: read_in(rootfs, "etc/group")?,
+        })
     }
 
     fn accounts(&self) -> impl Iterator<Item = Account<'_>> {
         self.passwd.lines().filter_map(|line| {
             let fields: Vec<&str> = line.split(':').collect();
-            let [name, _, uid, gid, _, home, ..] = fields[..] else { return None };
-            Some(Account { name, uid: uid.parse().ok()?, gid: gid.parse().ok()?, home })
+            let [name, _, uid, gid, _, home, ..] = fields[..] else {
+                return None;
+            };
+            Some(Account {
+                name,
+                uid: uid.parse().ok()?,
+                gid: gid.parse().ok()?,
+                home,
+            })
         })
     }
 
     fn groups(&self) -> impl Iterator<Item = Group<'_>> {
         self.group.lines().filter_map(|line| {
             let fields: Vec<&str> = line.split(':').collect();
-            let [name, _, gid, members, ..] = fields[..] else { return None };
-            Some(Group { name, gid: gid.parse().ok()?, members: members.split(',').filter(|m| !m.is_empty()).collect() })
+            let [name, _, gid, members, ..] = fields[..] else {
+                return None;
+            };
+            Some(Group {
+                name,
+                gid: gid.parse().ok()?,
+                members: members.split(',').filter(|m| !m.is_empty()).collect(),
+            })
         })
     }
 }
@@ -87,15 +103,22 @@ pub fn resolve(
         return Err(UserError::GroupWithoutUser);
     }
     let text = if asked.is_empty() { image_user } else { &asked };
-    let (user, group) = text.split_once(':').map_or((text, None), |(user, group)| (user, Some(group)));
+    let (user, group) = text
+        .split_once(':')
+        .map_or((text, None), |(user, group)| (user, Some(group)));
     let account = match user.parse::<u32>() {
         Ok(uid) => database.accounts().find(|account| account.uid == uid),
         Err(_) if user.is_empty() => database.accounts().find(|account| account.uid == 0),
         Err(_) => Some(
-            database.accounts().find(|account| account.name == user).ok_or_else(|| UserError::NoUser(user.to_owned()))?,
+            database
+                .accounts()
+                .find(|account| account.name == user)
+                .ok_or_else(|| UserError::NoUser(user.to_owned()))?,
         ),
     };
-    let uid = account.as_ref().map_or_else(|| user.parse().unwrap_or(0), |account| account.uid);
+    let uid = account
+        .as_ref()
+        .map_or_else(|| user.parse().unwrap_or(0), |account| account.uid);
     let gid = match (&context.run_as_group, group) {
         (Some(gid), _) => id(gid.value)?,
         (None, Some(group)) => match group.parse::<u32>() {
@@ -115,12 +138,24 @@ pub fn resolve(
     if context.supplemental_groups_policy() == v1::SupplementalGroupsPolicy::Merge
         && let Some(account) = &account
     {
-        groups.extend(database.groups().filter(|g| g.members.contains(&account.name)).map(|g| g.gid));
+        groups.extend(
+            database
+                .groups()
+                .filter(|g| g.members.contains(&account.name))
+                .map(|g| g.gid),
+        );
     }
     groups.sort_unstable();
     groups.dedup();
-    let home = account.map(|account| account.home.to_owned()).filter(|home| !home.is_empty());
-    Ok(User { uid, gid, groups, home })
+    let home = account
+        .map(|account| account.home.to_owned())
+        .filter(|home| !home.is_empty());
+    Ok(User {
+        uid,
+        gid,
+        groups,
+        home,
+    })
 }
 
 fn id(value: i64) -> Result<u32, UserError> {
@@ -128,7 +163,11 @@ fn id(value: i64) -> Result<u32, UserError> {
 }
 
 fn read_in(rootfs: &Path, path: &str) -> io::Result<String> {
-    let root = rustix::fs::open(rootfs, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let root = rustix::fs::open(
+        rootfs,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     match rustix::fs::openat2(&root, path, flags, Mode::empty(), resolve) {
@@ -153,7 +192,12 @@ mod tests {
         }
     }
 
-    fn context(user: Option<i64>, name: &str, group: Option<i64>, groups: &[i64]) -> v1::LinuxContainerSecurityContext {
+    fn context(
+        user: Option<i64>,
+        name: &str,
+        group: Option<i64>,
+        groups: &[i64],
+    ) -> v1::LinuxContainerSecurityContext {
         v1::LinuxContainerSecurityContext {
             run_as_user: user.map(|value| v1::Int64Value { value }),
             run_as_username: name.into(),
@@ -171,12 +215,28 @@ mod tests {
             (context(None, "", None, &[]), "1000:44", 1000, 44, vec![44]),
             (context(None, "", None, &[]), "app:video", 1000, 44, vec![44]),
             (context(None, "", None, &[]), "4242", 4242, 0, vec![0]),
-            (context(Some(1000), "", None, &[7]), "root", 1000, 1001, vec![7, 44, 1001]),
-            (context(Some(99), "", Some(98), &[7, 7]), "app", 99, 98, vec![7, 98]),
+            (
+                context(Some(1000), "", None, &[7]),
+                "root",
+                1000,
+                1001,
+                vec![7, 44, 1001],
+            ),
+            (
+                context(Some(99), "", Some(98), &[7, 7]),
+                "app",
+                99,
+                98,
+                vec![7, 98],
+            ),
             (context(None, "app", None, &[]), "", 1000, 1001, vec![44, 1001]),
         ] {
             let user = resolve(Some(&context), image, &database()).unwrap();
-            assert_eq!((user.uid, user.gid, user.groups), (uid, gid, groups), "{context:?} {image}");
+            assert_eq!(
+                (user.uid, user.gid, user.groups),
+                (uid, gid, groups),
+                "{context:?} {image}"
+            );
         }
         let strict = v1::LinuxContainerSecurityContext {
             supplemental_groups_policy: v1::SupplementalGroupsPolicy::Strict as i32,
@@ -187,9 +247,18 @@ mod tests {
 
     #[test]
     fn unknown_names_are_errors() {
-        assert_eq!(resolve(None, "nobody", &database()), Err(UserError::NoUser("nobody".into())));
-        assert_eq!(resolve(None, "app:none", &database()), Err(UserError::NoGroup("none".into())));
+        assert_eq!(
+            resolve(None, "nobody", &database()),
+            Err(UserError::NoUser("nobody".into()))
+        );
+        assert_eq!(
+            resolve(None, "app:none", &database()),
+            Err(UserError::NoGroup("none".into()))
+        );
         let group_only = context(None, "", Some(5), &[]);
-        assert_eq!(resolve(Some(&group_only), "", &database()), Err(UserError::GroupWithoutUser));
+        assert_eq!(
+            resolve(Some(&group_only), "", &database()),
+            Err(UserError::GroupWithoutUser)
+        );
     }
 }

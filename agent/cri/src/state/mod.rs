@@ -20,13 +20,22 @@ pub enum StateError {
     #[error("write {path}: {source}")]
     Write { path: PathBuf, source: io::Error },
     #[error("{path} is damaged: {source}")]
-    Damaged { path: PathBuf, source: serde_json::Error },
+    Damaged {
+        path: PathBuf,
+        source: serde_json::Error,
+    },
 }
 
 /// Writes a record so that a reader, or a reboot, sees the old or the new one.
 pub fn save<T: Serialize>(path: &Path, record: &T) -> Result<(), StateError> {
-    let bytes = serde_json::to_vec(record).map_err(|source| StateError::Damaged { path: path.into(), source })?;
-    write_atomic(path, &bytes).map_err(|source| StateError::Write { path: path.into(), source })
+    let bytes = serde_json::to_vec(record).map_err(|source| StateError::Damaged {
+        path: path.into(),
+        source,
+    })?;
+    write_atomic(path, &bytes).map_err(|source| StateError::Write {
+        path: path.into(),
+        source,
+    })
 }
 
 /// The record in the file; `None` when there is no file.
@@ -34,13 +43,26 @@ pub fn load<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StateError> {
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(StateError::Read { path: path.into(), source }),
+        Err(source) => {
+            return Err(StateError::Read {
+                path: path.into(),
+                source,
+            });
+        }
     };
-    serde_json::from_slice(&bytes).map(Some).map_err(|source| StateError::Damaged { path: path.into(), source })
+    serde_json::from_slice(&bytes)
+        .map(Some)
+        .map_err(|source| StateError::Damaged {
+            path: path.into(),
+            source,
+        })
 }
 
 fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or("record");
+    let name = path
+        .file_name()
+        .and_then(|name| name.to_str())
+        .unwrap_or("record");
     let temporary = path.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
     let mut file = File::create(&temporary)?;
     file.write_all(bytes)?;
@@ -54,7 +76,9 @@ fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 /// Now, in nanoseconds since the epoch, as CRI wants it.
 pub fn now_nanos() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| i64::try_from(elapsed.as_nanos()).unwrap_or(i64::MAX))
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |elapsed| i64::try_from(elapsed.as_nanos()).unwrap_or(i64::MAX))
 }
 
 /// A new identity: 64 hexadecimal digits.
@@ -66,10 +90,12 @@ pub fn new_id() -> io::Result<String> {
 
 pub fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    bytes
+        .iter()
+        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
 }
 
 /// Removes a folder tree; a missing one is fine.

@@ -61,7 +61,9 @@ impl ProcessRecord {
     pub fn reason(&self) -> &'static str {
         match self {
             Self { finished_at: 0, .. } => "",
-            Self { start_error: Some(_), .. } => "StartError",
+            Self {
+                start_error: Some(_), ..
+            } => "StartError",
             Self { lost: true, .. } => "Unknown",
             Self { oom_killed: true, .. } => "OOMKilled",
             Self { exit_code: 0, .. } => "Completed",

@@ -43,8 +43,18 @@ impl Work {
     /// Which of stdin, stdout, stderr and a terminal the client asked for.
     fn streams(&self) -> Streams {
         match self {
-            Self::Exec(r) => Streams { stdin: r.stdin, stdout: r.stdout, stderr: r.stderr, tty: r.tty },
-            Self::Attach(r) => Streams { stdin: r.stdin, stdout: r.stdout, stderr: r.stderr, tty: r.tty },
+            Self::Exec(r) => Streams {
+                stdin: r.stdin,
+                stdout: r.stdout,
+                stderr: r.stderr,
+                tty: r.tty,
+            },
+            Self::Attach(r) => Streams {
+                stdin: r.stdin,
+                stdout: r.stdout,
+                stderr: r.stderr,
+                tty: r.tty,
+            },
             Self::PortForward(_) => Streams::default(),
         }
     }
@@ -84,7 +94,10 @@ impl Tokens {
 
     fn redeem(&self, token: &str) -> Option<Work> {
         let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.remove(token).filter(|(since, _)| since.elapsed() < LIFETIME).map(|(_, work)| work)
+        waiting
+            .remove(token)
+            .filter(|(since, _)| since.elapsed() < LIFETIME)
+            .map(|(_, work)| work)
     }
 }
 
@@ -103,7 +116,8 @@ pub async fn serve(listener: TcpListener, runtime: Arc<Runtime>) {
             // Small writes are what terminals are made of.
             let _ = stream.set_nodelay(true);
             let service = service_fn(move |request| answer(Arc::clone(&runtime), request));
-            let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+            let connection =
+                hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
             if let Err(error) = connection.with_upgrades().await {
                 tracing::debug!(%error, "streaming connection");
             }
@@ -134,32 +148,74 @@ const TUNNEL_PROTOCOLS: [&str; 1] = ["SPDY/3.1+portforward.k8s.io"];
 /// Reads the upgrade out of the headers; the error is what the client is told.
 fn negotiate(headers: &HeaderMap, port_forward: bool) -> Result<Upgrade, String> {
     let list = |name: &str| -> Vec<String> {
-        let values = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
-        values.flat_map(|value| value.split(',')).map(|item| item.trim().to_owned()).collect()
+        let values = headers
+            .get_all(name)
+            .into_iter()
+            .filter_map(|value| value.to_str().ok());
+        values
+            .flat_map(|value| value.split(','))
+            .map(|item| item.trim().to_owned())
+            .collect()
     };
     let choose = |offered: &[String], known: &[&'static str]| {
-        let chosen = known.iter().find(|known| offered.iter().any(|offer| offer == *known)).copied();
-        chosen.ok_or_else(|| format!("unable to negotiate protocol: client supports {offered:?}, server accepts {known:?}"))
+        let chosen = known
+            .iter()
+            .find(|known| offered.iter().any(|offer| offer == *known))
+            .copied();
+        chosen.ok_or_else(|| {
+            format!("unable to negotiate protocol: client supports {offered:?}, server accepts {known:?}")
+        })
     };
-    let wants = |name: &str| list("upgrade").iter().any(|offer| offer.eq_ignore_ascii_case(name));
+    let wants = |name: &str| {
+        list("upgrade")
+            .iter()
+            .any(|offer| offer.eq_ignore_ascii_case(name))
+    };
     if wants("websocket") {
-        let key = headers.get("sec-websocket-key").and_then(|key| key.to_str().ok()).ok_or("Sec-WebSocket-Key: required")?;
-        let known: &[&str] = if port_forward { &TUNNEL_PROTOCOLS } else { &CHANNEL_PROTOCOLS };
-        Ok(Upgrade::WebSocket { key: key.to_owned(), protocol: choose(&list("sec-websocket-protocol"), known)? })
+        let key = headers
+            .get("sec-websocket-key")
+            .and_then(|key| key.to_str().ok())
+            .ok_or("Sec-WebSocket-Key: required")?;
+        let known: &[&str] = if port_forward {
+            &TUNNEL_PROTOCOLS
+        } else {
+            &CHANNEL_PROTOCOLS
+        };
+        Ok(Upgrade::WebSocket {
+            key: key.to_owned(),
+            protocol: choose(&list("sec-websocket-protocol"), known)?,
+        })
     } else if wants("SPDY/3.1") {
-        let known: &[&str] = if port_forward { &PORT_FORWARD_PROTOCOLS } else { &SPDY_CHANNEL_PROTOCOLS };
-        Ok(Upgrade::Spdy { protocol: choose(&list("x-stream-protocol-version"), known)? })
+        let known: &[&str] = if port_forward {
+            &PORT_FORWARD_PROTOCOLS
+        } else {
+            &SPDY_CHANNEL_PROTOCOLS
+        };
+        Ok(Upgrade::Spdy {
+            protocol: choose(&list("x-stream-protocol-version"), known)?,
+        })
     } else {
         Err("unable to upgrade: missing upgrade headers in request".into())
     }
 }
 
-async fn answer(runtime: Arc<Runtime>, mut request: Request<Incoming>) -> Result<Answer, std::convert::Infallible> {
+async fn answer(
+    runtime: Arc<Runtime>,
+    mut request: Request<Incoming>,
+) -> Result<Answer, std::convert::Infallible> {
     if !matches!(*request.method(), Method::GET | Method::POST) {
         return Ok(plain(StatusCode::METHOD_NOT_ALLOWED, "only GET and POST"));
     }
-    let path: Vec<String> = request.uri().path().split('/').skip(1).map(str::to_owned).collect();
-    let [kind, token] = &path[..] else { return Ok(plain(StatusCode::NOT_FOUND, "no such stream")) };
+    let path: Vec<String> = request
+        .uri()
+        .path()
+        .split('/')
+        .skip(1)
+        .map(str::to_owned)
+        .collect();
+    let [kind, token] = &path[..] else {
+        return Ok(plain(StatusCode::NOT_FOUND, "no such stream"));
+    };
     let upgrade = match negotiate(request.headers(), kind == "portforward") {
         Ok(upgrade) => upgrade,
         Err(message) => return Ok(plain(StatusCode::BAD_REQUEST, message)),
@@ -195,9 +251,16 @@ async fn answer(runtime: Arc<Runtime>, mut request: Request<Incoming>) -> Result
     Ok(response)
 }
 
-async fn perform(runtime: Arc<Runtime>, work: Work, upgrade: Upgrade, stream: TokioIo<hyper::upgrade::Upgraded>) {
+async fn perform(
+    runtime: Arc<Runtime>,
+    work: Work,
+    upgrade: Upgrade,
+    stream: TokioIo<hyper::upgrade::Upgraded>,
+) {
     match (work, upgrade) {
-        (Work::PortForward(request), Upgrade::Spdy { .. }) => port_forward::serve(&runtime, &request, stream).await,
+        (Work::PortForward(request), Upgrade::Spdy { .. }) => {
+            port_forward::serve(&runtime, &request, stream).await
+        }
         (Work::PortForward(request), Upgrade::WebSocket { .. }) => {
             port_forward::serve(&runtime, &request, websocket::tunnel(stream).await).await;
         }
@@ -215,26 +278,57 @@ mod tests {
     #[test]
     fn the_best_known_protocol_is_chosen() {
         let headers = |pairs: &[(&'static str, &'static str)]| {
-            pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect::<HeaderMap>()
+            pairs
+                .iter()
+                .map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()))
+                .collect::<HeaderMap>()
         };
         let socket = |protocols: &'static str| {
-            headers(&[("upgrade", "WebSocket"), ("sec-websocket-key", "k"), ("sec-websocket-protocol", protocols)])
+            headers(&[
+                ("upgrade", "WebSocket"),
+                ("sec-websocket-key", "k"),
+                ("sec-websocket-protocol", protocols),
+            ])
         };
         let chosen = |headers: &HeaderMap, port_forward| negotiate(headers, port_forward).ok();
-        let web = |protocol| Some(Upgrade::WebSocket { key: "k".into(), protocol });
-        assert_eq!(chosen(&socket("v4.channel.k8s.io, v5.channel.k8s.io"), false), web("v5.channel.k8s.io"));
-        assert_eq!(chosen(&socket("v4.channel.k8s.io"), false), web("v4.channel.k8s.io"));
-        assert_eq!(chosen(&socket("SPDY/3.1+portforward.k8s.io"), true), web("SPDY/3.1+portforward.k8s.io"));
+        let web = |protocol| {
+            Some(Upgrade::WebSocket {
+                key: "k".into(),
+                protocol,
+            })
+        };
+        assert_eq!(
+            chosen(&socket("v4.channel.k8s.io, v5.channel.k8s.io"), false),
+            web("v5.channel.k8s.io")
+        );
+        assert_eq!(
+            chosen(&socket("v4.channel.k8s.io"), false),
+            web("v4.channel.k8s.io")
+        );
+        assert_eq!(
+            chosen(&socket("SPDY/3.1+portforward.k8s.io"), true),
+            web("SPDY/3.1+portforward.k8s.io")
+        );
         assert_eq!(chosen(&socket("v9"), false), None);
-        let spdy = headers(&[("upgrade", "SPDY/3.1"), ("x-stream-protocol-version", "portforward.k8s.io")]);
-        assert_eq!(chosen(&spdy, true), Some(Upgrade::Spdy { protocol: "portforward.k8s.io" }));
+        let spdy = headers(&[
+            ("upgrade", "SPDY/3.1"),
+            ("x-stream-protocol-version", "portforward.k8s.io"),
+        ]);
+        assert_eq!(
+            chosen(&spdy, true),
+            Some(Upgrade::Spdy {
+                protocol: "portforward.k8s.io"
+            })
+        );
         assert_eq!(chosen(&HeaderMap::new(), false), None);
     }
 
     #[test]
     fn a_token_works_once() {
         let tokens = Tokens::default();
-        let token = tokens.issue(Work::PortForward(v1::PortForwardRequest::default())).unwrap();
+        let token = tokens
+            .issue(Work::PortForward(v1::PortForwardRequest::default()))
+            .unwrap();
         assert!(tokens.redeem("other").is_none());
         assert!(tokens.redeem(&token).is_some());
         assert!(tokens.redeem(&token).is_none());

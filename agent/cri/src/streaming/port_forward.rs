@@ -39,7 +39,15 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Send + 'static>(
         let (netns, sandbox) = (netns.clone(), request.pod_sandbox_id.clone());
         tokio::spawn(async move {
             if let Err(message) = forward(data, netns).await {
-                error.send(format!("error forwarding port {} to pod {sandbox}: {message}", error.header("port")).as_bytes()).await;
+                error
+                    .send(
+                        format!(
+                            "error forwarding port {} to pod {sandbox}: {message}",
+                            error.header("port")
+                        )
+                        .as_bytes(),
+                    )
+                    .await;
             }
             error.finish().await;
         });
@@ -47,7 +55,10 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Send + 'static>(
 }
 
 async fn forward(mut data: Stream, netns: Option<PathBuf>) -> Result<(), String> {
-    let port: u16 = data.header("port").parse().map_err(|_| format!("port {:?} is not a number", data.header("port")))?;
+    let port: u16 = data
+        .header("port")
+        .parse()
+        .map_err(|_| format!("port {:?} is not a number", data.header("port")))?;
     let socket = tokio::task::spawn_blocking(move || dial(netns.as_deref(), port))
         .await
         .map_err(|error| error.to_string())?
@@ -56,7 +67,9 @@ async fn forward(mut data: Stream, netns: Option<PathBuf>) -> Result<(), String>
         Ok(socket) => socket,
         Err(error) => {
             data.finish().await;
-            return Err(format!("failed to connect to localhost:{port} inside the pod's network: {error}"));
+            return Err(format!(
+                "failed to connect to localhost:{port} inside the pod's network: {error}"
+            ));
         }
     };
     let (mut reader, mut writer) = socket.into_split();
@@ -92,12 +105,20 @@ fn dial(netns: Option<&Path>, port: u16) -> io::Result<std::net::TcpStream> {
         if let Some(namespace) = namespace {
             setns(namespace, CloneFlags::CLONE_NEWNET)?;
         }
-        let attempt = |host: std::net::IpAddr| std::net::TcpStream::connect_timeout(&(host, port).into(), DIAL_TIMEOUT);
-        let loopback = [std::net::Ipv4Addr::LOCALHOST.into(), std::net::Ipv6Addr::LOCALHOST.into()];
+        let attempt =
+            |host: std::net::IpAddr| std::net::TcpStream::connect_timeout(&(host, port).into(), DIAL_TIMEOUT);
+        let loopback = [
+            std::net::Ipv4Addr::LOCALHOST.into(),
+            std::net::Ipv6Addr::LOCALHOST.into(),
+        ];
         let socket = attempt(loopback[0]).or_else(|first| attempt(loopback[1]).map_err(|_| first))?;
         socket.set_nonblocking(true)?;
         Ok(socket)
     };
-    let thread = std::thread::Builder::new().name("port-forward".into()).spawn(connect)?;
-    thread.join().map_err(|_| io::Error::other("the dialling thread died"))?
+    let thread = std::thread::Builder::new()
+        .name("port-forward".into())
+        .spawn(connect)?;
+    thread
+        .join()
+        .map_err(|_| io::Error::other("the dialling thread died"))?
 }

@@ -42,7 +42,12 @@ pub async fn run(
     match work {
         Work::Exec(request) => match runtime.running(&request.container_id) {
             Ok((folder, container_id, _)) => {
-                let order = ExecRequest { container_id, args: request.cmd.clone(), tty: request.tty, kill_on_close: false };
+                let order = ExecRequest {
+                    container_id,
+                    args: request.cmd.clone(),
+                    tty: request.tty,
+                    kill_on_close: false,
+                };
                 let ended = if request.tty {
                     exec_terminal(&folder, order, input, output).await
                 } else {
@@ -104,7 +109,9 @@ async fn exec_pipes(
         (None, OwnedFd::from(File::open("/dev/null").map_err(text)?))
     };
     let descriptors = vec![stdin_reader, stdout_writer, stderr_writer];
-    let mut exec = Exec::start(folder, order, descriptors).await.map_err(|error| error.to_string())?;
+    let mut exec = Exec::start(folder, order, descriptors)
+        .await
+        .map_err(|error| error.to_string())?;
     let feed = async {
         let mut writer = writer;
         while let Some(message) = input.recv().await {
@@ -124,7 +131,10 @@ async fn exec_pipes(
     let code = {
         let forward = async {
             let (out, err) = (output.clone(), output.clone());
-            tokio::join!(pump(&stdout, &out, ToClient::Stdout), pump(&stderr, &err, ToClient::Stderr));
+            tokio::join!(
+                pump(&stdout, &out, ToClient::Stdout),
+                pump(&stderr, &err, ToClient::Stderr)
+            );
         };
         until_exit(&mut exec, feed, forward).await?
     };
@@ -141,11 +151,14 @@ async fn exec_terminal(
 ) -> Result<i32, String> {
     let text = |error: io::Error| error.to_string();
     let (ours, theirs) = UnixStream::pair().map_err(text)?;
-    let mut exec = Exec::start(folder, order, vec![theirs.into()]).await.map_err(|error| error.to_string())?;
+    let mut exec = Exec::start(folder, order, vec![theirs.into()])
+        .await
+        .map_err(|error| error.to_string())?;
     let master = receive_descriptor(&ours).map_err(text)?;
     rustix::io::ioctl_fionbio(&master, true).map_err(|error| error.to_string())?;
     let keep = master.try_clone().map_err(text)?;
-    let reader = pipe::Receiver::from_file_unchecked(File::from(master.try_clone().map_err(text)?)).map_err(text)?;
+    let reader =
+        pipe::Receiver::from_file_unchecked(File::from(master.try_clone().map_err(text)?)).map_err(text)?;
     let mut writer = pipe::Sender::from_file_unchecked(File::from(master)).map_err(text)?;
     let feed = async {
         while let Some(message) = input.recv().await {
@@ -156,7 +169,12 @@ async fn exec_terminal(
                     }
                 }
                 FromClient::Resize { columns, rows } => {
-                    let size = rustix::termios::Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+                    let size = rustix::termios::Winsize {
+                        ws_row: rows,
+                        ws_col: columns,
+                        ws_xpixel: 0,
+                        ws_ypixel: 0,
+                    };
                     let _ = rustix::termios::tcsetwinsize(&keep, size);
                 }
                 FromClient::StdinEnd => {}
@@ -193,7 +211,11 @@ async fn pump(pipe: &pipe::Receiver, output: &mpsc::Sender<ToClient>, wrap: fn(B
         match pipe.try_read(&mut buffer) {
             Ok(0) => return,
             Ok(n) => {
-                if output.send(wrap(Bytes::copy_from_slice(&buffer[..n]))).await.is_err() {
+                if output
+                    .send(wrap(Bytes::copy_from_slice(&buffer[..n])))
+                    .await
+                    .is_err()
+                {
                     return;
                 }
             }
@@ -208,7 +230,12 @@ async fn pump(pipe: &pipe::Receiver, output: &mpsc::Sender<ToClient>, wrap: fn(B
 async fn drain(pipe: &pipe::Receiver, output: &mpsc::Sender<ToClient>, wrap: fn(Bytes) -> ToClient) {
     let mut buffer = vec![0u8; 32 * 1024];
     while let Ok(n) = rustix::io::read(pipe, &mut buffer) {
-        if n == 0 || output.send(wrap(Bytes::copy_from_slice(&buffer[..n]))).await.is_err() {
+        if n == 0
+            || output
+                .send(wrap(Bytes::copy_from_slice(&buffer[..n])))
+                .await
+                .is_err()
+        {
             return;
         }
     }
@@ -236,7 +263,9 @@ async fn attach(
     mut input: mpsc::Receiver<FromClient>,
     output: mpsc::Sender<ToClient>,
 ) -> Result<(), String> {
-    let stream = client::attach(folder, container_id, stdin).await.map_err(|error| error.to_string())?;
+    let stream = client::attach(folder, container_id, stdin)
+        .await
+        .map_err(|error| error.to_string())?;
     let (mut reader, mut writer) = tokio::io::split(stream);
     let feed = async {
         while let Some(message) = input.recv().await {
@@ -289,6 +318,9 @@ mod tests {
         let status = non_zero(3);
         assert_eq!(status["details"]["causes"][0]["message"], "3");
         assert_eq!(status["reason"], "NonZeroExitCode");
-        assert_eq!(status["message"], "command terminated with non-zero exit code: exit status 3");
+        assert_eq!(
+            status["message"],
+            "command terminated with non-zero exit code: exit status 3"
+        );
     }
 }

@@ -36,9 +36,17 @@ fn decode(buffer: &mut BytesMut) -> Option<Frame> {
     let body = buffer.split_to(HEADER + length).freeze().slice(HEADER..);
     let [a, b, c, d, flags, ..] = header;
     Some(if a & CONTROL_BIT == 0 {
-        Frame::Data { stream: u32::from_be_bytes([a, b, c, d]), flags, body }
+        Frame::Data {
+            stream: u32::from_be_bytes([a, b, c, d]),
+            flags,
+            body,
+        }
     } else {
-        Frame::Control { kind: u16::from_be_bytes([c, d]), flags, body }
+        Frame::Control {
+            kind: u16::from_be_bytes([c, d]),
+            flags,
+            body,
+        }
     })
 }
 
@@ -101,7 +109,8 @@ pub fn accept<S: AsyncRead + AsyncWrite + Send + 'static>(stream: S) -> mpsc::Re
     let (outgoing, mut queue) = mpsc::channel::<Bytes>(QUEUE);
     tokio::spawn(async move {
         while let Some(frame) = queue.recv().await {
-            if writer.write_all(&frame).await.is_err() || (queue.is_empty() && writer.flush().await.is_err()) {
+            if writer.write_all(&frame).await.is_err() || (queue.is_empty() && writer.flush().await.is_err())
+            {
                 return;
             }
         }
@@ -157,8 +166,16 @@ impl Reader {
                 }
                 true
             }
-            Frame::Control { kind: SYN_STREAM, flags, body } => self.open(flags, &body, first).await,
-            Frame::Control { kind: RST_STREAM, body, .. } => {
+            Frame::Control {
+                kind: SYN_STREAM,
+                flags,
+                body,
+            } => self.open(flags, &body, first).await,
+            Frame::Control {
+                kind: RST_STREAM,
+                body,
+                ..
+            } => {
                 if let Some(id) = body.first_chunk::<4>() {
                     self.streams.remove(&u32::from_be_bytes(*id));
                 }
@@ -178,20 +195,40 @@ impl Reader {
     }
 
     async fn open(&mut self, flags: u8, body: &Bytes, first: &mut Option<mpsc::Sender<Bytes>>) -> bool {
-        let Some(id) = body.first_chunk::<4>().map(|id| u32::from_be_bytes(*id) & 0x7fff_ffff) else { return false };
+        let Some(id) = body
+            .first_chunk::<4>()
+            .map(|id| u32::from_be_bytes(*id) & 0x7fff_ffff)
+        else {
+            return false;
+        };
         // The stream it belongs to, priority and slot lie between.
-        let Some(headers) = body.get(10..).and_then(|block| self.headers.read(block)) else { return false };
-        let Some(outgoing) = first.take().or_else(|| self.outgoing.upgrade()) else { return false };
+        let Some(headers) = body.get(10..).and_then(|block| self.headers.read(block)) else {
+            return false;
+        };
+        let Some(outgoing) = first.take().or_else(|| self.outgoing.upgrade()) else {
+            return false;
+        };
         let (sender, incoming) = mpsc::channel(QUEUE);
         if flags & FLAG_FIN == 0 {
             self.streams.insert(id, sender);
         }
         let mut reply = id.to_be_bytes().to_vec();
-        reply.extend(spdy_headers::empty_block(!std::mem::replace(&mut self.replied, true)));
+        reply.extend(spdy_headers::empty_block(!std::mem::replace(
+            &mut self.replied,
+            true,
+        )));
         if outgoing.send(control(SYN_REPLY, 0, &reply)).await.is_err() {
             return false;
         }
-        self.opened.send(Stream { id, headers, incoming, outgoing }).await.is_ok()
+        self.opened
+            .send(Stream {
+                id,
+                headers,
+                incoming,
+                outgoing,
+            })
+            .await
+            .is_ok()
     }
 }
 
@@ -213,8 +250,16 @@ mod tests {
         assert_eq!(
             frames,
             [
-                Frame::Control { kind: PING, flags: 0, body: Bytes::from_static(&[0, 0, 0, 1]) },
-                Frame::Data { stream: 5, flags: FLAG_FIN, body: Bytes::from_static(b"abc") },
+                Frame::Control {
+                    kind: PING,
+                    flags: 0,
+                    body: Bytes::from_static(&[0, 0, 0, 1])
+                },
+                Frame::Data {
+                    stream: 5,
+                    flags: FLAG_FIN,
+                    body: Bytes::from_static(b"abc")
+                },
             ]
         );
     }
@@ -228,7 +273,10 @@ mod tests {
         client.write_all(&control(SYN_STREAM, 0, &open)).await.unwrap();
         client.write_all(&data(1, FLAG_FIN, b"ping")).await.unwrap();
         let mut stream = streams.recv().await.unwrap();
-        assert_eq!((stream.header("streamtype"), stream.header("port")), ("data", "80"));
+        assert_eq!(
+            (stream.header("streamtype"), stream.header("port")),
+            ("data", "80")
+        );
         assert_eq!(stream.receive().await.unwrap(), "ping");
         assert!(stream.receive().await.is_none());
         assert!(stream.send(b"pong").await);
@@ -240,7 +288,21 @@ mod tests {
             got.extend(std::iter::from_fn(|| decode(&mut buffer)));
         }
         assert!(matches!(&got[0], Frame::Control { kind: SYN_REPLY, .. }));
-        assert_eq!(got[1], Frame::Data { stream: 1, flags: 0, body: "pong".into() });
-        assert_eq!(got[2], Frame::Data { stream: 1, flags: FLAG_FIN, body: Bytes::new() });
+        assert_eq!(
+            got[1],
+            Frame::Data {
+                stream: 1,
+                flags: 0,
+                body: "pong".into()
+            }
+        );
+        assert_eq!(
+            got[2],
+            Frame::Data {
+                stream: 1,
+                flags: FLAG_FIN,
+                body: Bytes::new()
+            }
+        );
     }
 }

@@ -22,13 +22,22 @@ struct Size {
 
 pub async fn serve<S: AsyncRead + AsyncWrite + Send + 'static>(runtime: &Runtime, work: &Work, stream: S) {
     let wanted = work.streams();
-    let expected =
-        1 + [wanted.stdin, wanted.stdout, wanted.stderr && !wanted.tty, wanted.tty].into_iter().filter(|w| *w).count();
+    let expected = 1 + [
+        wanted.stdin,
+        wanted.stdout,
+        wanted.stderr && !wanted.tty,
+        wanted.tty,
+    ]
+    .into_iter()
+    .filter(|w| *w)
+    .count();
     let mut opened = spdy::accept(stream);
     let mut streams: HashMap<String, Stream> = HashMap::new();
     let collect = async {
         while streams.len() < expected {
-            let Some(stream) = opened.recv().await else { return false };
+            let Some(stream) = opened.recv().await else {
+                return false;
+            };
             streams.insert(stream.header("streamtype").to_owned(), stream);
         }
         true
@@ -37,7 +46,9 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Send + 'static>(runtime: &Runtime
         tracing::debug!("the client did not open its streams in time");
         return;
     }
-    let Some(error) = streams.remove("error") else { return };
+    let Some(error) = streams.remove("error") else {
+        return;
+    };
     let (to_work, input) = mpsc::channel(QUEUE);
     let (output, mut from_work) = mpsc::channel(QUEUE);
     let (stdin, resize) = (streams.remove("stdin"), streams.remove("resize"));
@@ -61,7 +72,10 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Send + 'static>(runtime: &Runtime
             let mut used = 0;
             while let Some(Ok(size)) = values.next() {
                 used = values.byte_offset();
-                let message = FromClient::Resize { columns: size.width, rows: size.height };
+                let message = FromClient::Resize {
+                    columns: size.width,
+                    rows: size.height,
+                };
                 if to_work.send(message).await.is_err() {
                     return;
                 }

@@ -10,9 +10,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream
 use tokio::sync::mpsc;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::Role;
 use tokio_tungstenite::tungstenite::protocol::frame::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use tokio_tungstenite::tungstenite::protocol::Role;
 
 const STDIN: u8 = 0;
 const STDOUT: u8 = 1;
@@ -39,7 +39,10 @@ fn understand(message: &[u8], can_close: bool) -> Option<FromClient> {
         STDIN => Some(FromClient::Stdin(Bytes::copy_from_slice(bytes))),
         RESIZE => {
             let size: Size = serde_json::from_slice(bytes).ok()?;
-            Some(FromClient::Resize { columns: size.width, rows: size.height })
+            Some(FromClient::Resize {
+                columns: size.width,
+                rows: size.height,
+            })
         }
         CLOSE if can_close && bytes == [STDIN] => Some(FromClient::StdinEnd),
         _ => None,
@@ -54,7 +57,12 @@ fn channel(channel: u8, bytes: &[u8]) -> Message {
 }
 
 /// Runs an exec or attach over a WebSocket. `can_close`: version 5.
-pub async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send>(runtime: &Runtime, work: &Work, stream: S, can_close: bool) {
+pub async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send>(
+    runtime: &Runtime,
+    work: &Work,
+    stream: S,
+    can_close: bool,
+) {
     let socket = WebSocketStream::from_raw_socket(stream, Role::Server, None).await;
     let (mut sink, mut source) = socket.split();
     let (to_work, input) = mpsc::channel(QUEUE);
@@ -83,7 +91,11 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send>(runtime: &Runtime, 
     let work = session::run(runtime, work, input, output);
     let send = async {
         // Upstream's servers open every output stream with an empty message.
-        let opened = [(streams.stdout, STDOUT), (streams.stderr && !streams.tty, STDERR), (true, ERROR)];
+        let opened = [
+            (streams.stdout, STDOUT),
+            (streams.stderr && !streams.tty, STDERR),
+            (true, ERROR),
+        ];
         for (_, stream) in opened.into_iter().filter(|(open, _)| *open) {
             if sink.send(channel(stream, b"")).await.is_err() {
                 return;
@@ -112,7 +124,12 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send>(runtime: &Runtime, 
         }
     };
     let _ = sink.send(channel(ERROR, status.to_string().as_bytes())).await;
-    let _ = sink.send(Message::Close(Some(CloseFrame { code: CloseCode::Normal, reason: "".into() }))).await;
+    let _ = sink
+        .send(Message::Close(Some(CloseFrame {
+            code: CloseCode::Normal,
+            reason: "".into(),
+        })))
+        .await;
     // The other side answers a close with its own; then nothing of ours is lost in the socket.
     while let Some(Ok(_)) = source.next().await {}
 }
@@ -136,7 +153,12 @@ pub async fn tunnel<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: 
     tokio::spawn(async move {
         let mut buffer = vec![0u8; 32 * 1024];
         while let Ok(n) = reader.read(&mut buffer).await {
-            if n == 0 || sink.send(Message::Binary(Bytes::copy_from_slice(&buffer[..n]))).await.is_err() {
+            if n == 0
+                || sink
+                    .send(Message::Binary(Bytes::copy_from_slice(&buffer[..n])))
+                    .await
+                    .is_err()
+            {
                 break;
             }
         }
@@ -154,7 +176,13 @@ mod tests {
         assert!(matches!(understand(b"\0abc", true), Some(FromClient::Stdin(bytes)) if &bytes[..] == b"abc"));
         assert!(understand(b"\0", true).is_none());
         let resize = understand(b"\x04{\"Width\":80,\"Height\":24}", true);
-        assert!(matches!(resize, Some(FromClient::Resize { columns: 80, rows: 24 })));
+        assert!(matches!(
+            resize,
+            Some(FromClient::Resize {
+                columns: 80,
+                rows: 24
+            })
+        ));
         assert!(matches!(understand(&[255, 0], true), Some(FromClient::StdinEnd)));
         assert!(understand(&[255, 0], false).is_none());
         assert!(understand(&[255, 1], true).is_none());

@@ -25,16 +25,66 @@ pub const ACCESS_ALL: u32 = 7;
 /// Devices every container may use (OCI runtime-spec, "Default Devices"), pseudo
 /// terminals, and making (but not opening) any node.
 pub const DEFAULT_RULES: [Rule; 10] = [
-    Rule { block: false, major: None, minor: None, access: ACCESS_MKNOD },
-    Rule { block: true, major: None, minor: None, access: ACCESS_MKNOD },
-    Rule { block: false, major: Some(1), minor: Some(3), access: ACCESS_ALL },
-    Rule { block: false, major: Some(1), minor: Some(5), access: ACCESS_ALL },
-    Rule { block: false, major: Some(1), minor: Some(7), access: ACCESS_ALL },
-    Rule { block: false, major: Some(1), minor: Some(8), access: ACCESS_ALL },
-    Rule { block: false, major: Some(1), minor: Some(9), access: ACCESS_ALL },
-    Rule { block: false, major: Some(5), minor: Some(0), access: ACCESS_ALL },
-    Rule { block: false, major: Some(5), minor: Some(2), access: ACCESS_ALL },
-    Rule { block: false, major: Some(136), minor: None, access: ACCESS_ALL },
+    Rule {
+        block: false,
+        major: None,
+        minor: None,
+        access: ACCESS_MKNOD,
+    },
+    Rule {
+        block: true,
+        major: None,
+        minor: None,
+        access: ACCESS_MKNOD,
+    },
+    Rule {
+        block: false,
+        major: Some(1),
+        minor: Some(3),
+        access: ACCESS_ALL,
+    },
+    Rule {
+        block: false,
+        major: Some(1),
+        minor: Some(5),
+        access: ACCESS_ALL,
+    },
+    Rule {
+        block: false,
+        major: Some(1),
+        minor: Some(7),
+        access: ACCESS_ALL,
+    },
+    Rule {
+        block: false,
+        major: Some(1),
+        minor: Some(8),
+        access: ACCESS_ALL,
+    },
+    Rule {
+        block: false,
+        major: Some(1),
+        minor: Some(9),
+        access: ACCESS_ALL,
+    },
+    Rule {
+        block: false,
+        major: Some(5),
+        minor: Some(0),
+        access: ACCESS_ALL,
+    },
+    Rule {
+        block: false,
+        major: Some(5),
+        minor: Some(2),
+        access: ACCESS_ALL,
+    },
+    Rule {
+        block: false,
+        major: Some(136),
+        minor: None,
+        access: ACCESS_ALL,
+    },
 ];
 
 /// An eBPF instruction as the kernel lays it out.
@@ -73,16 +123,28 @@ fn assemble(rules: &[Rule]) -> Vec<u64> {
             instruction(AND_IMMEDIATE, 0, 0, 0, denied as i32),
             instruction(JUMP_NOT_EQUAL_IMMEDIATE, 0, 0, 2, 0),
         ];
-        let accept = [instruction(MOVE_IMMEDIATE, 0, 0, 0, 1), instruction(EXIT, 0, 0, 0, 0)];
+        let accept = [
+            instruction(MOVE_IMMEDIATE, 0, 0, 0, 1),
+            instruction(EXIT, 0, 0, 0, 0),
+        ];
         let mut remaining = tests.len() + access.len() + accept.len();
         for (register, value) in tests {
             remaining -= 1;
-            program.push(instruction(JUMP_NOT_EQUAL_IMMEDIATE, register, 0, remaining as i16, value as i32));
+            program.push(instruction(
+                JUMP_NOT_EQUAL_IMMEDIATE,
+                register,
+                0,
+                remaining as i16,
+                value as i32,
+            ));
         }
         program.extend(access);
         program.extend(accept);
     }
-    program.extend([instruction(MOVE_IMMEDIATE, 0, 0, 0, 0), instruction(EXIT, 0, 0, 0, 0)]);
+    program.extend([
+        instruction(MOVE_IMMEDIATE, 0, 0, 0, 0),
+        instruction(EXIT, 0, 0, 0, 0),
+    ]);
     program
 }
 
@@ -183,7 +245,12 @@ mod tests {
     #[test]
     fn only_the_listed_devices_can_be_opened() {
         let mut rules = DEFAULT_RULES.to_vec();
-        rules.push(Rule { block: true, major: Some(8), minor: Some(1), access: ACCESS_READ });
+        rules.push(Rule {
+            block: true,
+            major: Some(8),
+            minor: Some(1),
+            access: ACCESS_READ,
+        });
         let program = assemble(&rules);
         for (block, access, major, minor, expected) in [
             (false, ACCESS_READ | ACCESS_WRITE, 1, 3, true),
@@ -195,7 +262,11 @@ mod tests {
             (true, ACCESS_READ | ACCESS_WRITE, 8, 1, false),
             (true, ACCESS_READ, 1, 3, false),
         ] {
-            assert_eq!(allows(&program, block, access, major, minor), expected, "{block} {access} {major}:{minor}");
+            assert_eq!(
+                allows(&program, block, access, major, minor),
+                expected,
+                "{block} {access} {major}:{minor}"
+            );
         }
     }
 }

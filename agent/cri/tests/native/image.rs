@@ -7,15 +7,25 @@ use std::io::Write;
 use std::path::Path;
 
 const APPLETS: [&str; 26] = [
-    "sh", "cat", "echo", "sleep", "id", "ls", "mknod", "unshare", "tty", "stty", "nc", "printf", "true", "false", "kill",
-    "hostname", "ps", "env", "touch", "mkdir", "head", "dd", "tr", "seq", "test", "pwd",
+    "sh", "cat", "echo", "sleep", "id", "ls", "mknod", "unshare", "tty", "stty", "nc", "printf", "true",
+    "false", "kill", "hostname", "ps", "env", "touch", "mkdir", "head", "dd", "tr", "seq", "test", "pwd",
 ];
 
 fn digest(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    Sha256::digest(bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
-fn entry(tar: &mut tar::Builder<Vec<u8>>, kind: tar::EntryType, path: &str, link: &str, mode: u32, content: &[u8]) {
+fn entry(
+    tar: &mut tar::Builder<Vec<u8>>,
+    kind: tar::EntryType,
+    path: &str,
+    link: &str,
+    mode: u32,
+    content: &[u8],
+) {
     let mut header = tar::Header::new_gnu();
     header.set_entry_type(kind);
     header.set_mode(mode);
@@ -40,10 +50,31 @@ fn layers() -> [Vec<u8>; 2] {
     }
     entry(&mut base, Regular, "bin/busybox", "", 0o755, &busybox);
     for applet in APPLETS {
-        entry(&mut base, Symlink, &format!("bin/{applet}"), "busybox", 0o777, b"");
+        entry(
+            &mut base,
+            Symlink,
+            &format!("bin/{applet}"),
+            "busybox",
+            0o777,
+            b"",
+        );
     }
-    entry(&mut base, Regular, "etc/passwd", "", 0o644, b"root:x:0:0::/root:/bin/sh\napp:x:1000:1001::/home:/bin/sh\n");
-    entry(&mut base, Regular, "etc/group", "", 0o644, b"root:x:0:\napp:x:1001:\nvideo:x:44:app\n");
+    entry(
+        &mut base,
+        Regular,
+        "etc/passwd",
+        "",
+        0o644,
+        b"root:x:0:0::/root:/bin/sh\napp:x:1000:1001::/home:/bin/sh\n",
+    );
+    entry(
+        &mut base,
+        Regular,
+        "etc/group",
+        "",
+        0o644,
+        b"root:x:0:\napp:x:1001:\nvideo:x:44:app\n",
+    );
     entry(&mut base, Regular, "etc/hidden", "", 0o644, b"old");
     entry(&mut base, Regular, "etc/not-executable", "", 0o644, b"old");
     let mut top = tar::Builder::new(Vec::new());
@@ -86,12 +117,37 @@ pub fn write_archive(path: &Path, name: &str) {
     }]});
     blobs.extend([config, manifest]);
     let mut archive = tar::Builder::new(Vec::new());
-    entry(&mut archive, tar::EntryType::Regular, "oci-layout", "", 0o644, br#"{"imageLayoutVersion":"1.0.0"}"#);
+    entry(
+        &mut archive,
+        tar::EntryType::Regular,
+        "oci-layout",
+        "",
+        0o644,
+        br#"{"imageLayoutVersion":"1.0.0"}"#,
+    );
     for blob in blobs {
-        entry(&mut archive, tar::EntryType::Regular, &format!("blobs/sha256/{}", digest(&blob)), "", 0o644, &blob);
+        entry(
+            &mut archive,
+            tar::EntryType::Regular,
+            &format!("blobs/sha256/{}", digest(&blob)),
+            "",
+            0o644,
+            &blob,
+        );
     }
-    entry(&mut archive, tar::EntryType::Regular, "index.json", "", 0o644, index.to_string().as_bytes());
+    entry(
+        &mut archive,
+        tar::EntryType::Regular,
+        "index.json",
+        "",
+        0o644,
+        index.to_string().as_bytes(),
+    );
     let archive = archive.into_inner().expect("tar");
-    let bytes = if path.extension().is_some_and(|e| e == "zst") { zstd::encode_all(&archive[..], 1).expect("zstd") } else { archive };
+    let bytes = if path.extension().is_some_and(|e| e == "zst") {
+        zstd::encode_all(&archive[..], 1).expect("zstd")
+    } else {
+        archive
+    };
     std::fs::write(path, bytes).expect("archive");
 }

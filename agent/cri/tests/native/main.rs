@@ -33,35 +33,67 @@ fn outside(args: &[String]) -> ExitCode {
     }
     let exe = std::env::current_exe().expect("own path");
     let status = Command::new("unshare")
-        .args(["--mount", "--net", "--pid", "--fork", "--mount-proc", "--propagation", "private"])
+        .args([
+            "--mount",
+            "--net",
+            "--pid",
+            "--fork",
+            "--mount-proc",
+            "--propagation",
+            "private",
+        ])
         .arg(exe)
         .arg("inside")
         .args(args)
         .status()
         .expect("unshare (util-linux)");
-    if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if status.success() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 fn inside(args: &[String]) -> ExitCode {
     // The host may hold the v1 controllers: a private view of cgroup v2 does for all but limits.
-    let mounted = Command::new("mount").args(["-t", "cgroup2", "cgroup2", "/sys/fs/cgroup"]).status().expect("mount");
+    let mounted = Command::new("mount")
+        .args(["-t", "cgroup2", "cgroup2", "/sys/fs/cgroup"])
+        .status()
+        .expect("mount");
     assert!(mounted.success(), "mount cgroup2");
-    assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().expect("ip (iproute2)").success());
+    assert!(
+        Command::new("ip")
+            .args(["link", "set", "lo", "up"])
+            .status()
+            .expect("ip (iproute2)")
+            .success()
+    );
     let filter = args.iter().find(|arg| !arg.starts_with('-'));
     let folder = std::env::temp_dir().join(format!("cri-native-{}", std::process::id()));
     let folder = folder.with_extension(random());
     std::fs::create_dir_all(&folder).expect("temporary folder");
     let failed = run_cases(&folder, filter.map(String::as_str));
     std::fs::remove_dir_all(&folder).expect("nothing is mounted any more");
-    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 fn random() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/uuid").expect("uuid").trim().to_owned()
+    std::fs::read_to_string("/proc/sys/kernel/random/uuid")
+        .expect("uuid")
+        .trim()
+        .to_owned()
 }
 
 fn run_cases(folder: &Path, filter: Option<&str>) -> usize {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("runtime");
     let (mut passed, mut failed) = (0, 0);
     for (name, case) in cases::ALL {
         if filter.is_some_and(|filter| !name.contains(filter)) {

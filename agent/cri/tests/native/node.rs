@@ -21,7 +21,11 @@ struct RecordingNetwork(PathBuf);
 impl RecordingNetwork {
     fn note(&self, line: &str) {
         use std::io::Write;
-        let mut file = std::fs::OpenOptions::new().append(true).create(true).open(&self.0).expect("network file");
+        let mut file = std::fs::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(&self.0)
+            .expect("network file");
         writeln!(file, "{line}").expect("network file");
     }
 }
@@ -33,7 +37,11 @@ impl PodNetwork for RecordingNetwork {
         Ok(())
     }
     fn readiness(&self) -> Result<(), String> {
-        if self.0.exists() { Ok(()) } else { Err("no pod CIDR yet".into()) }
+        if self.0.exists() {
+            Ok(())
+        } else {
+            Err("no pod CIDR yet".into())
+        }
     }
     async fn attach(&self, pod: &PodAttachment) -> Result<Vec<IpAddr>, PodNetworkError> {
         assert!(pod.netns.exists());
@@ -48,7 +56,10 @@ impl PodNetwork for RecordingNetwork {
 
 /// `serve FOLDER`: the server process.
 pub fn serve(args: &[String]) -> ExitCode {
-    tracing_subscriber::fmt().with_env_filter(std::env::var("RUST_LOG").unwrap_or_else(|_| "warn".into())).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(std::env::var("RUST_LOG").unwrap_or_else(|_| "warn".into()))
+        .with_writer(std::io::stderr)
+        .init();
     let folder = PathBuf::from(&args[0]);
     let config = cri::Config {
         listen: folder.join("cri.sock"),
@@ -77,11 +88,19 @@ impl Node {
     pub fn new(folder: &Path) -> Self {
         std::fs::create_dir_all(folder.join("archives")).expect("folder");
         crate::image::write_archive(&folder.join("archives/busybox.tar.zst"), IMAGE);
-        Self { folder: folder.to_path_buf(), server: None, channel: None }
+        Self {
+            folder: folder.to_path_buf(),
+            server: None,
+            channel: None,
+        }
     }
 
     pub async fn start(&mut self) {
-        let server = Command::new("/proc/self/exe").arg("serve").arg(&self.folder).spawn().expect("server");
+        let server = Command::new("/proc/self/exe")
+            .arg("serve")
+            .arg(&self.folder)
+            .spawn()
+            .expect("server");
         self.server = Some(server);
         let socket = self.folder.join("cri.sock");
         let answered = tokio::time::timeout(PATIENCE, async {
@@ -104,28 +123,51 @@ impl Node {
     }
 
     pub fn runtime(&self) -> RuntimeServiceClient<Channel> {
-        RuntimeServiceClient::new(self.channel.clone().expect("started"))
+        cri_api::runtime_client(self.channel.clone().expect("started"))
     }
 
     pub fn images(&self) -> ImageServiceClient<Channel> {
-        ImageServiceClient::new(self.channel.clone().expect("started"))
+        cri_api::image_client(self.channel.clone().expect("started"))
     }
 
     pub fn logs_folder(&self) -> PathBuf {
         self.folder.join("logs")
     }
 
+    /// Of this run alone: cgroups outlive the namespaces of a failed one.
+    fn cgroup_parent(&self) -> String {
+        format!(
+            "/{}",
+            self.folder
+                .display()
+                .to_string()
+                .trim_start_matches('/')
+                .replace('/', "-")
+        )
+    }
+
     pub fn sandbox_config(&self, pid: NamespaceMode) -> PodSandboxConfig {
         PodSandboxConfig {
-            metadata: Some(PodSandboxMetadata { name: "pod".into(), uid: "u1".into(), namespace: "ns".into(), attempt: 0 }),
+            metadata: Some(PodSandboxMetadata {
+                name: "pod".into(),
+                uid: "u1".into(),
+                namespace: "ns".into(),
+                attempt: 0,
+            }),
             hostname: "pod-name".into(),
             log_directory: self.logs_folder().display().to_string(),
-            dns_config: Some(DnsConfig { servers: vec!["10.96.0.10".into()], ..Default::default() }),
+            dns_config: Some(DnsConfig {
+                servers: vec!["10.96.0.10".into()],
+                ..Default::default()
+            }),
             labels: [("app".to_owned(), "x".to_owned())].into(),
             linux: Some(LinuxPodSandboxConfig {
-                cgroup_parent: format!("/cri-native/{}", self.folder.file_name().unwrap().to_str().unwrap()),
+                cgroup_parent: self.cgroup_parent(),
                 security_context: Some(LinuxSandboxSecurityContext {
-                    namespace_options: Some(NamespaceOption { pid: pid as i32, ..Default::default() }),
+                    namespace_options: Some(NamespaceOption {
+                        pid: pid as i32,
+                        ..Default::default()
+                    }),
                     ..Default::default()
                 }),
                 ..Default::default()
@@ -135,24 +177,42 @@ impl Node {
     }
 
     pub async fn sandbox(&self) -> String {
-        self.sandbox_with(self.sandbox_config(NamespaceMode::Container)).await
+        self.sandbox_with(self.sandbox_config(NamespaceMode::Container))
+            .await
     }
 
     pub async fn sandbox_with(&self, config: PodSandboxConfig) -> String {
-        let request = RunPodSandboxRequest { config: Some(config), ..Default::default() };
-        self.runtime().run_pod_sandbox(request).await.expect("sandbox").into_inner().pod_sandbox_id
+        let request = RunPodSandboxRequest {
+            config: Some(config),
+            ..Default::default()
+        };
+        self.runtime()
+            .run_pod_sandbox(request)
+            .await
+            .expect("sandbox")
+            .into_inner()
+            .pod_sandbox_id
     }
 
     /// A container that runs a shell script.
     pub fn script(&self, name: &str, script: &str) -> ContainerConfig {
         ContainerConfig {
-            metadata: Some(ContainerMetadata { name: name.into(), attempt: 0 }),
-            image: Some(ImageSpec { image: IMAGE.into(), ..Default::default() }),
+            metadata: Some(ContainerMetadata {
+                name: name.into(),
+                attempt: 0,
+            }),
+            image: Some(ImageSpec {
+                image: IMAGE.into(),
+                ..Default::default()
+            }),
             command: vec!["/bin/sh".into(), "-c".into(), script.into()],
             log_path: format!("{name}.log"),
             linux: Some(LinuxContainerConfig {
                 security_context: Some(LinuxContainerSecurityContext {
-                    namespace_options: Some(NamespaceOption { pid: NamespaceMode::Container as i32, ..Default::default() }),
+                    namespace_options: Some(NamespaceOption {
+                        pid: NamespaceMode::Container as i32,
+                        ..Default::default()
+                    }),
                     ..Default::default()
                 }),
                 ..Default::default()
@@ -167,19 +227,35 @@ impl Node {
             config: Some(config),
             sandbox_config: None,
         };
-        Ok(self.runtime().create_container(request).await?.into_inner().container_id)
+        Ok(self
+            .runtime()
+            .create_container(request)
+            .await?
+            .into_inner()
+            .container_id)
     }
 
     pub async fn run(&self, sandbox: &str, config: ContainerConfig) -> String {
         let container_id = self.create(sandbox, config).await.expect("create");
-        let request = StartContainerRequest { container_id: container_id.clone() };
+        let request = StartContainerRequest {
+            container_id: container_id.clone(),
+        };
         self.runtime().start_container(request).await.expect("start");
         container_id
     }
 
     pub async fn status(&self, id: &str) -> v1::ContainerStatus {
-        let request = ContainerStatusRequest { container_id: id.into(), verbose: false };
-        self.runtime().container_status(request).await.expect("status").into_inner().status.expect("status")
+        let request = ContainerStatusRequest {
+            container_id: id.into(),
+            verbose: false,
+        };
+        self.runtime()
+            .container_status(request)
+            .await
+            .expect("status")
+            .into_inner()
+            .status
+            .expect("status")
     }
 
     pub async fn wait(&self, id: &str) -> v1::ContainerStatus {
@@ -200,13 +276,19 @@ impl Node {
 
     /// The text of a container's log, without times and tags.
     pub fn lines(&self, name: &str) -> Vec<String> {
-        let text = std::fs::read_to_string(self.logs_folder().join(format!("{name}.log"))).unwrap_or_default();
-        text.lines().map(|line| line.splitn(4, ' ').nth(3).unwrap_or_default().to_owned()).collect()
+        let text =
+            std::fs::read_to_string(self.logs_folder().join(format!("{name}.log"))).unwrap_or_default();
+        text.lines()
+            .map(|line| line.splitn(4, ' ').nth(3).unwrap_or_default().to_owned())
+            .collect()
     }
 
     pub async fn until_logged(&self, name: &str, wanted: &str) {
         self.until(&format!("{name} logs {wanted:?}"), async || {
-            self.lines(name).iter().any(|line| line.contains(wanted)).then_some(())
+            self.lines(name)
+                .iter()
+                .any(|line| line.contains(wanted))
+                .then_some(())
         })
         .await;
     }
@@ -220,21 +302,40 @@ impl Node {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         });
-        waited.await.unwrap_or_else(|_| panic!("waited in vain until {what}"))
+        waited
+            .await
+            .unwrap_or_else(|_| panic!("waited in vain until {what}"))
     }
 
     pub async fn exec(&self, id: &str, cmd: &[&str], timeout: i64) -> Result<ExecSyncResponse, Status> {
         let cmd = cmd.iter().map(|arg| (*arg).to_owned()).collect();
-        Ok(self.runtime().exec_sync(ExecSyncRequest { container_id: id.into(), cmd, timeout }).await?.into_inner())
+        Ok(self
+            .runtime()
+            .exec_sync(ExecSyncRequest {
+                container_id: id.into(),
+                cmd,
+                timeout,
+            })
+            .await?
+            .into_inner())
     }
 
     /// Removes every sandbox, ends the server, and checks that nothing stays behind.
     pub async fn leave_nothing(&mut self) {
-        let list = self.runtime().list_pod_sandbox(ListPodSandboxRequest::default()).await.expect("list").into_inner();
+        let list = self
+            .runtime()
+            .list_pod_sandbox(ListPodSandboxRequest::default())
+            .await
+            .expect("list")
+            .into_inner();
         for sandbox in list.items {
-            let stop = StopPodSandboxRequest { pod_sandbox_id: sandbox.id.clone() };
+            let stop = StopPodSandboxRequest {
+                pod_sandbox_id: sandbox.id.clone(),
+            };
             self.runtime().stop_pod_sandbox(stop).await.expect("stop");
-            let remove = RemovePodSandboxRequest { pod_sandbox_id: sandbox.id };
+            let remove = RemovePodSandboxRequest {
+                pod_sandbox_id: sandbox.id,
+            };
             self.runtime().remove_pod_sandbox(remove).await.expect("remove");
         }
         let mut server = self.server.take().expect("a server");
@@ -247,15 +348,25 @@ impl Node {
         })
         .await;
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
-        let left: Vec<&str> = mounts.lines().filter(|line| line.contains(self.folder.to_str().unwrap())).collect();
+        let left: Vec<&str> = mounts
+            .lines()
+            .filter(|line| line.contains(self.folder.to_str().unwrap()))
+            .collect();
         assert!(left.is_empty(), "mounts stay: {left:#?}");
         for folder in ["sandboxes", "containers", "libcontainer", "tmp"] {
-            let left: Vec<_> = std::fs::read_dir(self.folder.join("root").join(folder)).expect("folder").collect();
+            let left: Vec<_> = std::fs::read_dir(self.folder.join("root").join(folder))
+                .expect("folder")
+                .collect();
             assert!(left.is_empty(), "{folder} keeps {left:?}");
         }
-        let cgroups = Path::new("/sys/fs/cgroup/cri-native").join(self.folder.file_name().unwrap());
-        let left = std::fs::read_dir(cgroups).into_iter().flatten().flatten().filter(|e| e.path().is_dir()).count();
-        assert_eq!(left, 0, "cgroups stay");
+        let cgroup = format!("/sys/fs/cgroup{}", self.cgroup_parent());
+        let entries = std::fs::read_dir(&cgroup).into_iter().flatten().flatten();
+        let left: Vec<_> = entries
+            .map(|entry| entry.path())
+            .filter(|path| path.is_dir())
+            .collect();
+        assert!(left.is_empty(), "cgroups stay: {left:?}");
+        remove_cgroups(&cgroup);
     }
 }
 
@@ -268,7 +379,15 @@ fn reap() {
 fn processes() -> Vec<i32> {
     let entries = std::fs::read_dir("/proc").expect("/proc").flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    pids.filter(|pid: &i32| *pid != std::process::id() as i32).collect()
+    pids.filter(|pid: &i32| *pid != std::process::id() as i32)
+        .collect()
+}
+
+/// What the kubelet would remove with the pod, and the shims' empty cgroup.
+fn remove_cgroups(parent: &str) {
+    for folder in [parent, "/sys/fs/cgroup/ironlet-shims"] {
+        let _ = std::fs::remove_dir(folder);
+    }
 }
 
 /// So that one failure does not look like many.
@@ -283,7 +402,10 @@ pub fn clean_up_after_failure(folder: &Path) {
         std::thread::sleep(Duration::from_millis(5));
     }
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
-    let ours = mounts.lines().filter_map(|line| line.split(' ').nth(4)).filter(|path| path.starts_with(folder.to_str().unwrap()));
+    let ours = mounts
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .filter(|path| path.starts_with(folder.to_str().unwrap()));
     for path in ours.collect::<Vec<_>>().into_iter().rev() {
         let _ = Command::new("umount").args(["-l", path]).status();
     }

@@ -35,20 +35,36 @@ pub async fn open(url: &str, protocol: &str) -> Client {
         head.push(stream.read_u8().await.expect("answer"));
     }
     let head = String::from_utf8(head).expect("text").to_ascii_lowercase();
-    assert!(head.starts_with("http/1.1 101") && head.contains(&protocol.to_ascii_lowercase()), "{head}");
-    Client { wire: Wire::Plain(stream), input: Vec::new(), streams: HashMap::new(), opened: false }
+    assert!(
+        head.starts_with("http/1.1 101") && head.contains(&protocol.to_ascii_lowercase()),
+        "{head}"
+    );
+    Client {
+        wire: Wire::Plain(stream),
+        input: Vec::new(),
+        streams: HashMap::new(),
+        opened: false,
+    }
 }
 
 pub async fn open_tunnel(url: &str, protocol: &str) -> Client {
     let socket = stream_client::connect(url, protocol).await.expect("upgrade");
-    Client { wire: Wire::Tunnel(Box::new(socket)), input: Vec::new(), streams: HashMap::new(), opened: false }
+    Client {
+        wire: Wire::Tunnel(Box::new(socket)),
+        input: Vec::new(),
+        streams: HashMap::new(),
+        opened: false,
+    }
 }
 
 impl Client {
     async fn write(&mut self, bytes: &[u8]) {
         match &mut self.wire {
             Wire::Plain(stream) => stream.write_all(bytes).await.expect("write"),
-            Wire::Tunnel(socket) => socket.send(Message::Binary(bytes.to_vec().into())).await.expect("write"),
+            Wire::Tunnel(socket) => socket
+                .send(Message::Binary(bytes.to_vec().into()))
+                .await
+                .expect("write"),
         }
     }
 
@@ -116,7 +132,10 @@ impl Client {
                     },
                 }
             };
-            assert!(tokio::time::timeout(PATIENCE, more).await.expect("in time"), "the connection ended");
+            assert!(
+                tokio::time::timeout(PATIENCE, more).await.expect("in time"),
+                "the connection ended"
+            );
         }
     }
 }

@@ -14,7 +14,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 pub async fn connect(url: &str, protocol: &str) -> Result<Socket, Error> {
     let mut request = url.replace("http://", "ws://").into_client_request()?;
-    request.headers_mut().insert("sec-websocket-protocol", protocol.parse().expect("protocol"));
+    request
+        .headers_mut()
+        .insert("sec-websocket-protocol", protocol.parse().expect("protocol"));
     let stream = TcpStream::connect(request.uri().authority().expect("address").as_str()).await?;
     Ok(client_async(request, stream).await?.0)
 }
@@ -32,7 +34,10 @@ pub struct Ended {
 }
 
 pub async fn try_open(url: &str, protocol: &str) -> Result<Client, Error> {
-    Ok(Client { socket: connect(url, protocol).await?, ended: Ended::default() })
+    Ok(Client {
+        socket: connect(url, protocol).await?,
+        ended: Ended::default(),
+    })
 }
 
 pub async fn open(url: &str, protocol: &str) -> Client {
@@ -41,7 +46,10 @@ pub async fn open(url: &str, protocol: &str) -> Client {
 
 impl Client {
     async fn send(&mut self, message: Vec<u8>) {
-        self.socket.send(Message::Binary(message.into())).await.expect("send");
+        self.socket
+            .send(Message::Binary(message.into()))
+            .await
+            .expect("send");
     }
 
     pub async fn stdin(&mut self, bytes: &[u8]) {
@@ -49,7 +57,9 @@ impl Client {
             self.send([&[0], piece].concat()).await;
             // A full pipe both ways would stop a client that only writes.
             while let Ok(message) = tokio::time::timeout(Duration::from_millis(1), self.socket.next()).await {
-                self.take(message.expect("open").expect("message"));
+                if !message.is_some_and(|message| self.take(message.expect("message"))) {
+                    return;
+                }
             }
         }
     }
@@ -59,11 +69,14 @@ impl Client {
     }
 
     pub async fn resize(&mut self, width: u16, height: u16) {
-        self.send(format!("\u{4}{{\"Width\":{width},\"Height\":{height}}}").into_bytes()).await;
+        self.send(format!("\u{4}{{\"Width\":{width},\"Height\":{height}}}").into_bytes())
+            .await;
     }
 
     fn take(&mut self, message: Message) -> bool {
-        let Message::Binary(bytes) = message else { return !matches!(message, Message::Close(_)) };
+        let Message::Binary(bytes) = message else {
+            return !matches!(message, Message::Close(_));
+        };
         let text = String::from_utf8_lossy(&bytes[1..]).into_owned();
         match bytes[0] {
             1 => self.ended.stdout += &text,
@@ -75,7 +88,9 @@ impl Client {
     }
 
     async fn next(&mut self) -> bool {
-        let message = tokio::time::timeout(PATIENCE, self.socket.next()).await.expect("in time");
+        let message = tokio::time::timeout(PATIENCE, self.socket.next())
+            .await
+            .expect("in time");
         message.is_some_and(|message| self.take(message.expect("message")))
     }
 

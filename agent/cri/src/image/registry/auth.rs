@@ -15,14 +15,19 @@ impl Credentials {
     /// The `Authorization` of someone who has a name and a password.
     pub fn basic(&self) -> Option<String> {
         let pair = format!("{}:{}", self.username, self.password);
-        (!self.username.is_empty()).then(|| format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(pair)))
+        (!self.username.is_empty())
+            .then(|| format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(pair)))
     }
 }
 
 #[derive(Debug, PartialEq, Eq)]
 pub enum Challenge {
     Basic,
-    Bearer { realm: String, service: Option<String>, scope: Option<String> },
+    Bearer {
+        realm: String,
+        service: Option<String>,
+        scope: Option<String>,
+    },
 }
 
 /// Reads the challenges of a `WWW-Authenticate` header (RFC 9110, 11.6.1); the first known one counts.
@@ -35,7 +40,11 @@ pub fn parse(header: &str) -> Option<Challenge> {
             "basic" => return Some(Challenge::Basic),
             "bearer" => {
                 let get = |name: &str| parameters.get(name).cloned();
-                return Some(Challenge::Bearer { realm: get("realm")?, service: get("service"), scope: get("scope") });
+                return Some(Challenge::Bearer {
+                    realm: get("realm")?,
+                    service: get("service"),
+                    scope: get("scope"),
+                });
             }
             _ => rest = remaining,
         }
@@ -83,7 +92,10 @@ pub fn token_url(realm: &str, service: Option<&str>, scope: Option<&str>, reposi
     let scope = scope.map_or_else(|| format!("repository:{repository}:pull"), str::to_owned);
     let mut query = vec![("scope", scope)];
     query.extend(service.map(|service| ("service", service.to_owned())));
-    let query: Vec<String> = query.iter().map(|(name, value)| format!("{name}={}", escape(value))).collect();
+    let query: Vec<String> = query
+        .iter()
+        .map(|(name, value)| format!("{name}={}", escape(value)))
+        .collect();
     let separator = if realm.contains('?') { '&' } else { '?' };
     format!("{realm}{separator}{}", query.join("&"))
 }
@@ -115,11 +127,21 @@ mod tests {
         for (header, expected) in [
             (
                 r#"Bearer realm="https://auth/token",service="registry",scope="repository:a/b:pull,push""#,
-                bearer("https://auth/token", Some("registry"), Some("repository:a/b:pull,push")),
+                bearer(
+                    "https://auth/token",
+                    Some("registry"),
+                    Some("repository:a/b:pull,push"),
+                ),
             ),
-            (r#"bearer realm="https://a" , service=reg"#, bearer("https://a", Some("reg"), None)),
+            (
+                r#"bearer realm="https://a" , service=reg"#,
+                bearer("https://a", Some("reg"), None),
+            ),
             (r#"Basic realm="x""#, Some(Challenge::Basic)),
-            (r#"Digest realm="x", nonce="y", Bearer realm="z""#, bearer("z", None, None)),
+            (
+                r#"Digest realm="x", nonce="y", Bearer realm="z""#,
+                bearer("z", None, None),
+            ),
             (r#"Bearer realm="a\"b""#, bearer("a\"b", None, None)),
             ("Bearer service=x", None),
             ("Negotiate", None),
@@ -135,6 +157,9 @@ mod tests {
             token_url("https://a/t", Some("r 1"), None, "b/c"),
             "https://a/t?scope=repository%3Ab%2Fc%3Apull&service=r%201"
         );
-        assert_eq!(token_url("https://a/t?x=1", None, Some("s"), ""), "https://a/t?x=1&scope=s");
+        assert_eq!(
+            token_url("https://a/t?x=1", None, Some("s"), ""),
+            "https://a/t?x=1&scope=s"
+        );
     }
 }

@@ -30,9 +30,16 @@ use tokio::io::AsyncWriteExt;
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
     #[error("{url}: {source}")]
-    Request { url: String, source: Box<dyn std::error::Error + Send + Sync> },
+    Request {
+        url: String,
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     #[error("{url}: unexpected status {status}: {body}")]
-    Status { url: String, status: StatusCode, body: String },
+    Status {
+        url: String,
+        status: StatusCode,
+        body: String,
+    },
     #[error("{0}: not found")]
     NotFound(String),
     #[error("pull access denied, repository does not exist or may require authorization: {url}: {status}")]
@@ -73,7 +80,9 @@ pub struct FetchedBlobs(PathBuf);
 impl BlobSource for FetchedBlobs {
     fn open(&self, digest: &str) -> Result<Box<dyn Read + '_>, ImageError> {
         let path = blob_path(&self.0, digest);
-        File::open(&path).map(|file| Box::new(file) as Box<dyn Read>).map_err(|source| ImageError::Io { path, source })
+        File::open(&path)
+            .map(|file| Box::new(file) as Box<dyn Read>)
+            .map_err(|source| ImageError::Io { path, source })
     }
 }
 
@@ -100,13 +109,19 @@ fn endpoints(host: &str, mirrors: &[RegistryMirror]) -> Vec<Endpoint> {
     let local = name == "localhost" || name.starts_with("127.") || name == "[::1]";
     let scheme = if local { "http" } else { "https" };
     let host = if host == RENAMED.0 { RENAMED.1 } else { host };
-    all.push(Endpoint { base: format!("{scheme}://{host}"), query: String::new() });
+    all.push(Endpoint {
+        base: format!("{scheme}://{host}"),
+        query: String::new(),
+    });
     all
 }
 
 impl Registry {
     pub fn new(mirrors: Vec<RegistryMirror>) -> Self {
-        Self { mirrors, client: Mutex::new(None) }
+        Self {
+            mirrors,
+            client: Mutex::new(None),
+        }
     }
 
     /// Made at the first pull: a machine without certificate authorities can still run its own images.
@@ -127,8 +142,18 @@ impl Registry {
     }
 
     /// Fetches an image into a folder, from the first endpoint that has it.
-    pub async fn fetch(&self, reference: &Reference, credentials: &Credentials, folder: &Path) -> Result<Pulled, ImageError> {
-        tokio::fs::create_dir_all(folder).await.map_err(|source| ImageError::Io { path: folder.into(), source })?;
+    pub async fn fetch(
+        &self,
+        reference: &Reference,
+        credentials: &Credentials,
+        folder: &Path,
+    ) -> Result<Pulled, ImageError> {
+        tokio::fs::create_dir_all(folder)
+            .await
+            .map_err(|source| ImageError::Io {
+                path: folder.into(),
+                source,
+            })?;
         let client = self.client()?;
         let mut last = None;
         for endpoint in endpoints(&reference.host, &self.mirrors) {
@@ -174,45 +199,82 @@ impl Session {
                 }
                 Document::Index { manifests } => {
                     let chosen = manifest::choose(&manifests, manifest::architecture()).ok_or_else(|| {
-                        ImageError::Invalid(format!("no match for platform linux/{} in manifest", manifest::architecture()))
+                        ImageError::Invalid(format!(
+                            "no match for platform linux/{} in manifest",
+                            manifest::architecture()
+                        ))
                     })?;
                     (digest, bytes) = self.manifest(&chosen.digest).await?;
                 }
             }
         }
         let manifest = manifest.ok_or_else(|| ImageError::Invalid("indexes nested too deeply".into()))?;
-        let blobs: BTreeMap<&str, &Descriptor> =
-            manifest.layers.iter().chain([&manifest.config]).map(|blob| (blob.digest.as_str(), blob)).collect();
-        let downloads: Vec<_> = blobs.into_values().map(|blob| self.blob(blob, folder).boxed()).collect();
-        futures::stream::iter(downloads).buffer_unordered(PARALLEL_BLOBS).try_collect::<()>().await?;
-        Ok(Pulled { digest: named, manifest, blobs: FetchedBlobs(folder.to_path_buf()) })
+        let blobs: BTreeMap<&str, &Descriptor> = manifest
+            .layers
+            .iter()
+            .chain([&manifest.config])
+            .map(|blob| (blob.digest.as_str(), blob))
+            .collect();
+        let downloads: Vec<_> = blobs
+            .into_values()
+            .map(|blob| self.blob(blob, folder).boxed())
+            .collect();
+        futures::stream::iter(downloads)
+            .buffer_unordered(PARALLEL_BLOBS)
+            .try_collect::<()>()
+            .await?;
+        Ok(Pulled {
+            digest: named,
+            manifest,
+            blobs: FetchedBlobs(folder.to_path_buf()),
+        })
     }
 
     /// A manifest and its digest, which must be the one asked for, if one was.
     async fn manifest(&self, wanted: &str) -> Result<(String, Vec<u8>), ImageError> {
         let response = self.get(&format!("manifests/{wanted}"), MANIFEST_TYPES).await?;
-        let bytes = Limited::new(response.into_body(), MAX_MANIFEST).collect().await.map_err(|source| {
-            RegistryError::Request { url: format!("{}/{wanted}", self.endpoint.base), source }
-        })?;
+        let bytes = Limited::new(response.into_body(), MAX_MANIFEST)
+            .collect()
+            .await
+            .map_err(|source| RegistryError::Request {
+                url: format!("{}/{wanted}", self.endpoint.base),
+                source,
+            })?;
         let bytes = bytes.to_bytes().to_vec();
         let digest = digest_of(&bytes);
         if super::reference::is_digest(wanted) && digest != wanted {
-            return Err(ImageError::DigestMismatch { what: "manifest".into(), expected: wanted.into(), actual: digest });
+            return Err(ImageError::DigestMismatch {
+                what: "manifest".into(),
+                expected: wanted.into(),
+                actual: digest,
+            });
         }
         Ok((digest, bytes))
     }
 
     async fn blob(&self, blob: &Descriptor, folder: &Path) -> Result<(), ImageError> {
         if !super::reference::is_digest(&blob.digest) {
-            return Err(ImageError::Invalid(format!("{:?} is not a sha256 digest", blob.digest)));
+            return Err(ImageError::Invalid(format!(
+                "{:?} is not a sha256 digest",
+                blob.digest
+            )));
         }
-        let mut body = self.get(&format!("blobs/{}", blob.digest), "*/*").await?.into_body();
+        let mut body = self
+            .get(&format!("blobs/{}", blob.digest), "*/*")
+            .await?
+            .into_body();
         let path = blob_path(folder, &blob.digest);
-        let at = |source| ImageError::Io { path: path.clone(), source };
+        let at = |source| ImageError::Io {
+            path: path.clone(),
+            source,
+        };
         let mut file = tokio::fs::File::create(&path).await.map_err(at)?;
         let mut hash = Sha256::new();
         while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|source| RegistryError::Request { url: blob.digest.clone(), source: source.into() })?;
+            let frame = frame.map_err(|source| RegistryError::Request {
+                url: blob.digest.clone(),
+                source: source.into(),
+            })?;
             if let Ok(bytes) = frame.into_data() {
                 hash.update(&bytes);
                 file.write_all(&bytes).await.map_err(at)?;
@@ -221,14 +283,21 @@ impl Session {
         file.flush().await.map_err(at)?;
         let actual = format!("sha256:{}", hex(&hash.finalize()));
         if actual != blob.digest {
-            return Err(ImageError::DigestMismatch { what: "blob".into(), expected: blob.digest.clone(), actual });
+            return Err(ImageError::DigestMismatch {
+                what: "blob".into(),
+                expected: blob.digest.clone(),
+                actual,
+            });
         }
         Ok(())
     }
 
     /// A successful answer, after authentication and redirects.
     async fn get(&self, path: &str, accept: &str) -> Result<Response<Incoming>, RegistryError> {
-        let mut url = format!("{}/v2/{}/{path}{}", self.endpoint.base, self.repository, self.endpoint.query);
+        let mut url = format!(
+            "{}/v2/{}/{path}{}",
+            self.endpoint.base, self.repository, self.endpoint.query
+        );
         let mut authorization = self.authorization.lock().await.clone();
         let mut asked = false;
         for _ in 0..MAX_REDIRECTS {
@@ -241,10 +310,13 @@ impl Session {
                     authorization = Some(self.authenticate(&url, &response).await?);
                     self.authorization.lock().await.clone_from(&authorization);
                 }
-                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => return Err(RegistryError::Denied { url, status }),
+                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                    return Err(RegistryError::Denied { url, status });
+                }
                 StatusCode::NOT_FOUND => return Err(RegistryError::NotFound(url)),
                 _ if status.is_redirection() => {
-                    let target = redirect(&url, &response).ok_or_else(|| RegistryError::Redirects(url.clone()))?;
+                    let target =
+                        redirect(&url, &response).ok_or_else(|| RegistryError::Redirects(url.clone()))?;
                     // Credentials are for the registry alone, not for where it keeps its blobs.
                     if authority(&target) != authority(&url) {
                         authorization = None;
@@ -253,7 +325,9 @@ impl Session {
                 }
                 _ => {
                     let body = Limited::new(response.into_body(), MAX_ERROR_BODY).collect().await;
-                    let body = body.map(|body| String::from_utf8_lossy(&body.to_bytes()).into_owned()).unwrap_or_default();
+                    let body = body
+                        .map(|body| String::from_utf8_lossy(&body.to_bytes()).into_owned())
+                        .unwrap_or_default();
                     return Err(RegistryError::Status { url, status, body });
                 }
             }
@@ -261,8 +335,16 @@ impl Session {
         Err(RegistryError::Redirects(url))
     }
 
-    async fn request(&self, url: &str, accept: &str, authorization: Option<&str>) -> Result<Response<Incoming>, RegistryError> {
-        let failed = |source: Box<dyn std::error::Error + Send + Sync>| RegistryError::Request { url: url.to_owned(), source };
+    async fn request(
+        &self,
+        url: &str,
+        accept: &str,
+        authorization: Option<&str>,
+    ) -> Result<Response<Incoming>, RegistryError> {
+        let failed = |source: Box<dyn std::error::Error + Send + Sync>| RegistryError::Request {
+            url: url.to_owned(),
+            source,
+        };
         let mut request = Request::get(url)
             .header(header::ACCEPT, accept)
             .header(header::USER_AGENT, concat!("ironlet/", env!("CARGO_PKG_VERSION")));
@@ -270,7 +352,10 @@ impl Session {
             request = request.header(header::AUTHORIZATION, authorization);
         }
         let request = request.body(Empty::new()).map_err(|error| failed(error.into()))?;
-        self.client.request(request).await.map_err(|error| failed(causes(&error).into()))
+        self.client
+            .request(request)
+            .await
+            .map_err(|error| failed(causes(&error).into()))
     }
 
     /// Answers a challenge: with the password, or with a token from where the registry points.
@@ -278,25 +363,49 @@ impl Session {
         if !self.credentials.registry_token.is_empty() {
             return Ok(format!("Bearer {}", self.credentials.registry_token));
         }
-        let header = response.headers().get(header::WWW_AUTHENTICATE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let header = response
+            .headers()
+            .get(header::WWW_AUTHENTICATE)
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default();
         let basic = self.credentials.basic();
         match auth::parse(header) {
-            Some(Challenge::Basic) => {
-                basic.ok_or_else(|| RegistryError::Denied { url: url.to_owned(), status: response.status() })
-            }
-            Some(Challenge::Bearer { realm, service, scope }) => {
+            Some(Challenge::Basic) => basic.ok_or_else(|| RegistryError::Denied {
+                url: url.to_owned(),
+                status: response.status(),
+            }),
+            Some(Challenge::Bearer {
+                realm,
+                service,
+                scope,
+            }) => {
                 let address = auth::token_url(&realm, service.as_deref(), scope.as_deref(), &self.repository);
-                let answer = self.request(&address, "application/json", basic.as_deref()).await?;
+                let answer = self
+                    .request(&address, "application/json", basic.as_deref())
+                    .await?;
                 let status = answer.status();
                 if status != StatusCode::OK {
                     return Err(RegistryError::Denied { url: address, status });
                 }
-                let failed = |source| RegistryError::Request { url: address.clone(), source };
-                let body = Limited::new(answer.into_body(), MAX_MANIFEST).collect().await.map_err(failed)?.to_bytes();
+                let failed = |source| RegistryError::Request {
+                    url: address.clone(),
+                    source,
+                };
+                let body = Limited::new(answer.into_body(), MAX_MANIFEST)
+                    .collect()
+                    .await
+                    .map_err(failed)?
+                    .to_bytes();
                 let token: Token = serde_json::from_slice(&body).map_err(|error| failed(error.into()))?;
-                Ok(format!("Bearer {}", token.token.or(token.access_token).unwrap_or_default()))
+                Ok(format!(
+                    "Bearer {}",
+                    token.token.or(token.access_token).unwrap_or_default()
+                ))
             }
-            None => Err(RegistryError::Challenge { url: url.to_owned(), challenge: header.to_owned() }),
+            None => Err(RegistryError::Challenge {
+                url: url.to_owned(),
+                challenge: header.to_owned(),
+            }),
         }
     }
 }
@@ -326,7 +435,11 @@ fn authority(url: &str) -> Option<String> {
 /// Where a redirect leads, absolute or on the same host.
 fn redirect<B>(url: &str, response: &Response<B>) -> Option<String> {
     let location = response.headers().get(header::LOCATION)?.to_str().ok()?;
-    if location.starts_with('/') { Some(authority(url)? + location) } else { Some(location.to_owned()) }
+    if location.starts_with('/') {
+        Some(authority(url)? + location)
+    } else {
+        Some(location.to_owned())
+    }
 }
 
 #[cfg(test)]
@@ -336,11 +449,25 @@ mod tests {
     #[test]
     fn mirrors_come_before_the_registry_itself() {
         let mirrors = [
-            RegistryMirror { host: "docker.io".into(), url: "http://mirror:5000/".into() },
-            RegistryMirror { host: "quay.io".into(), url: "http://other".into() },
+            RegistryMirror {
+                host: "docker.io".into(),
+                url: "http://mirror:5000/".into(),
+            },
+            RegistryMirror {
+                host: "quay.io".into(),
+                url: "http://other".into(),
+            },
         ];
-        let bases = |host: &str| endpoints(host, &mirrors).into_iter().map(|e| e.base + &e.query).collect::<Vec<_>>();
-        assert_eq!(bases("docker.io"), ["http://mirror:5000?ns=docker.io", "https://registry-1.docker.io"]);
+        let bases = |host: &str| {
+            endpoints(host, &mirrors)
+                .into_iter()
+                .map(|e| e.base + &e.query)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            bases("docker.io"),
+            ["http://mirror:5000?ns=docker.io", "https://registry-1.docker.io"]
+        );
         assert_eq!(bases("ghcr.io"), ["https://ghcr.io"]);
         assert_eq!(bases("localhost:5000"), ["http://localhost:5000"]);
         assert_eq!(bases("127.0.0.1:1"), ["http://127.0.0.1:1"]);
