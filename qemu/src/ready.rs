@@ -128,12 +128,16 @@ fn ready_nodes(list: &Value) -> BTreeSet<String> {
         .collect()
 }
 
-/// Seconds from kernel start to Ready, from the agent's last `node ready` line on the console.
+/// Seconds from kernel start to Ready, as the agent last said on the console.
 fn guest_ready_seconds(log: &str) -> Option<f64> {
-    const SAID: &str = "ironlet: node ready";
-    let line = log.lines().rfind(|line| line.contains(SAID))?;
-    let words = line[line.find(SAID)? + SAID.len()..].split(|c: char| !(c.is_ascii_digit() || c == '.'));
-    words.filter_map(|word| word.parse().ok()).next()
+    const READY: &str = "reason=\"NodeReady\"";
+    const SECONDS: &str = "seconds_after_kernel_start=";
+    let line = log.lines().rfind(|line| line.contains(READY))?;
+    let (_, rest) = line.split_once(SECONDS)?;
+    rest.split(|c: char| !(c.is_ascii_digit() || c == '.'))
+        .next()?
+        .parse()
+        .ok()
 }
 
 #[cfg(test)]
@@ -151,8 +155,19 @@ mod tests {
 
     #[test]
     fn the_guests_own_time_is_the_last_one_said() {
-        let log = "agent: ironlet: node ready after 12.5 s\nother 99\nagent: ironlet: node ready after 7.25 s\r\nmore";
-        assert_eq!(guest_ready_seconds(log), Some(7.25));
-        assert_eq!(guest_ready_seconds("ironlet: node is not ready 3"), None);
+        let said = |reason: &str, seconds: f64| {
+            format!(
+                "agent: INFO kubelet::node: node readiness changed node=\"n\" reason=\"{reason}\" seconds_after_kernel_start={seconds}\r\n"
+            )
+        };
+        let log = [
+            said("NodeReady", 12.5),
+            said("NodeNotReady", 30.0),
+            said("NodeReady", 7.25),
+            "more".into(),
+        ]
+        .concat();
+        assert_eq!(guest_ready_seconds(&log), Some(7.25));
+        assert_eq!(guest_ready_seconds(&said("NodeNotReady", 3.0)), None);
     }
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, NodeStatus};
 use kube::api::{Api, Patch, PatchParams, PostParams};
+use rustix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
@@ -238,7 +239,10 @@ impl NodeLoop {
             "NodeNotReady"
         };
         let name = &self.context.config.node_name;
-        info!(node = name, reason, "node readiness changed");
+        // Booting is judged by this figure; qemu reads it from the console.
+        let now = clock_gettime(ClockId::Boottime);
+        let seconds_after_kernel_start = (now.tv_sec * 1000 + now.tv_nsec / 1_000_000) as f64 / 1000.0;
+        info!(node = name, reason, seconds_after_kernel_start, "node readiness changed");
         self.context.events.normal(
             self.context.events.node(),
             reason,
