@@ -142,8 +142,14 @@ pub struct All {
 
 #[derive(Debug, Clone, Args)]
 pub struct Controllers {
-    /// Networks the nodes' pod networks are cut out of; none are handed out when empty
-    #[arg(long, value_name = "CIDR,…", value_delimiter = ',', value_parser = cidr)]
+    /// Networks the nodes' pod networks are cut out of
+    #[arg(
+        long,
+        value_name = "CIDR,…",
+        value_delimiter = ',',
+        default_value = "10.244.0.0/16",
+        value_parser = cidr
+    )]
     pub cluster_cidr: Vec<String>,
     /// Size of a node's IPv4 pod network
     #[arg(long, value_name = "BITS", default_value_t = 24, value_parser = clap::value_parser!(u8).range(1..=32))]
