@@ -140,7 +140,7 @@ pub fn unpack(source: impl Read, target: &Path) -> Result<Unpacked, ImageError> 
 /// Opens a folder inside the root, whatever links lie on the way.
 fn open_folder(root: BorrowedFd, path: &Path) -> io::Result<OwnedFd> {
     if path.as_os_str().is_empty() {
-        return Ok(root.try_clone_to_owned()?);
+        return root.try_clone_to_owned();
     }
     let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
     Ok(rustix::fs::openat2(

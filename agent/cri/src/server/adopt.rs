@@ -59,10 +59,11 @@ impl Runtime {
                 // What ended before the subscription is in the records.
                 for container in runtime.memory.containers_of(&sandbox_id) {
                     let id = &container.record.id;
-                    if let Some(process) = load::<ProcessRecord>(&runtime.layout.process_record(id)) {
-                        if container.process.as_ref() != Some(&process) && !process.running() {
-                            runtime.exited(id, process);
-                        }
+                    if let Some(process) = load::<ProcessRecord>(&runtime.layout.process_record(id))
+                        && container.process.as_ref() != Some(&process)
+                        && !process.running()
+                    {
+                        runtime.exited(id, process);
                     }
                 }
                 while let Ok(reply) = connection.receive().await {

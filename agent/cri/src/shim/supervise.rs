@@ -357,10 +357,10 @@ impl Supervisor {
     }
 
     fn attach(&mut self, id: u64, container: String, stdin: bool) {
-        if !self
+        if self
             .containers
             .get(&container)
-            .is_some_and(|container| container.process.pid != 0)
+            .is_none_or(|container| container.process.pid == 0)
         {
             return self.answer(id, &failed(format!("container {container} is not running"), 0));
         }

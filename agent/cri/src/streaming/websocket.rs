@@ -76,14 +76,12 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send>(
                 Message::Close(_) => break,
                 _ => continue,
             };
-            match understand(&bytes, can_close) {
-                Some(FromClient::Stdin(_)) if !streams.stdin => {}
-                Some(message) => {
-                    if to_work.send(message).await.is_err() {
-                        break;
-                    }
-                }
-                None => {}
+            let Some(message) = understand(&bytes, can_close) else {
+                continue;
+            };
+            let wanted = streams.stdin || !matches!(message, FromClient::Stdin(_));
+            if wanted && to_work.send(message).await.is_err() {
+                break;
             }
         }
         drop(to_work);

@@ -278,7 +278,7 @@ async fn a_stop_asks_before_it_kills(node: &mut Node) {
     for id in [&deaf, "none"] {
         node.runtime()
             .stop_container(StopContainerRequest {
-                container_id: id.to_owned().into(),
+                container_id: id.to_owned(),
                 timeout: 1,
             })
             .await
