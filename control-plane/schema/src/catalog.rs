@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
+use crate::custom::Custom;
 use crate::facts;
 use crate::types::{TypeId, Types};
 
@@ -62,6 +63,8 @@ pub struct Kind {
     pub gvk: GroupVersionKind,
     pub types: Arc<Types>,
     pub root: TypeId,
+    /// Set for custom kinds, whose types describe their metadata only.
+    pub custom: Option<Arc<Custom>>,
 }
 
 /// A column of the server-side table.
@@ -183,6 +186,7 @@ impl Catalog {
                             gvk,
                             types: types.clone(),
                             root,
+                            custom: None,
                         }),
                     );
                 }
@@ -252,6 +256,15 @@ impl Catalog {
         Self(Arc::new(inner))
     }
 
+    /// With more resources, in their order.
+    pub fn with_all(&self, resources: impl IntoIterator<Item = Resource>) -> Self {
+        let mut inner = Inner::clone(&self.0);
+        for resource in resources {
+            inner.add_resource(Arc::new(resource));
+        }
+        Self(Arc::new(inner))
+    }
+
     pub fn without(&self, group: &str, version: &str, plural: &str) -> Self {
         let mut inner = Inner::clone(&self.0);
         if let Some(index) = inner.paths.remove(&path_key(group, version, plural)) {
@@ -294,6 +307,7 @@ impl Inner {
                 gvk,
                 types: self.types.clone(),
                 root,
+                custom: None,
             }),
         );
     }

@@ -82,7 +82,10 @@ pub fn decode(
         MediaType::Protobuf => {
             let (named, raw) = open_envelope(body).map_err(|problem| unrecognized(&problem))?;
             let gvk = complete(named, default);
-            let kind = catalog.kind(&gvk).ok_or_else(|| unknown_kind(&gvk, expected))?;
+            let kind = catalog
+                .kind(&gvk)
+                .filter(|kind| kind.custom.is_none())
+                .ok_or_else(|| unknown_kind(&gvk, expected))?;
             let object = protobuf::decode(&kind.types, kind.root, raw)
                 .map_err(|error| handled_as(&gvk, expected, &error.to_string()))?;
             (object, Vec::new(), (gvk.api_version(), gvk.kind))
@@ -114,7 +117,10 @@ pub fn strict_message(gvk: &GroupVersionKind, expected_kind: &str, problems: &[S
 pub fn encode_protobuf(catalog: &Catalog, object: &Value) -> Result<Vec<u8>, CodecError> {
     let (api_version, kind_name) = type_meta(object);
     let gvk = GroupVersionKind::from_api_version(&api_version, &kind_name);
-    let kind = catalog.kind(&gvk).ok_or(CodecError::UnknownKind(gvk))?;
+    let kind = catalog
+        .kind(&gvk)
+        .filter(|kind| kind.custom.is_none())
+        .ok_or(CodecError::UnknownKind(gvk))?;
     let raw = protobuf::encode(&kind.types, kind.root, object).map_err(CodecError::Protobuf)?;
     Ok(seal_envelope(&api_version, &kind_name, &raw))
 }

@@ -35,7 +35,9 @@ enum Condition {
 
 /// Fills in defaults. Run it on canonical objects (`fields::check`), where a zero value of an `omitempty` field is absent.
 pub fn apply(kind: &Kind, object: &mut Value) {
-    if let Value::Object(fields) = object {
+    if let Some(custom) = &kind.custom {
+        custom.default(object);
+    } else if let Value::Object(fields) = object {
         apply_object(&kind.types, kind.root, fields);
     }
 }
@@ -144,6 +146,9 @@ fn parse_rule(line: &'static str) -> Option<(&'static str, Rule)> {
 }
 
 fn special(type_name: &str) -> Option<fn(&mut Object)> {
+    if type_name.ends_with(".apiextensions.v1.CustomResourceDefinitionSpec") {
+        return Some(crate::custom::definition::defaults);
+    }
     Some(match type_name.strip_prefix("io.k8s.api.")? {
         "core.v1.Pod" => pod,
         "core.v1.Container" | "core.v1.EphemeralContainer" => container,

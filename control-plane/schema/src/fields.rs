@@ -16,6 +16,9 @@ const MAX_PROBLEMS: usize = 100;
 /// Brings `object` into canonical form. `Ok` lists strict problems (`unknown field "spec.foo"`);
 /// `Err` is the decoder's text for a value of the wrong type, without the `… cannot be handled as a …` prefix.
 pub fn check(kind: &Kind, object: &mut Value) -> Result<Vec<String>, String> {
+    if let Some(custom) = &kind.custom {
+        return custom.check(object);
+    }
     let mut walk = Walk {
         types: &kind.types,
         path: String::new(),

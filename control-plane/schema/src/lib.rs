@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`catalog`] | which resources and kinds exist, and how they are served |
 //! | [`types`] | which fields a type has, and how each is encoded, merged, defaulted |
+//! | [`custom`] | how CustomResourceDefinitions enter the catalog |
 //! | [`codec`] | bytes (JSON, YAML, protobuf) ⇄ `serde_json::Value` |
 //! | [`fields`] | strict field checking, pruning, canonical form |
 //! | [`defaults`] | what upstream fills in |
@@ -14,6 +15,7 @@
 
 pub mod catalog;
 pub mod codec;
+pub mod custom;
 pub mod defaults;
 pub mod discovery;
 mod facts;

@@ -34,6 +34,11 @@ impl OpenApi {
         }
     }
 
+    /// The same for a changed catalog.
+    pub fn with_catalog(&self, catalog: Catalog) -> Self {
+        Self::new(catalog, self.descriptions.clone())
+    }
+
     /// `GET /openapi/v3`
     pub fn index(&self) -> Value {
         let mut paths = Map::new();
@@ -145,6 +150,10 @@ impl OpenApi {
             .filter(|resource| resource.group == group && resource.version == version)
         {
             hasher.update(&resource.plural);
+            if let Some(custom) = &resource.kind.custom {
+                hasher.update(format!("{} {:?} ", resource.kind.gvk, resource.scope));
+                hasher.update(custom.schema.to_string());
+            }
         }
         if let Some(descriptions) = &self.descriptions {
             hasher.update(descriptions.digest());

@@ -348,6 +348,9 @@ fn camel(word: &str) -> String {
 }
 
 fn type_name(kind: &Kind) -> String {
+    if kind.custom.is_some() {
+        return crate::custom::openapi::definition_name(kind);
+    }
     kind.types.get(kind.root).name.clone()
 }
 

@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::pack::Texts;
 use crate::catalog::{Catalog, GroupVersionKind, Kind, Resource};
+use crate::custom;
 use crate::types::{Field, FieldType, JsonShape, ListType, ObjectType, TypeId, Types};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +35,7 @@ const SHARED: &[&str] = &["Status", "DeleteOptions", "WatchEvent", "APIResourceL
 pub(super) struct Roots {
     types: BTreeSet<TypeId>,
     group_versions: BTreeSet<(String, String)>,
+    custom: Vec<Resource>,
 }
 
 impl Roots {
@@ -50,6 +52,21 @@ impl Roots {
             .map(|subresource| &subresource.kind);
         self.group_versions
             .insert((resource.group.clone(), resource.version.clone()));
+        if resource.kind.custom.is_some() {
+            let metadata = ["ObjectMeta", "ListMeta"];
+            self.types.extend(
+                metadata
+                    .iter()
+                    .filter_map(|name| catalog.types().by_name(&format!("{META}.{name}"))),
+            );
+            self.types.extend(
+                subresources
+                    .filter(|kind| kind.custom.is_none())
+                    .map(|kind| kind.root),
+            );
+            self.custom.push(resource.clone());
+            return;
+        }
         self.types.extend(
             std::iter::once(&resource.kind)
                 .chain(list)
@@ -93,6 +110,15 @@ pub(super) fn definitions(
     while let Some(id) = builder.pending.pop() {
         let schema = builder.object(id);
         builder.out.insert(types.get(id).name.clone(), schema);
+    }
+    for resource in &roots.custom {
+        if let Some(custom) = &resource.kind.custom {
+            let reference = |name: &str| dialect.reference(name);
+            let v2 = dialect == Dialect::V2;
+            builder
+                .out
+                .extend(custom::openapi::schemas(resource, &custom.schema, &reference, v2));
+        }
     }
     builder.out.insert(
         format!("{META}.Patch"),

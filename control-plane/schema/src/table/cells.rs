@@ -36,6 +36,9 @@ const TEMPLATE: &str = "/spec/template/spec/containers";
 const JOB_TEMPLATE: &str = "/spec/jobTemplate/spec/template/spec/containers";
 
 pub(super) fn of(resource: &Resource, object: &Value, now: Timestamp) -> Vec<Value> {
+    if resource.kind.custom.is_some() {
+        return crate::custom::table::cells(resource, object, now);
+    }
     match (resource.group.as_str(), resource.plural.as_str()) {
         ("", "pods") => pods::cells(object, now),
         ("" | "events.k8s.io", "events") => workloads::event(object, now),

@@ -12,6 +12,7 @@ pub enum CauseReason {
     Forbidden,
     TooLong,
     TooMany,
+    TypeInvalid,
 }
 
 impl CauseReason {
@@ -26,6 +27,7 @@ impl CauseReason {
             Self::Forbidden => "FieldValueForbidden",
             Self::TooLong => "FieldValueTooLong",
             Self::TooMany => "FieldValueTooMany",
+            Self::TypeInvalid => "FieldValueTypeInvalid",
         }
     }
 }
@@ -49,6 +51,14 @@ impl Cause {
             reason,
             message,
             field: field.to_owned(),
+        }
+    }
+
+    /// A value of the wrong type; `value` is the type it has.
+    pub fn type_invalid(field: &str, value: &Value, detail: &str) -> Self {
+        Self {
+            reason: CauseReason::TypeInvalid,
+            ..Self::invalid(field, value, detail)
         }
     }
 

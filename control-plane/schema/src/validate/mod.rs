@@ -17,13 +17,21 @@ mod workloads;
 use serde_json::Value;
 
 use crate::catalog::Resource;
+use crate::custom::definition;
 
 pub use cause::{Cause, CauseReason, aggregate};
+pub(crate) use names::dns_1035_problem;
 pub use names::{dns_label_problem, dns_subdomain_problem, label_value_problem, qualified_name_problem};
+
+const DEFINITIONS: (&str, &str) = ("apiextensions.k8s.io", "customresourcedefinitions");
 
 /// A new object, defaulted.
 pub fn create(resource: &Resource, object: &Value) -> Vec<Cause> {
     let mut causes = metadata::create(resource, object);
+    if let Some(custom) = &resource.kind.custom {
+        causes.extend(custom.validate(object, None));
+        return causes;
+    }
     causes.extend(contents(resource, object));
     if key(resource) == ("", "pods") {
         causes.extend(pods::create_only(object));
@@ -34,6 +42,10 @@ pub fn create(resource: &Resource, object: &Value) -> Vec<Cause> {
 /// A changed object, defaulted; `old` is what is stored.
 pub fn update(resource: &Resource, object: &Value, old: &Value) -> Vec<Cause> {
     let mut causes = metadata::update(resource, object, old);
+    if let Some(custom) = &resource.kind.custom {
+        causes.extend(custom.validate(object, Some(old)));
+        return causes;
+    }
     causes.extend(immutable::check(resource, object, old));
     causes.extend(match key(resource) {
         ("", "pods") => pods::update(object, old),
@@ -46,6 +58,7 @@ pub fn update(resource: &Resource, object: &Value, old: &Value) -> Vec<Cause> {
         ("rbac.authorization.k8s.io", "rolebindings" | "clusterrolebindings") => {
             rbac::binding_update(object, old)
         }
+        DEFINITIONS => definition::check_update(object),
         _ => Vec::new(),
     });
     // What was there before a rule existed may stay: only new problems count, as upstream's ratcheting has it for pods.
@@ -59,6 +72,12 @@ pub fn update(resource: &Resource, object: &Value, old: &Value) -> Vec<Cause> {
 /// A change through a subresource: only what that subresource may touch has changed, and metadata.
 pub fn update_subresource(resource: &Resource, subresource: &str, object: &Value, old: &Value) -> Vec<Cause> {
     let mut causes = metadata::update(resource, object, old);
+    if let Some(custom) = &resource.kind.custom {
+        causes.extend(custom.validate(object, Some(old)));
+    }
+    if key(resource) == DEFINITIONS {
+        causes.extend(definition::check_update(object));
+    }
     if let (("", "pods"), "ephemeralcontainers") = (key(resource), subresource) {
         causes.extend(pods::ephemeral_update(object, old));
     }
@@ -87,6 +106,7 @@ fn contents(resource: &Resource, object: &Value) -> Vec<Cause> {
         ("rbac.authorization.k8s.io", "rolebindings" | "clusterrolebindings") => {
             rbac::binding(resource, object)
         }
+        DEFINITIONS => definition::check(object),
         _ => Vec::new(),
     });
     causes

@@ -45,7 +45,7 @@ pub fn dns_subdomain_problem(text: &str) -> Option<String> {
 }
 
 /// RFC 1035 label: services.
-pub(super) fn dns_1035_problem(text: &str) -> Option<String> {
+pub(crate) fn dns_1035_problem(text: &str) -> Option<String> {
     if text.len() > 63 {
         return Some(too_long(63));
     }
