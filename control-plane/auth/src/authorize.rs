@@ -5,6 +5,7 @@ use std::sync::{PoisonError, RwLock};
 use serde_json::Value;
 
 use crate::attributes::{Attributes, Verdict};
+use crate::escalation;
 use crate::node::{NodeGraph, node_name};
 use crate::rbac::{Rbac, ResourceRules, Rule};
 use crate::user::{MASTERS, UserInfo};
@@ -91,6 +92,17 @@ impl Authorizer {
             verdict.reason = format!("{node_reason}{separator}{}", verdict.reason);
         }
         verdict
+    }
+
+    /// Refuses, in upstream's words, rules that `user` does not hold in `namespace`.
+    pub fn confirm_no_escalation(
+        &self,
+        user: &UserInfo,
+        namespace: &str,
+        wanted: &[Rule],
+    ) -> Result<(), String> {
+        let rbac = self.rbac.read().unwrap_or_else(PoisonError::into_inner);
+        escalation::confirm(user, &rbac.rules_for(user, namespace), wanted)
     }
 
     /// Everything RBAC lets `user` do in `namespace`.

@@ -6,6 +6,7 @@ mod authenticate;
 mod authorize;
 mod bootstrap;
 mod bootstrap_token;
+mod escalation;
 mod impersonate;
 mod lookup;
 mod node;

@@ -5,6 +5,7 @@ mod default_toleration_seconds;
 mod namespace_lifecycle;
 mod node_restriction;
 mod priority;
+mod rbac_escalation;
 mod service_account;
 mod taint_nodes_by_condition;
 
@@ -32,8 +33,11 @@ pub fn chain(authorizer: Arc<Authorizer>) -> Chain {
         Box::new(certificates::CertificateApproval {
             authorizer: authorizer.clone(),
         }),
-        Box::new(certificates::CertificateSigning { authorizer }),
+        Box::new(certificates::CertificateSigning {
+            authorizer: authorizer.clone(),
+        }),
         Box::new(certificates::CertificateSubjectRestriction),
+        Box::new(rbac_escalation::RbacEscalation { authorizer }),
     ])
 }
 
