@@ -70,6 +70,9 @@ pub struct Agent {
     /// Where container logs are written
     #[arg(long, value_name = "DIR", default_value = "/var/log/pods")]
     pub pod_logs_dir: PathBuf,
+    /// Where init tells what is wrong with the kernel parameters, one error a line
+    #[arg(long, value_name = "FILE", default_value = "/run/ironlet/parameter-errors")]
+    pub parameter_errors: PathBuf,
     /// The cgroup v2 mount
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/cgroup")]
     pub cgroup_root: PathBuf,

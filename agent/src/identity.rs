@@ -160,6 +160,9 @@ pub fn read_pair(path: &Path, now: Timestamp) -> Option<Issued> {
     })
 }
 
+/// Where a renewed certificate goes.
+pub type Store = Box<dyn Fn(&Issued) -> Result<(), IdentityError> + Send + Sync>;
+
 /// What renewing one certificate takes.
 pub struct Renewal {
     pub client: Client,
@@ -169,7 +172,7 @@ pub struct Renewal {
     pub current: Arc<Current>,
     /// None = not signed by the cluster yet.
     pub certificate_pem: Option<String>,
-    pub store: Box<dyn Fn(&Issued) -> Result<(), IdentityError> + Send + Sync>,
+    pub store: Store,
 }
 
 impl Renewal {

@@ -48,8 +48,9 @@ fn main() -> ExitCode {
 fn on_runtime(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     // rustls must know its cryptography before the first connection; a second call would be an error of ours.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?
-        .block_on(work)
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result = runtime.block_on(work);
+    // A thread that waits for the kernel or for a name must not hold up the end.
+    runtime.shutdown_background();
+    result
 }

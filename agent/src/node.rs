@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use jiff::Timestamp;
@@ -16,6 +17,9 @@ use crate::args::Agent;
 use crate::bootstrap::Join;
 use crate::certificate_request::{CLIENT, SERVING};
 use crate::identity::{self, Current, Renewal};
+
+/// Nothing of a node depends on how the agent ends, so it does not wait longer for its loops.
+const STOP_LIMIT: Duration = Duration::from_secs(1);
 
 pub async fn run(args: Agent) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
@@ -52,6 +56,7 @@ pub async fn run(args: Agent) -> anyhow::Result<()> {
         node_ip,
         root_dir: args.root_dir,
         pod_logs_dir: args.pod_logs_dir,
+        parameter_errors: args.parameter_errors,
         cri_endpoint: args.cri_endpoint,
         node_labels: args.node_labels.0,
         node_taints: args.node_taints.0,
@@ -78,7 +83,14 @@ pub async fn run(args: Agent) -> anyhow::Result<()> {
         tokio::spawn(kube_proxy::run(client.clone(), proxy, stop.clone())),
         tokio::spawn(network::run_routes(client.clone(), routes, stop.clone())),
     ];
-    let result = kubelet::run(client, config, stop.clone()).await;
+    let overdue = async {
+        stop.cancelled().await;
+        tokio::time::sleep(STOP_LIMIT).await;
+    };
+    let result = tokio::select! {
+        result = kubelet::run(client, config, stop.clone()) => result,
+        () = overdue => Ok(()),
+    };
     stop.cancel();
     background.iter().for_each(tokio::task::JoinHandle::abort);
     Ok(result?)
@@ -111,10 +123,7 @@ async fn kubeconfig(args: &Agent, node_name: &str) -> anyhow::Result<Kubeconfig>
     Ok(kubeconfig)
 }
 
-type Store =
-    Box<dyn Fn(&crate::certificate_request::Issued) -> Result<(), identity::IdentityError> + Send + Sync>;
-
-fn store_in_kubeconfig(path: PathBuf, kubeconfig: Kubeconfig) -> Store {
+fn store_in_kubeconfig(path: PathBuf, kubeconfig: Kubeconfig) -> identity::Store {
     Box::new(move |issued| {
         let credentials = Credentials::ClientCertificate {
             certificate_pem: issued.certificate_pem.clone(),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use cri_api::v1::{
     ContainerConfig, ContainerMetadata, Device, ImageSpec, KeyValue, LinuxContainerConfig, Mount,
-    MountPropagation, Signal,
+    MountPropagation, NamespaceMode, Signal,
 };
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 
@@ -29,6 +29,8 @@ pub struct Prepared<'a> {
     pub hosts_file: &'a Path,
     /// Host file mounted at the termination message path.
     pub message_file: &'a Path,
+    /// The container whose PID namespace to join.
+    pub target_id: Option<String>,
 }
 
 pub fn container_config(
@@ -75,6 +77,15 @@ pub fn container_config(
             prepared.attempt.to_string(),
         ),
     ]);
+    let mut security = container_security(&spec, container, &prepared.image_user);
+    if let Some((target, namespaces)) = prepared
+        .target_id
+        .as_ref()
+        .zip(security.namespace_options.as_mut())
+    {
+        namespaces.pid = NamespaceMode::Target as i32;
+        namespaces.target_id.clone_from(target);
+    }
     let stop_signal = container
         .lifecycle
         .as_ref()
@@ -113,7 +124,7 @@ pub fn container_config(
         tty: container.tty == Some(true),
         linux: Some(LinuxContainerConfig {
             resources: Some(container_resources(pod, container, context.memory_capacity)),
-            security_context: Some(container_security(&spec, container, &prepared.image_user)),
+            security_context: Some(security),
         }),
         stop_signal: stop_signal as i32,
         ..Default::default()

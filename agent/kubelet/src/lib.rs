@@ -10,6 +10,7 @@ mod container_hash;
 mod context;
 mod dns;
 mod env;
+mod ephemeral;
 mod etc_hosts;
 mod events;
 mod field_path;
@@ -59,6 +60,8 @@ pub struct Config {
     pub root_dir: PathBuf,
     /// Container logs in CRI format, `/var/log/pods` on a node.
     pub pod_logs_dir: PathBuf,
+    /// What init found wrong with the kernel parameters, one error a line; no such file, no such node condition.
+    pub parameter_errors: PathBuf,
     /// `unix:///path` of the CRI server.
     pub cri_endpoint: String,
     pub node_labels: BTreeMap<String, String>,

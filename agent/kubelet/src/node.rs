@@ -90,6 +90,7 @@ impl NodeLoop {
         self.tell_runtime_pod_cidrs(&node).await?;
         let condition = self.runtime_condition().await;
         let images = self.context.runtime.list_images().await.unwrap_or_default();
+        let parameter_errors = std::fs::read_to_string(&self.context.config.parameter_errors).ok();
         let facts = status::Facts {
             machine: &self.machine,
             config: &self.context.config,
@@ -99,6 +100,7 @@ impl NodeLoop {
             disk_pressure: self.machine.disk_pressure(&self.context.config.root_dir),
             memory_pressure: self.machine.memory_pressure(),
             pid_pressure: self.machine.pid_pressure(),
+            parameter_errors: parameter_errors.as_deref(),
         };
         let now = Timestamp::now();
         let old = node.status.clone().unwrap_or_default();
@@ -242,7 +244,10 @@ impl NodeLoop {
         // Booting is judged by this figure; qemu reads it from the console.
         let now = clock_gettime(ClockId::Boottime);
         let seconds_after_kernel_start = (now.tv_sec * 1000 + now.tv_nsec / 1_000_000) as f64 / 1000.0;
-        info!(node = name, reason, seconds_after_kernel_start, "node readiness changed");
+        info!(
+            node = name,
+            reason, seconds_after_kernel_start, "node readiness changed"
+        );
         self.context.events.normal(
             self.context.events.node(),
             reason,

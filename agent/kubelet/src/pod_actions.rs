@@ -39,6 +39,7 @@ pub struct PodActions {
     pub kill: Vec<ContainerToKill>,
     /// Create a sandbox with this attempt number.
     pub create_sandbox: Option<u32>,
+    pub start_ephemeral: Vec<usize>,
     pub start_init: Vec<usize>,
     pub start: Vec<usize>,
 }
@@ -46,6 +47,11 @@ pub struct PodActions {
 impl PodActions {
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
+    }
+
+    pub fn starts_something(&self) -> bool {
+        self.create_sandbox.is_some()
+            || !(self.start_ephemeral.is_empty() && self.start_init.is_empty() && self.start.is_empty())
     }
 }
 
@@ -104,6 +110,10 @@ pub fn compute_pod_actions(pod: &Pod, observed: &RuntimePod, verdicts: &ProbeVer
         plan_new_sandbox(spec, observed, attempt, &mut actions);
         return actions;
     }
+    // Ephemeral containers need no initialized pod, and run once.
+    let ephemeral = spec.ephemeral_containers.iter().flatten().enumerate();
+    let new = ephemeral.filter(|(_, container)| observed.container(&container.name).is_none());
+    actions.start_ephemeral = new.map(|(index, _)| index).collect();
     let initialized = plan_init_containers(spec, observed, verdicts, &mut actions);
     if actions.kill_pod || !initialized {
         return actions;
@@ -318,6 +328,7 @@ mod tests {
     use super::*;
     use crate::runtime_pod::ObservedSandbox;
     use ContainerState::{Exited, Running};
+    use k8s_openapi::api::core::v1::EphemeralContainer;
 
     fn container(name: &str) -> Container {
         Container {
@@ -378,6 +389,12 @@ mod tests {
         }
         words.extend(actions.kill.iter().map(|kill| format!("kill:{}", kill.name)));
         words.extend(actions.create_sandbox.map(|attempt| format!("sandbox:{attempt}")));
+        words.extend(
+            actions
+                .start_ephemeral
+                .iter()
+                .map(|index| format!("ephemeral:{index}")),
+        );
         words.extend(actions.start_init.iter().map(|index| format!("init:{index}")));
         words.extend(actions.start.iter().map(|index| format!("start:{index}")));
         words.join(" ")
@@ -405,6 +422,25 @@ mod tests {
             (plain("Always"), &addressless, "kill-pod sandbox:1 start:0"),
         ] {
             assert_eq!(plan(&pod, observed, &verdicts), expected);
+        }
+    }
+
+    #[test]
+    fn ephemeral_containers_run_once() {
+        let mut pod = pod("Always", vec![], vec![container("a")]);
+        let debugger = EphemeralContainer {
+            name: "debugger".into(),
+            ..Default::default()
+        };
+        pod.spec.as_mut().unwrap().ephemeral_containers = Some(vec![debugger]);
+        for (states, expected) in [
+            (vec![("a", Running, 0)], "ephemeral:0"),
+            (vec![("a", Exited, 1)], "ephemeral:0 start:0"),
+            (vec![("a", Running, 0), ("debugger", Running, 0)], ""),
+            (vec![("a", Running, 0), ("debugger", Exited, 1)], ""),
+        ] {
+            let found = plan(&pod, &observed(&states), &ProbeVerdicts::default());
+            assert_eq!(found, expected, "{states:?}");
         }
     }
 

@@ -1,5 +1,6 @@
 //! Carries out pod actions through CRI: sandboxes, containers, hooks, and killing with grace.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs;
 use std::net::IpAddr;
@@ -19,13 +20,13 @@ use crate::pod_status::Waiting;
 use crate::runtime_pod::{ObservedContainer, RuntimePod};
 use crate::sandbox_config::sandbox_config;
 use crate::security_context::verify_non_root;
-use crate::{etc_hosts, lifecycle};
+use crate::{ephemeral, etc_hosts, lifecycle};
 
 /// A container always gets this long after its `preStop` hook (upstream's minimum).
 const MINIMUM_GRACE: Duration = Duration::from_secs(2);
 
 /// The container called `name` and the specification's list that holds it.
-pub fn find_container<'a>(pod: &'a Pod, name: &str) -> Option<(&'static str, &'a Container)> {
+pub fn find_container<'a>(pod: &'a Pod, name: &str) -> Option<(&'static str, Cow<'a, Container>)> {
     let spec = pod.spec.as_ref()?;
     let init = spec
         .init_containers
@@ -33,7 +34,12 @@ pub fn find_container<'a>(pod: &'a Pod, name: &str) -> Option<(&'static str, &'a
         .flatten()
         .map(|container| ("initContainers", container));
     let regular = spec.containers.iter().map(|container| ("containers", container));
-    init.chain(regular).find(|(_, container)| container.name == name)
+    let found = init.chain(regular).find(|(_, container)| container.name == name);
+    if let Some((list, container)) = found {
+        return Some((list, Cow::Borrowed(container)));
+    }
+    let debugger = ephemeral::of(pod).find(|container| container.name == name)?;
+    Some((ephemeral::LIST, Cow::Owned(ephemeral::container(debugger))))
 }
 
 /// Creates the sandbox; errors have been told as events.
@@ -69,6 +75,8 @@ pub struct ContainerStart<'a> {
     pub attempt: u32,
     pub addresses: Addresses,
     pub volumes: &'a HashMap<String, PathBuf>,
+    /// The running container whose processes an ephemeral one is to see.
+    pub target_id: Option<String>,
 }
 
 /// Pulls, creates and starts one container; the error is its new waiting state.
@@ -102,6 +110,7 @@ pub async fn start_container(context: &Context, pod: &Pod, start: ContainerStart
         volumes: start.volumes,
         hosts_file: &hosts_file,
         message_file: &message_file,
+        target_id: start.target_id,
     };
     let config = container_config::container_config(context, pod, container, &prepared);
     let config = config.map_err(|error| fail("CreateContainerConfigError", error.to_string()))?;
@@ -226,13 +235,16 @@ pub async fn kill_container(
     kill: Kill<'_>,
 ) {
     let found = find_container(pod, &running.name);
-    let about = match found {
+    let about = match &found {
         Some((list, _)) => container_reference(pod, list, &running.name),
         None => pod_reference(pod),
     };
     context.events.normal(about.clone(), "Killing", kill.message);
     let mut grace = kill.grace;
-    let hook = found.and_then(|(_, c)| c.lifecycle.as_ref()?.pre_stop.as_ref().map(|hook| (c, hook)));
+    let hook = found.as_ref().and_then(|(_, container)| {
+        let hook = container.lifecycle.as_ref()?.pre_stop.as_ref()?;
+        Some((container, hook))
+    });
     if let Some((container, hook)) = hook.filter(|_| !grace.is_zero()) {
         let started = std::time::Instant::now();
         let run = lifecycle::run_hook(context, hook, container, &running.id, ip);

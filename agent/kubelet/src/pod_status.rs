@@ -8,9 +8,10 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ContainerStatus, HostIP, Pod, PodIP, PodSpec, PodStatus};
+use k8s_openapi::api::core::v1::{Container, ContainerStatus, HostIP, Pod, PodIP, PodSpec, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use crate::ephemeral;
 use crate::pod_actions::is_sidecar;
 use crate::runtime_pod::RuntimePod;
 
@@ -62,6 +63,19 @@ pub fn pod_status(pod: &Pod, observed: &RuntimePod, inputs: &Inputs, now: Timest
         observed,
         inputs,
     );
+    let debuggers: Vec<Container> = ephemeral::of(pod).map(ephemeral::container).collect();
+    let mut debugger_statuses = containers::statuses(
+        pod,
+        &debuggers,
+        false,
+        old.ephemeral_container_statuses.as_deref(),
+        observed,
+        inputs,
+    );
+    // Nobody waits for them, so nothing says that they are ready.
+    for status in &mut debugger_statuses {
+        (status.ready, status.started) = (false, None);
+    }
     let mut phase = phase(spec, &init_statuses, &statuses, inputs.terminal);
     // A final phase never changes again.
     if let Some(done @ ("Failed" | "Succeeded")) = old.phase.as_deref() {
@@ -129,6 +143,7 @@ pub fn pod_status(pod: &Pod, observed: &RuntimePod, inputs: &Inputs, now: Timest
         start_time: old.start_time.or(Some(Time(now))),
         init_container_statuses: (!init.is_empty()).then_some(init_statuses),
         container_statuses: Some(statuses),
+        ephemeral_container_statuses: (!debuggers.is_empty()).then_some(debugger_statuses),
         qos_class: old.qos_class,
         observed_generation: generation,
         ..PodStatus::default()
@@ -211,7 +226,6 @@ mod tests {
     use super::*;
     use crate::runtime_pod::{ContainerState, ObservedContainer, ObservedSandbox};
     use ContainerState::{Exited, Running};
-    use k8s_openapi::api::core::v1::Container;
 
     fn pod(policy: &str, init: &[&str], containers: &[&str]) -> Pod {
         let make = |names: &[&str]| -> Vec<Container> {

@@ -22,7 +22,7 @@ use crate::pod_status::{Inputs, Waiting, pod_status};
 use crate::probes::Target;
 use crate::runtime::RuntimeError;
 use crate::runtime_pod::{ContainerState, RuntimePod};
-use crate::{status_writer, termination_message, volumes};
+use crate::{ephemeral, status_writer, termination_message, volumes};
 
 /// What the manager tells a worker.
 #[derive(Clone)]
@@ -194,7 +194,7 @@ impl PodWorker {
             };
             let target = Target {
                 pod: pod.clone(),
-                container: container.clone(),
+                container: container.into_owned(),
                 list,
                 container_id: running.id.clone(),
                 started_at: running.started_at,
@@ -260,7 +260,7 @@ impl PodWorker {
                 continue;
             };
             let own = kill.probe.zip(pod_executor::find_container(pod, &kill.name));
-            let own = own.map(|(probe, (_, container))| pod_executor::probe_grace(container, probe));
+            let own = own.map(|(probe, (_, container))| pod_executor::probe_grace(&container, probe));
             let grace = Duration::from_secs(pod_executor::grace_seconds(pod, own));
             let order = Kill {
                 message: &kill.message,
@@ -268,7 +268,7 @@ impl PodWorker {
             };
             pod_executor::kill_container(&context, pod, running, ip, order).await;
         }
-        if actions.create_sandbox.is_none() && actions.start_init.is_empty() && actions.start.is_empty() {
+        if !actions.starts_something() {
             return Duration::ZERO;
         }
         if let Err(error) = context.cgroups.create(pod) {
@@ -313,10 +313,17 @@ impl PodWorker {
         };
         let spec = pod.spec.clone().unwrap_or_default();
         let init = spec.init_containers.unwrap_or_default();
+        let debuggers: Vec<Container> = ephemeral::of(pod).map(ephemeral::container).collect();
         let starts = actions
-            .start_init
+            .start_ephemeral
             .iter()
-            .filter_map(|index| init.get(*index).map(|c| ("initContainers", c)));
+            .filter_map(|index| debuggers.get(*index).map(|c| (ephemeral::LIST, c)));
+        let starts = starts.chain(
+            actions
+                .start_init
+                .iter()
+                .filter_map(|index| init.get(*index).map(|c| ("initContainers", c))),
+        );
         let starts = starts.chain(
             actions
                 .start
@@ -385,6 +392,9 @@ impl PodWorker {
             }
             _ => 0,
         };
+        let target = ephemeral::target(pod, &container.name);
+        let target =
+            target.and_then(|name| observed.running_containers().find(|running| running.name == name));
         let start = ContainerStart {
             container,
             list,
@@ -393,6 +403,7 @@ impl PodWorker {
             attempt,
             addresses: self.addresses(pod, observed),
             volumes: &self.volumes,
+            target_id: target.map(|running| running.id.clone()),
         };
         match pod_executor::start_container(&context, pod, start).await {
             Ok(()) => {
@@ -424,10 +435,10 @@ impl PodWorker {
             let Some((_, container)) = pod_executor::find_container(pod, &running.name) else {
                 continue;
             };
-            if self.context.probes.is_started(container, &running.id) {
+            if self.context.probes.is_started(&container, &running.id) {
                 inputs.started.insert(running.id.clone());
             }
-            if self.context.probes.is_ready(container, &running.id) {
+            if self.context.probes.is_ready(&container, &running.id) {
                 inputs.ready.insert(running.id.clone());
             }
         }

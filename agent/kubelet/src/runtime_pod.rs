@@ -79,8 +79,8 @@ impl RuntimePod {
 
     pub fn sort(&mut self) {
         self.sandboxes
-            .sort_by(|a, b| (b.created_at, b.attempt).cmp(&(a.created_at, a.attempt)));
+            .sort_by_key(|sandbox| std::cmp::Reverse((sandbox.created_at, sandbox.attempt)));
         self.containers
-            .sort_by(|a, b| (b.created_at, b.restart_count).cmp(&(a.created_at, a.restart_count)));
+            .sort_by_key(|container| std::cmp::Reverse((container.created_at, container.restart_count)));
     }
 }

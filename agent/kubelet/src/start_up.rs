@@ -159,6 +159,7 @@ pub mod testing {
             node_ip: "192.168.76.21".parse().unwrap(),
             root_dir: "/".into(),
             pod_logs_dir: "/var/log/pods".into(),
+            parameter_errors: "/run/ironlet/parameter-errors".into(),
             cri_endpoint: "unix:///run/cri.sock".into(),
             node_labels: Default::default(),
             node_taints: Vec::new(),

@@ -19,6 +19,8 @@ use crate::{Config, KUBELET_VERSION};
 const MAX_IMAGES: usize = 50;
 const MAX_NAMES_PER_IMAGE: usize = 5;
 const MAX_PODS: i64 = 110;
+/// The condition that is ours: whether the kernel parameters are in effect as given.
+const PARAMETERS: &str = "IronletParameters";
 /// Upstream's hard eviction thresholds are withheld from pods.
 const EVICTION_MEMORY: i64 = 100 << 20;
 
@@ -31,6 +33,8 @@ pub struct Facts<'a> {
     pub disk_pressure: bool,
     pub memory_pressure: bool,
     pub pid_pressure: bool,
+    /// One error a line; none where nobody checked kernel parameters.
+    pub parameter_errors: Option<&'a str>,
 }
 
 fn units(value: u64, format: Format) -> Wire {
@@ -144,6 +148,15 @@ fn conditions(facts: &Facts, old: &NodeStatus, now: Timestamp) -> Vec<NodeCondit
         ),
         Some(why) => ("Ready", "False", "KubeletNotReady", why.clone()),
     };
+    let parameters = facts.parameter_errors.map(|errors| {
+        let errors: Vec<&str> = errors.lines().filter(|line| !line.is_empty()).collect();
+        if errors.is_empty() {
+            let message = "every kernel parameter is in effect".to_owned();
+            (PARAMETERS, "True", "ParametersInEffect", message)
+        } else {
+            (PARAMETERS, "False", "ParameterErrors", errors.join("; "))
+        }
+    });
     let wanted = [
         pressure(
             "MemoryPressure",
@@ -176,6 +189,7 @@ fn conditions(facts: &Facts, old: &NodeStatus, now: Timestamp) -> Vec<NodeCondit
     ];
     wanted
         .into_iter()
+        .chain(parameters)
         .map(|(kind, status, reason, message)| {
             let before = old
                 .conditions
@@ -236,7 +250,13 @@ pub fn is_changed(old: &NodeStatus, new: &NodeStatus) -> bool {
             .flatten()
             .for_each(|condition| condition.last_heartbeat_time = None);
         // Conditions of others are not ours to compare.
-        let ours = ["MemoryPressure", "DiskPressure", "PIDPressure", "Ready"];
+        let ours = [
+            "MemoryPressure",
+            "DiskPressure",
+            "PIDPressure",
+            "Ready",
+            PARAMETERS,
+        ];
         if let Some(conditions) = &mut status.conditions {
             conditions.retain(|condition| ours.contains(&condition.type_.as_str()));
             conditions.sort_by(|a, b| a.type_.cmp(&b.type_));
@@ -255,6 +275,15 @@ mod tests {
     use super::*;
 
     fn status(not_ready: Option<&str>, old: &NodeStatus, second: i64) -> NodeStatus {
+        status_with(not_ready, None, old, second)
+    }
+
+    fn status_with(
+        not_ready: Option<&str>,
+        parameter_errors: Option<&str>,
+        old: &NodeStatus,
+        second: i64,
+    ) -> NodeStatus {
         let machine = Machine {
             cpus: 2,
             memory_bytes: 512 << 20,
@@ -271,6 +300,7 @@ mod tests {
             disk_pressure: false,
             memory_pressure: false,
             pid_pressure: false,
+            parameter_errors,
         };
         node_status(&facts, old, Timestamp::from_second(second).unwrap())
     }
@@ -294,6 +324,35 @@ mod tests {
             ready.last_transition_time,
             Some(Time(Timestamp::from_second(20).unwrap()))
         );
+    }
+
+    #[test]
+    fn wrong_parameters_are_told() {
+        let condition = |errors: Option<&str>| {
+            let status = status_with(None, errors, &NodeStatus::default(), 0);
+            let found = status
+                .conditions
+                .into_iter()
+                .flatten()
+                .find(|c| c.type_ == PARAMETERS)?;
+            Some(format!("{} {} {}", found.status, found.reason?, found.message?))
+        };
+        for (errors, expected) in [
+            (None, None),
+            (
+                Some(""),
+                Some("True ParametersInEffect every kernel parameter is in effect"),
+            ),
+            (
+                Some("ip=: no\nironlet.x=: unknown\n"),
+                Some("False ParameterErrors ip=: no; ironlet.x=: unknown"),
+            ),
+        ] {
+            assert_eq!(condition(errors).as_deref(), expected);
+        }
+        let good = status_with(None, Some(""), &NodeStatus::default(), 0);
+        let bad = status_with(None, Some("ip=: no"), &good, 10);
+        assert!(is_changed(&good, &bad));
     }
 
     #[test]

@@ -83,6 +83,7 @@ fn choose_run<'a>(
             .container_statuses
             .iter()
             .chain(status.init_container_statuses.iter())
+            .chain(status.ephemeral_container_statuses.iter())
             .flatten()
     });
     let waiting = reported

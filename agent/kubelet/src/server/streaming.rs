@@ -88,7 +88,17 @@ async fn url(
     let running = observed
         .running_containers()
         .find(|container| container.name == name);
-    let missing = || (StatusCode::NOT_FOUND, format!("container not found (\"{name}\")"));
+    let missing = || {
+        let message = if kind == "attach" {
+            format!(
+                "container {name} not found in pod {}_{}",
+                target.pod, target.namespace
+            )
+        } else {
+            format!("container not found (\"{name}\")")
+        };
+        (StatusCode::NOT_FOUND, message)
+    };
     let container_id = running.ok_or_else(missing)?.id.clone();
     if kind == "attach" {
         let request = v1::AttachRequest {
