@@ -12,8 +12,12 @@ use tracing::{info, warn};
 use crate::api_client::{self, ClientError};
 use crate::certificate_request::{self, RequestError};
 
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+const SHORT_PAUSE: Duration = Duration::from_secs(1);
+const LONG_PAUSE: Duration = Duration::from_secs(5);
+/// So many attempts with the short pause between them.
+const EAGER: u32 = 60;
+/// An unchanged complaint is repeated after so many attempts.
+const REMIND: u32 = 30;
 
 #[derive(Debug, Error)]
 pub enum JoinError {
@@ -59,18 +63,26 @@ pub struct Join<'a> {
 impl Join<'_> {
     /// Tries until it succeeds: whatever is wrong may be put right at any time, on either side.
     pub async fn until_joined(&self) -> Kubeconfig {
-        let mut pause = FIRST_PAUSE;
+        info!(server = self.server, node = self.node_name, "joining the cluster");
+        let mut said = String::new();
+        let mut attempts: u32 = 0;
         loop {
-            info!(server = self.server, node = self.node_name, "joining the cluster");
             match self.join().await {
                 Ok(kubeconfig) => {
                     info!(server = self.server, node = self.node_name, "joined the cluster");
                     return kubeconfig;
                 }
-                Err(error) => warn!("cannot join: {error}; trying again in {} s", pause.as_secs()),
+                Err(error) => {
+                    let text = error.to_string();
+                    if text != said || attempts % REMIND == 0 {
+                        warn!("cannot join: {text}; trying on");
+                        said = text;
+                    }
+                }
             }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            // Machines that start together wait for each other only briefly.
+            attempts += 1;
+            tokio::time::sleep(if attempts < EAGER { SHORT_PAUSE } else { LONG_PAUSE }).await;
         }
     }
 

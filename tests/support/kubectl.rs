@@ -21,9 +21,10 @@ impl Kubectl {
 
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new("kubectl");
-        command.arg("--kubeconfig").arg(&self.kubeconfig).args(args);
+        command.arg("--kubeconfig").arg(&self.kubeconfig);
         // Discovery is cached by server address, and the tests' servers share loopback ports.
         command.arg("--cache-dir").arg(self.kubeconfig.with_extension("cache"));
+        command.args(args);
         command
     }
 

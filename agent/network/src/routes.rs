@@ -62,7 +62,8 @@ enum Action {
 fn plan(peers: &[Peer], links: &[LinkAddress], existing: &[Route]) -> Vec<Action> {
     let mut wanted = Vec::new();
     let mut actions = Vec::new();
-    for peer in peers {
+    // A node is registered a moment before its addresses are known.
+    for peer in peers.iter().filter(|p| !p.addresses.is_empty()) {
         for pod_cidr in &peer.pod_cidrs {
             match direct(peer, *pod_cidr, links) {
                 Some(route) => wanted.push(route),
