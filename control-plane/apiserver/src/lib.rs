@@ -23,7 +23,7 @@ mod server;
 mod state;
 pub mod status;
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use auth::{Authenticator, Authorizer, TokenIssuer};
 use pki::{ServiceAccountKey, ServiceAccountVerifier};
@@ -92,7 +92,7 @@ pub async fn run(mut config: Config) -> Result<Handle, RunError> {
         authorizer,
         tokens: TokenIssuer::new(signing, issuer),
         services,
-        openapi: OnceLock::new(),
+        openapi: std::sync::Mutex::new(None),
         metrics: metrics::Metrics::default(),
         ready: watch::Sender::new(false),
         shutdown: shutdown.clone(),

@@ -1,9 +1,10 @@
 //! What every request handler shares.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, PoisonError};
 
 use async_trait::async_trait;
 use auth::{Authenticator, Authorizer, LookupError, ObjectLookup, TokenIssuer};
+use schema::Catalog;
 use schema::openapi::OpenApi;
 use serde_json::Value;
 use store::{LeaseId, Store};
@@ -32,7 +33,8 @@ pub struct ApiServer {
     pub authorizer: Arc<Authorizer>,
     pub tokens: TokenIssuer,
     pub services: Allocator,
-    pub openapi: OnceLock<OpenApi>,
+    /// Documents and the catalog they are about.
+    pub openapi: std::sync::Mutex<Option<(Arc<Catalog>, Arc<OpenApi>)>>,
     pub metrics: Metrics,
     pub ready: watch::Sender<bool>,
     pub shutdown: CancellationToken,
@@ -73,14 +75,18 @@ impl ApiServer {
         Ok(lease)
     }
 
-    /// Built when first asked for.
-    pub fn openapi(&self) -> &OpenApi {
-        self.openapi.get_or_init(|| {
-            crate::endpoints::openapi::load(
-                &self.registry.catalog(),
-                self.config.openapi_descriptions.as_deref(),
-            )
-        })
+    /// Built when first asked for, and anew when the catalog has changed.
+    pub fn openapi(&self) -> Arc<OpenApi> {
+        let catalog = self.registry.catalog();
+        let mut known = self.openapi.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = match known.as_ref() {
+            Some((of, documents)) if Arc::ptr_eq(of, &catalog) => return documents.clone(),
+            Some((_, documents)) => documents.with_catalog(catalog.as_ref().clone()),
+            None => crate::endpoints::openapi::load(&catalog, self.config.openapi_descriptions.as_deref()),
+        };
+        let next = Arc::new(next);
+        *known = Some((catalog, next.clone()));
+        next
     }
 }
 

@@ -1,9 +1,10 @@
 //! What the server does without being asked: the objects every cluster has, the authorizer's
-//! knowledge, the `kubernetes` Service's endpoints, and forgetting old revisions.
+//! knowledge, custom resources, the `kubernetes` Service's endpoints, and forgetting old revisions.
 
 mod authorization;
 mod bootstrap;
 mod compaction;
+mod definitions;
 mod endpoints;
 
 use std::sync::Arc;
@@ -23,6 +24,7 @@ const RETRY: Duration = Duration::from_millis(500);
 pub async fn run(server: Arc<ApiServer>, port: u16) {
     let work = async {
         authorization::start(&server).await;
+        definitions::start(&server).await;
         while let Err(error) = bootstrap::ensure(&server).await {
             tracing::warn!(error = error.message, "bootstrap objects are not in place yet");
             tokio::time::sleep(RETRY).await;

@@ -20,7 +20,7 @@ pub struct Entry {
 }
 
 /// Name of a selectable field (`status.phase`) and where it is (`/status/phase`).
-pub type SelectableField = (&'static str, &'static str);
+pub type SelectableField = (Box<str>, Box<str>);
 
 /// The labels, without parsing the rest into memory.
 #[derive(Deserialize)]
@@ -91,7 +91,7 @@ impl Entry {
             "metadata.namespace" => self.namespace(),
             _ => selectable
                 .iter()
-                .position(|(n, _)| *n == name)
+                .position(|(n, _)| **n == *name)
                 .map_or("", |at| &self.fields[at]),
         }
     }

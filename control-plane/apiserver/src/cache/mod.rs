@@ -34,7 +34,9 @@ struct State {
 
 pub struct WatchCache {
     prefix: String,
-    pub selectable: &'static [SelectableField],
+    pub selectable: Arc<[SelectableField]>,
+    /// The kind is gone, or the server goes.
+    pub ended: CancellationToken,
     store: Arc<dyn Store>,
     state: RwLock<State>,
     /// The revision up to which the cache is complete; 0 before the first list.
@@ -42,16 +44,17 @@ pub struct WatchCache {
 }
 
 impl WatchCache {
-    /// Starts filling; ends with `shutdown`.
+    /// Starts filling; ends with `ended`.
     pub fn start(
         store: Arc<dyn Store>,
         prefix: String,
-        selectable: &'static [SelectableField],
-        shutdown: CancellationToken,
+        selectable: Arc<[SelectableField]>,
+        ended: CancellationToken,
     ) -> Arc<Self> {
         let cache = Arc::new(Self {
             prefix,
             selectable,
+            ended: ended.clone(),
             store,
             state: RwLock::default(),
             revision: watch::Sender::new(0),
@@ -60,7 +63,7 @@ impl WatchCache {
         tokio::spawn(async move {
             tokio::select! {
                 () = filler.follow() => {}
-                () = shutdown.cancelled() => {}
+                () = ended.cancelled() => {}
             }
         });
         cache
@@ -128,7 +131,7 @@ impl WatchCache {
             if !key.starts_with(&start) {
                 break;
             }
-            if !selection.matches(entry, self.selectable) {
+            if !selection.matches(entry, &self.selectable) {
                 continue;
             }
             if limit > 0 && listed.entries.len() == limit {
@@ -181,7 +184,7 @@ impl WatchCache {
                 state.entries = listed
                     .kvs
                     .iter()
-                    .map(|kv| Arc::new(Entry::new(self.prefix.len(), kv, self.selectable)))
+                    .map(|kv| Arc::new(Entry::new(self.prefix.len(), kv, &self.selectable)))
                     .map(|entry| (entry.key.clone(), entry))
                     .collect();
                 state.window = Window::starting_at(listed.revision);
@@ -239,7 +242,7 @@ impl WatchCache {
 
     fn change(&self, event: &Event) -> Change {
         let length = self.prefix.len();
-        let entry = |kv, revision| Arc::new(Entry::at(length, kv, self.selectable, revision));
+        let entry = |kv, revision| Arc::new(Entry::at(length, kv, &self.selectable, revision));
         match event {
             Event::Put { kv, prev } => Change {
                 revision: kv.mod_revision,

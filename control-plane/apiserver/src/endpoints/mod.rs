@@ -30,6 +30,7 @@ use crate::state::ApiServer;
 use crate::status::ApiError;
 
 pub use crate::connect::BoxError;
+pub use delete::delete_object;
 pub use write::{Intent, create_object, update_object};
 
 /// What the verbs work on.
@@ -102,6 +103,12 @@ async fn answer(
     }
     let (parts, incoming) = request.into_parts();
     let wanted = negotiate::negotiate(&parts.headers)?;
+    if resource.kind.custom.is_some()
+        && info.subresource != "scale"
+        && (wanted.media, wanted.view) == (schema::MediaType::Protobuf, negotiate::View::Object)
+    {
+        return Err(ApiError::not_acceptable("application/json, application/yaml"));
+    }
     let body = body::collect(incoming).await?;
     let request = ResourceRequest {
         info,

@@ -62,10 +62,7 @@ pub fn present(resource: &schema::Resource, bytes: Bytes) -> Result<Bytes, ApiEr
 
 pub fn selection(request: &ResourceRequest, options: &ListOptions) -> Result<Selection, ApiError> {
     let resource = &request.resource;
-    fields::check(
-        &options.fields,
-        fields::selectable(&resource.group, &resource.plural),
-    )?;
+    fields::check(&options.fields, &fields::of_resource(resource))?;
     let mut namespace = if resource.namespaced() {
         request.info.namespace.clone()
     } else {
@@ -186,8 +183,8 @@ async fn at_revision(
         ..Listed::default()
     };
     for kv in &found.kvs {
-        let entry = Entry::new(cache.prefix().len(), kv, cache.selectable);
-        if !selection.matches(&entry, cache.selectable) {
+        let entry = Entry::new(cache.prefix().len(), kv, &cache.selectable);
+        if !selection.matches(&entry, &cache.selectable) {
             continue;
         }
         if limit > 0 && listed.entries.len() == limit {

@@ -3,7 +3,7 @@
 use http::header::CONTENT_TYPE;
 use http::{Response, StatusCode};
 use schema::patch::PatchType;
-use schema::{Kind, MediaType};
+use schema::{Kind, MediaType, Resource};
 use serde_json::{Value, json};
 
 use super::write::{Intent, update_object};
@@ -12,6 +12,7 @@ use crate::connect::Body;
 use crate::negotiate::header;
 use crate::object::{self, text};
 use crate::options::WriteOptions;
+use crate::registry::custom::{scale_pointers, set_at};
 use crate::selectors;
 use crate::state::ApiServer;
 use crate::status::{ApiError, Cause};
@@ -29,9 +30,10 @@ pub async fn answer(server: &ApiServer, request: &ResourceRequest) -> Result<Res
                 .read(&resource.group, &resource.plural, &info.namespace, &info.name)
                 .await?;
             of(
+                resource,
                 kind,
                 &object.ok_or_else(|| ApiError::not_found(&request.qualified(), &info.name))?,
-            )
+            )?
         }
         verb => {
             let options = WriteOptions::parse(&request.query, "UpdateOptions")?;
@@ -54,9 +56,9 @@ pub async fn answer(server: &ApiServer, request: &ResourceRequest) -> Result<Res
                 }
                 let patch =
                     schema::codec::parse_patch(MediaType::Json, &request.body).map_err(body::codec_error)?;
-                let kind = kind.clone();
+                let (kind, resource) = (kind.clone(), resource.clone());
                 Box::new(move |current| {
-                    schema::patch::apply(&kind, patch_type, &of(&kind, current), &patch)
+                    schema::patch::apply(&kind, patch_type, &of(&resource, &kind, current)?, &patch)
                         .map_err(|error| ApiError::bad_request(error.message))
                 })
             };
@@ -77,8 +79,11 @@ pub async fn answer(server: &ApiServer, request: &ResourceRequest) -> Result<Res
                 request: &parent,
                 dry_run: options.dry_run,
             };
-            let written = update_object(server, intent, |current| apply(current, &wanted(current)?)).await?;
-            of(kind, &written.object)
+            let written = update_object(server, intent, |current| {
+                apply(resource, current, &wanted(current)?)
+            })
+            .await?;
+            of(resource, kind, &written.object)?
         }
     };
     Ok(respond::value(
@@ -90,7 +95,15 @@ pub async fn answer(server: &ApiServer, request: &ResourceRequest) -> Result<Res
 }
 
 /// A workload as a Scale.
-fn of(kind: &Kind, object: &Value) -> Value {
+fn of(resource: &Resource, kind: &Kind, object: &Value) -> Result<Value, ApiError> {
+    let places = scale_pointers(resource);
+    let count = |pointer: &str| object.pointer(pointer).and_then(Value::as_i64);
+    if resource.kind.custom.is_some() && count(&places.replicas).is_none() {
+        let path = places.replicas.replace('/', ".");
+        return Err(ApiError::internal(format!(
+            "the spec replicas field \"{path}\" does not exist"
+        )));
+    }
     let selector = &object["spec"]["selector"];
     let labels = selector.get("matchLabels").unwrap_or(selector);
     let labels = serde_json::from_value(labels.clone()).unwrap_or_default();
@@ -98,20 +111,24 @@ fn of(kind: &Kind, object: &Value) -> Value {
     for field in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
         metadata[field] = object["metadata"][field].clone();
     }
-    json!({
+    let selector = match &places.selector {
+        Some(pointer) => text(object, pointer).to_owned(),
+        None => selectors::render(&labels),
+    };
+    Ok(json!({
         "kind": kind.gvk.kind,
         "apiVersion": kind.gvk.api_version(),
         "metadata": metadata,
-        "spec": {"replicas": object["spec"]["replicas"].as_i64().unwrap_or(0)},
+        "spec": {"replicas": count(&places.replicas).unwrap_or(0)},
         "status": {
-            "replicas": object["status"]["replicas"].as_i64().unwrap_or(0),
-            "selector": selectors::render(&labels),
+            "replicas": count(&places.status_replicas).unwrap_or(0),
+            "selector": selector,
         },
-    })
+    }))
 }
 
 /// The workload with the Scale's replicas.
-fn apply(current: &Value, scale: &Value) -> Result<Value, ApiError> {
+fn apply(resource: &Resource, current: &Value, scale: &Value) -> Result<Value, ApiError> {
     let replicas = scale["spec"]["replicas"].as_i64().unwrap_or(0);
     if replicas < 0 {
         let cause = Cause {
@@ -127,7 +144,7 @@ fn apply(current: &Value, scale: &Value) -> Result<Value, ApiError> {
         ));
     }
     let mut object = current.clone();
-    object::field(&mut object, "spec").insert("replicas".into(), json!(replicas));
+    set_at(&mut object, &scale_pointers(resource).replicas, json!(replicas));
     let given = text(scale, "/metadata/resourceVersion");
     if given.is_empty() {
         object::metadata(&mut object).remove("resourceVersion");
@@ -143,14 +160,22 @@ mod tests {
 
     #[test]
     fn replicas_travel_through_scale() {
+        let catalog = schema::Catalog::builtin();
+        let deployments = catalog.resource("apps", "v1", "deployments").unwrap();
         let deployment = json!({"metadata": {"name": "d", "resourceVersion": "5"}, "spec": {"replicas": 2, "selector": {"matchLabels": {"a": "b"}}}});
-        let mut scaled = apply(&deployment, &json!({"metadata": {}, "spec": {"replicas": 4}})).unwrap();
+        let mut scaled = apply(
+            deployments,
+            &deployment,
+            &json!({"metadata": {}, "spec": {"replicas": 4}}),
+        )
+        .unwrap();
         assert_eq!(scaled["spec"]["replicas"], 4);
         assert!(
             scaled["metadata"].get("resourceVersion").is_none(),
             "unconditional"
         );
         scaled = apply(
+            deployments,
             &deployment,
             &json!({"metadata": {"resourceVersion": "4"}, "spec": {}}),
         )
@@ -162,6 +187,6 @@ mod tests {
             ),
             (&json!(0), &json!("4"))
         );
-        assert!(apply(&deployment, &json!({"spec": {"replicas": -1}})).is_err());
+        assert!(apply(deployments, &deployment, &json!({"spec": {"replicas": -1}})).is_err());
     }
 }

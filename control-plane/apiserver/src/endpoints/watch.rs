@@ -175,6 +175,7 @@ impl Watcher {
             }
             tokio::select! {
                 changed = revisions.changed() => if changed.is_err() { return Err(Ended) },
+                () = self.cache.ended.cancelled() => return Err(Ended),
                 () = self.output.closed() => return Err(Ended),
                 () = self.server.shutdown.cancelled() => return Err(Ended),
                 () = tokio::time::sleep_until(self.deadline) => {
@@ -212,7 +213,7 @@ impl Watcher {
         let matches = |entry: &Option<Arc<Entry>>| {
             entry
                 .as_ref()
-                .is_some_and(|entry| self.selection.matches(entry, self.cache.selectable))
+                .is_some_and(|entry| self.selection.matches(entry, &self.cache.selectable))
         };
         let (was, is) = (matches(&change.before), matches(&change.now));
         let Some(seen) = see(was, is) else { return Ok(()) };

@@ -226,7 +226,7 @@ async fn try_create(server: &ApiServer, intent: Intent<'_>, mut object: Value) -
         object.remove("status");
     }
     strategy.prepare_for_create(&mut object, &intent.request.user);
-    let counts = strategy::counts_generations(&resource.group, &resource.plural);
+    let counts = strategy::counts_generations(resource);
     strategy::count_generation(&mut object, None, counts);
     canonical(kind, &mut object)?;
     let name = object::name(&object).to_owned();
@@ -396,7 +396,18 @@ pub async fn update(server: &ApiServer, request: &ResourceRequest) -> Result<Res
         request,
         dry_run: options.dry_run,
     };
-    let result = update_object(server, intent, |_| Ok(object.clone())).await;
+    let result = update_object(server, intent, |_| {
+        if strategy::needs_revision(&request.resource) && object::resource_version(&object).is_empty() {
+            let cause = Cause {
+                reason: "FieldValueInvalid",
+                message: "Invalid value: 0: must be specified for an update".into(),
+                field: "metadata.resourceVersion".into(),
+            };
+            return Err(intent.invalid(&request.info.name, vec![cause]));
+        }
+        Ok(object.clone())
+    })
+    .await;
     let written = match result {
         Err(error)
             if error.is_not_found()
@@ -415,14 +426,21 @@ pub async fn update(server: &ApiServer, request: &ResourceRequest) -> Result<Res
 pub async fn patch(server: &ApiServer, request: &ResourceRequest) -> Result<Response<Body>, ApiError> {
     let options = WriteOptions::parse(&request.query, "PatchOptions")?;
     let content_type = header(&request.headers, &CONTENT_TYPE);
-    let accepted =
-        "application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json";
+    let is_custom = request.resource.kind.custom.is_some();
+    let accepted = if is_custom {
+        "application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml"
+    } else {
+        "application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json"
+    };
     let unsupported = |why: &str| {
         ApiError::unsupported_media_type(format!(
             "the body of the request was in an unknown format{why} - accepted media types include: {accepted}"
         ))
     };
     let patch_type = PatchType::parse(content_type).ok_or_else(|| unsupported(""))?;
+    if is_custom && patch_type == PatchType::Strategic {
+        return Err(unsupported(""));
+    }
     if patch_type == PatchType::Apply {
         return Err(unsupported(" (server-side apply is not served yet)"));
     }
@@ -507,7 +525,7 @@ async fn try_update(
     server.admission.mutate(&context, &mut object).await?;
     schema::defaults::apply(kind, &mut object);
     if info.subresource.is_empty() {
-        let counts = strategy::counts_generations(&resource.group, &resource.plural);
+        let counts = strategy::counts_generations(resource);
         strategy::count_generation(&mut object, Some(&old), counts);
     }
     canonical(kind, &mut object)?;

@@ -1,7 +1,8 @@
 //! Kinds with more than one face: stored in one version, served in others.
 //!
 //! Events are stored as core/v1 and also served as events.k8s.io/v1; autoscalers are stored as
-//! autoscaling/v2 and also served as v1, which keeps what it has no field for in annotations.
+//! autoscaling/v2 and also served as v1, which keeps what it has no field for in annotations. Custom
+//! resources are stored in their storage version and differ by name only.
 
 use schema::Resource;
 use serde_json::{Map, Value, json};
@@ -19,11 +20,17 @@ pub fn stored_as<'a>(group: &'a str, version: &'a str, plural: &str) -> (&'a str
 
 /// Whether this resource is served in another form than it is stored.
 pub fn converts(resource: &Resource) -> bool {
+    if let Some(custom) = &resource.kind.custom {
+        return custom.converts;
+    }
     let (group, version) = (resource.group.as_str(), resource.version.as_str());
     stored_as(group, version, &resource.plural) != (group, version)
 }
 
 pub fn to_served(resource: &Resource, stored: Value) -> Value {
+    if let Some(custom) = resource.kind.custom.as_ref().filter(|custom| custom.converts) {
+        return custom.to_served(&resource.kind.gvk, stored);
+    }
     match resource.plural.as_str() {
         _ if !converts(resource) => stored,
         "events" => event_to_events_group(stored),
@@ -31,7 +38,11 @@ pub fn to_served(resource: &Resource, stored: Value) -> Value {
     }
 }
 
-pub fn to_stored(resource: &Resource, served: Value) -> Value {
+pub fn to_stored(resource: &Resource, mut served: Value) -> Value {
+    if let Some(custom) = &resource.kind.custom {
+        served["apiVersion"] = json!(custom.stored_as);
+        return served;
+    }
     match resource.plural.as_str() {
         _ if !converts(resource) => served,
         "events" => event_to_core_group(served),

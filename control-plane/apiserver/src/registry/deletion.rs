@@ -124,6 +124,8 @@ pub enum Decision {
 
 /// `graceful` kinds (pods) wait for their grace period.
 pub fn decide(current: &Value, options: &DeleteOptions, graceful: bool, now: Timestamp) -> Decision {
+    let held = super::custom::held_for_cleanup(current, now);
+    let current = held.as_ref().unwrap_or(current);
     let grace = if graceful { pod_grace(current, options) } else { 0 };
     let mut next = current.clone();
     let finalizers = finalizers_for(object::finalizers(current), options.propagation);

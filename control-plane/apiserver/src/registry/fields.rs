@@ -1,10 +1,16 @@
 //! The fields that field selectors may use, besides `metadata.name` and `metadata.namespace`.
 
+use std::sync::Arc;
+
+use schema::{Catalog, Resource};
+
 use crate::cache::SelectableField;
 use crate::selectors::FieldSelector;
 use crate::status::ApiError;
 
-const POD: &[SelectableField] = &[
+type Builtin = (&'static str, &'static str);
+
+const POD: &[Builtin] = &[
     ("spec.nodeName", "/spec/nodeName"),
     ("spec.restartPolicy", "/spec/restartPolicy"),
     ("spec.schedulerName", "/spec/schedulerName"),
@@ -14,7 +20,7 @@ const POD: &[SelectableField] = &[
     ("status.podIP", "/status/podIP"),
     ("status.nominatedNodeName", "/status/nominatedNodeName"),
 ];
-const EVENT: &[SelectableField] = &[
+const EVENT: &[Builtin] = &[
     ("involvedObject.kind", "/involvedObject/kind"),
     ("involvedObject.namespace", "/involvedObject/namespace"),
     ("involvedObject.name", "/involvedObject/name"),
@@ -31,7 +37,7 @@ const EVENT: &[SelectableField] = &[
     ("type", "/type"),
 ];
 
-pub fn selectable(group: &str, plural: &str) -> &'static [SelectableField] {
+fn builtin(group: &str, plural: &str) -> &'static [Builtin] {
     match (group, plural) {
         ("", "pods") => POD,
         ("", "events") | ("events.k8s.io", "events") => EVENT,
@@ -51,11 +57,41 @@ pub fn selectable(group: &str, plural: &str) -> &'static [SelectableField] {
     }
 }
 
+/// Of one served version.
+pub fn of_resource(resource: &Resource) -> Arc<[SelectableField]> {
+    let Some(custom) = &resource.kind.custom else {
+        let fields = builtin(&resource.group, &resource.plural).iter();
+        return fields
+            .map(|(name, pointer)| ((*name).into(), (*pointer).into()))
+            .collect();
+    };
+    let fields = custom.selectable.iter();
+    let entry = |path: &String| {
+        (
+            path.trim_start_matches('.').into(),
+            schema::custom::pointer(path).into(),
+        )
+    };
+    fields.map(entry).collect()
+}
+
+/// Of all served versions, which share a cache.
+pub fn of_kind(catalog: &Catalog, group: &str, plural: &str) -> Arc<[SelectableField]> {
+    let mut fields: Vec<SelectableField> = catalog
+        .resources()
+        .filter(|resource| resource.group == group && resource.plural == plural)
+        .flat_map(|resource| of_resource(resource).to_vec())
+        .collect();
+    fields.sort();
+    fields.dedup();
+    fields.into()
+}
+
 /// A selector on a field that cannot be selected is a bad request, never an empty list.
 pub fn check(selector: &FieldSelector, selectable: &[SelectableField]) -> Result<(), ApiError> {
     for field in selector.fields() {
         let known = matches!(field, "metadata.name" | "metadata.namespace")
-            || selectable.iter().any(|(name, _)| *name == field);
+            || selectable.iter().any(|(name, _)| **name == *field);
         if !known {
             return Err(ApiError::bad_request(format!(
                 "field label not supported: {field}"

@@ -1,6 +1,7 @@
 //! What the engine knows beyond schemas: where kinds are stored, which fields select, how they behave.
 
 pub mod conversion;
+pub mod custom;
 pub mod deletion;
 
 pub mod fields;
@@ -43,17 +44,30 @@ impl Registry {
             .clone()
     }
 
+    pub fn set_catalog(&self, catalog: Catalog) {
+        *self.catalog.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(catalog);
+    }
+
+    /// Ends a kind's cache and everyone's watches of it.
+    pub fn forget(&self, group: &str, plural: &str) {
+        let mut caches = self.caches.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(cache) = caches.remove(&prefix(group, plural)) {
+            cache.ended.cancel();
+        }
+    }
+
     /// The kind's cache, started on first use.
     pub fn cache(&self, group: &str, plural: &str) -> Arc<WatchCache> {
+        let catalog = self.catalog();
         let prefix = prefix(group, plural);
         let mut caches = self.caches.lock().unwrap_or_else(PoisonError::into_inner);
         let start = || {
-            let selectable = fields::selectable(group, plural);
+            let selectable = fields::of_kind(&catalog, group, plural);
             WatchCache::start(
                 self.store.clone(),
                 prefix.clone(),
                 selectable,
-                self.shutdown.clone(),
+                self.shutdown.child_token(),
             )
         };
         caches.entry(prefix.clone()).or_insert_with(start).clone()

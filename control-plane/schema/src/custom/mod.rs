@@ -117,6 +117,17 @@ pub fn resources(catalog: &Catalog, definition: &Value, accepted: &Value) -> Vec
         .collect()
 }
 
+/// By group, preferred versions first, as discovery shows them.
+pub fn sort(resources: &mut [Resource]) {
+    resources.sort_by_cached_key(|resource| {
+        (
+            resource.group.clone(),
+            Reverse(priority(&resource.version)),
+            resource.plural.clone(),
+        )
+    });
+}
+
 /// `v2` before `v1` before `v2beta1` before `v1alpha3` before anything else.
 fn priority(version: &str) -> (u8, u64, u64, Reverse<String>) {
     let parsed = version.strip_prefix('v').and_then(|rest| {

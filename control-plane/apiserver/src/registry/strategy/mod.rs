@@ -1,6 +1,7 @@
 //! What differs from kind to kind when objects are written. Most kinds need only the generic rules here.
 
 mod certificate_signing_request;
+mod custom_resource_definition;
 mod job;
 mod namespace;
 mod node;
@@ -8,6 +9,7 @@ mod pod;
 mod service;
 
 use auth::UserInfo;
+use schema::Resource;
 use serde_json::{Value, json};
 
 use crate::object;
@@ -55,6 +57,9 @@ pub fn strategy(group: &str, plural: &str) -> &'static dyn Strategy {
         ("", "namespaces") => &namespace::Namespace,
         ("", "services") => &service::Service,
         ("batch", "jobs") => &job::Job,
+        ("apiextensions.k8s.io", "customresourcedefinitions") => {
+            &custom_resource_definition::CustomResourceDefinition
+        }
         ("certificates.k8s.io", "certificatesigningrequests") => {
             &certificate_signing_request::CertificateSigningRequest
         }
@@ -62,8 +67,26 @@ pub fn strategy(group: &str, plural: &str) -> &'static dyn Strategy {
     }
 }
 
-/// Kinds whose `metadata.generation` counts changes of the desired state.
-pub fn counts_generations(group: &str, plural: &str) -> bool {
+/// What `metadata.generation` counts changes of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Generations {
+    Nothing,
+    /// All but metadata and status.
+    Desired,
+    /// All but metadata: custom kinds without a status sub-resource.
+    Everything,
+}
+
+pub fn counts_generations(resource: &Resource) -> Generations {
+    match &resource.kind.custom {
+        Some(custom) if !custom.has_status => Generations::Everything,
+        Some(_) => Generations::Desired,
+        None if builtin_counts_generations(&resource.group, &resource.plural) => Generations::Desired,
+        None => Generations::Nothing,
+    }
+}
+
+fn builtin_counts_generations(group: &str, plural: &str) -> bool {
     match group {
         "" => matches!(plural, "pods" | "replicationcontrollers"),
         "apps" => plural != "controllerrevisions",
@@ -76,7 +99,7 @@ pub fn counts_generations(group: &str, plural: &str) -> bool {
         "admissionregistration.k8s.io" | "apiextensions.k8s.io" | "flowcontrol.apiserver.k8s.io" => true,
         "discovery.k8s.io" => plural == "endpointslices",
         "resource.k8s.io" => matches!(plural, "resourceslices"),
-        _ => !group.ends_with("k8s.io") && group.contains('.'),
+        _ => false,
     }
 }
 
@@ -87,6 +110,11 @@ pub fn creates_on_update(group: &str, plural: &str) -> bool {
         "events.k8s.io" | "coordination.k8s.io" | "rbac.authorization.k8s.io" => true,
         _ => false,
     }
+}
+
+/// An update must say which state it changes.
+pub fn needs_revision(resource: &Resource) -> bool {
+    resource.kind.custom.is_some() || resource.group == "apiextensions.k8s.io"
 }
 
 /// A delete answers with the object instead of a Status.
@@ -105,7 +133,7 @@ pub fn returns_deleted(group: &str, plural: &str) -> bool {
 }
 
 /// What differs in `object` from `old` besides metadata and status.
-pub fn spec_changed(object: &Value, old: &Value) -> bool {
+fn spec_changed(object: &Value, old: &Value, with_status: bool) -> bool {
     let keys = |value: &Value| {
         value
             .as_object()
@@ -116,15 +144,16 @@ pub fn spec_changed(object: &Value, old: &Value) -> bool {
     names.extend(keys(old));
     names
         .iter()
-        .filter(|name| !matches!(name.as_str(), "metadata" | "status" | "apiVersion" | "kind"))
+        .filter(|name| !matches!(name.as_str(), "metadata" | "apiVersion" | "kind"))
+        .filter(|name| with_status || *name != "status")
         .any(|name| object.get(name) != old.get(name))
 }
 
 /// The generic rules of a write to the main resource.
-pub fn count_generation(object: &mut Value, old: Option<&Value>, counts: bool) {
+pub fn count_generation(object: &mut Value, old: Option<&Value>, counts: Generations) {
     let Some(old) = old else {
         let metadata = object::metadata(object);
-        if counts {
+        if counts != Generations::Nothing {
             metadata.insert("generation".into(), json!(1));
         } else {
             metadata.remove("generation");
@@ -132,7 +161,7 @@ pub fn count_generation(object: &mut Value, old: Option<&Value>, counts: bool) {
         return;
     };
     object::copy_metadata(object, old, "generation");
-    if counts && spec_changed(object, old) {
+    if counts != Generations::Nothing && spec_changed(object, old, counts == Generations::Everything) {
         let generation = old["metadata"]["generation"].as_i64().unwrap_or(0);
         object::metadata(object).insert("generation".into(), json!(generation + 1));
     }
@@ -148,25 +177,34 @@ mod tests {
         for (new, counts, expected) in [
             (
                 json!({"metadata": {"labels": {"a": "b"}}, "spec": {"a": 1}, "status": {"x": 1}}),
-                true,
+                Generations::Desired,
                 json!(3),
             ),
             (
                 json!({"metadata": {"generation": 99}, "spec": {"a": 2}}),
-                true,
+                Generations::Desired,
                 json!(4),
             ),
-            (json!({"metadata": {}, "spec": {"a": 2}}), false, json!(3)),
-            (json!({"metadata": {}}), true, json!(4)),
+            (
+                json!({"metadata": {}, "spec": {"a": 2}}),
+                Generations::Nothing,
+                json!(3),
+            ),
+            (
+                json!({"metadata": {}, "spec": {"a": 1}, "status": {"x": 1}}),
+                Generations::Everything,
+                json!(4),
+            ),
+            (json!({"metadata": {}}), Generations::Desired, json!(4)),
         ] {
             let mut object = new.clone();
             count_generation(&mut object, Some(&old), counts);
             assert_eq!(object["metadata"]["generation"], expected, "{new}");
         }
         let mut created = json!({"metadata": {"generation": 7}});
-        count_generation(&mut created, None, false);
+        count_generation(&mut created, None, Generations::Nothing);
         assert_eq!(created, json!({"metadata": {}}));
-        count_generation(&mut created, None, true);
+        count_generation(&mut created, None, Generations::Desired);
         assert_eq!(created["metadata"]["generation"], 1);
     }
 }
