@@ -29,8 +29,16 @@ pub enum AddonError {
     Tree(#[from] TreeError),
 }
 
-/// Adds `docker.io/library/busybox`, made of Debian's static busybox, to the images of the root file system.
+/// Adds busybox to the images of the root file system.
 pub fn add_busybox(tree: &mut Tree, packages: &Packages, versions: &mut Versions) -> Result<(), AddonError> {
+    let (archive, version) = busybox(packages)?;
+    versions.set(PART, &version);
+    tree.file(&format!("{IMAGES}/busybox.tar"), 0o644, archive, PART)?;
+    Ok(())
+}
+
+/// `docker.io/library/busybox`, made of Debian's static busybox: the OCI archive and the package's version.
+pub fn busybox(packages: &Packages) -> Result<(Vec<u8>, String), AddonError> {
     let package = packages.find(PACKAGE)?;
     let path = packages.extract(&package)?.join(BINARY);
     let binary = fs::read(&path).map_err(|error| AddonError::Read {
@@ -47,9 +55,7 @@ pub fn add_busybox(tree: &mut Tree, packages: &Packages, versions: &mut Versions
         environment: &["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
     };
     let archive = oci::archive(&spec, &files(binary, applets.lines())?).map_err(AddonError::Archive)?;
-    versions.set(PART, &package.version);
-    tree.file(&format!("{IMAGES}/busybox.tar"), 0o644, archive, PART)?;
-    Ok(())
+    Ok((archive, package.version.clone()))
 }
 
 /// `1:1.37.0-6+b9` → `1.37.0`.

@@ -22,7 +22,11 @@ mod workdir;
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use node_config::Role;
-use std::{env, fs, path::PathBuf, process::ExitCode};
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 /// Build Ironlet's images.
 #[derive(Parser)]
@@ -38,6 +42,8 @@ enum Command {
     Build(BuildArguments),
     /// Take one file out of the newest version of a Debian package (the tests' and qemu/up's kubectl comes this way)
     Fetch(FetchArguments),
+    /// Write a container image that travels inside the images as an OCI archive
+    Archive(ArchiveArguments),
 }
 
 #[derive(Args)]
@@ -75,6 +81,21 @@ struct FetchArguments {
     out: PathBuf,
 }
 
+#[derive(Args)]
+struct ArchiveArguments {
+    /// Container image
+    #[arg(long, value_enum)]
+    name: Addon,
+    /// File to write
+    #[arg(long)]
+    out: PathBuf,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Addon {
+    Busybox,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Format {
     /// vmlinuz, initramfs and cmdline, for QEMU and boot loaders
@@ -92,6 +113,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Build(arguments) => build(arguments),
         Command::Fetch(arguments) => fetch(&arguments),
+        Command::Archive(arguments) => archive(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -145,13 +167,11 @@ fn build(arguments: BuildArguments) -> anyhow::Result<()> {
 }
 
 fn fetch(arguments: &FetchArguments) -> anyhow::Result<()> {
-    let packages = packages::Packages::open(&cache()?.join("packages"), false)?;
+    let packages = packages()?;
     let package = packages.find(&arguments.package)?;
     let relative = arguments.file.strip_prefix("/").unwrap_or(&arguments.file);
     let source = packages.extract(&package)?.join(relative);
-    if let Some(parent) = arguments.out.parent() {
-        fs::create_dir_all(parent).with_context(|| format!("--out: create {}", parent.display()))?;
-    }
+    create_parent(&arguments.out)?;
     fs::copy(&source, &arguments.out).with_context(|| {
         format!(
             "--file {}: copy it out of {} {}",
@@ -167,6 +187,29 @@ fn fetch(arguments: &FetchArguments) -> anyhow::Result<()> {
         arguments.out.display()
     );
     Ok(())
+}
+
+fn archive(arguments: &ArchiveArguments) -> anyhow::Result<()> {
+    let (archive, version) = match arguments.name {
+        Addon::Busybox => addons::busybox(&packages()?)?,
+    };
+    create_parent(&arguments.out)?;
+    fs::write(&arguments.out, archive).with_context(|| format!("--out {}", arguments.out.display()))?;
+    println!("busybox {version} -> {}", arguments.out.display());
+    Ok(())
+}
+
+fn packages() -> anyhow::Result<packages::Packages> {
+    Ok(packages::Packages::open(&cache()?.join("packages"), false)?)
+}
+
+fn create_parent(out: &Path) -> anyhow::Result<()> {
+    match out.parent() {
+        Some(parent) => {
+            fs::create_dir_all(parent).with_context(|| format!("--out: create {}", parent.display()))
+        }
+        None => Ok(()),
+    }
 }
 
 fn own_directory() -> anyhow::Result<PathBuf> {
