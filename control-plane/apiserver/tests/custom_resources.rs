@@ -90,6 +90,14 @@ async fn a_definition_is_served_and_described() {
     );
     assert_eq!(schema["x-kubernetes-group-version-kind"][0]["kind"], "Widget");
 
+    let patch = &document["paths"]["/apis/example.com/v1/namespaces/{namespace}/widgets/{name}"]["patch"];
+    let accepted = patch["requestBody"]["content"].as_object().unwrap();
+    assert!(accepted.contains_key("application/merge-patch+json"));
+    assert!(
+        !accepted.contains_key("application/strategic-merge-patch+json"),
+        "kubectl apply would send it"
+    );
+
     let mut rival = definition();
     rival["metadata"]["name"] = json!("gadgets.example.com");
     rival["spec"]["names"]["plural"] = json!("gadgets");

@@ -129,7 +129,11 @@ pub(super) fn of_resource(resource: &Resource, dialect: Dialect, paths: &mut Map
         resource,
         scoped: if resource.namespaced() { "Namespaced" } else { "" },
     };
-    let mut writer = Writer { dialect, paths };
+    let mut writer = Writer {
+        dialect,
+        is_custom: resource.kind.custom.is_some(),
+        paths,
+    };
 
     for (verb, operation) in [
         (
@@ -356,6 +360,8 @@ fn type_name(kind: &Kind) -> String {
 
 struct Writer<'a> {
     dialect: Dialect,
+    /// Custom resources have neither protobuf nor strategic merge patches; clients look here to know.
+    is_custom: bool,
     paths: &'a mut Map<String, Value>,
 }
 
@@ -395,7 +401,11 @@ impl Writer<'_> {
         });
         if let Some(body) = operation.body {
             let schema = self.dialect.reference(&full(body));
-            let media: &[&str] = if body == "Patch" { PATCH_TYPES } else { &["*/*"] };
+            let media: &[&str] = match (body, self.is_custom) {
+                ("Patch", false) => PATCH_TYPES,
+                ("Patch", true) => &PATCH_TYPES[..PATCH_TYPES.len() - 1],
+                _ => &["*/*"],
+            };
             match self.dialect {
                 Dialect::V2 => {
                     parameters.push(json!({"in": "body", "name": "body", "required": operation.method != "delete", "schema": schema}));
@@ -405,7 +415,7 @@ impl Writer<'_> {
             }
         }
         if self.dialect == Dialect::V2 {
-            entry["produces"] = json!(MEDIA_TYPES);
+            entry["produces"] = json!(self.media_types());
         }
         if !parameters.is_empty() {
             entry["parameters"] = Value::Array(parameters);
@@ -437,6 +447,10 @@ impl Writer<'_> {
         parameter
     }
 
+    fn media_types(&self) -> &'static [&'static str] {
+        if self.is_custom { &MEDIA_TYPES[..2] } else { MEDIA_TYPES }
+    }
+
     fn response(&self, kind: &str) -> Value {
         if kind.is_empty() {
             return match self.dialect {
@@ -449,7 +463,7 @@ impl Writer<'_> {
         let schema = self.dialect.reference(&full(kind));
         match self.dialect {
             Dialect::V2 => json!({"description": "OK", "schema": schema}),
-            Dialect::V3 => json!({"description": "OK", "content": content(MEDIA_TYPES, &schema)}),
+            Dialect::V3 => json!({"description": "OK", "content": content(self.media_types(), &schema)}),
         }
     }
 }
