@@ -15,6 +15,9 @@ use clap::Parser;
 use tracing::error;
 use tracing_subscriber::EnvFilter;
 
+/// Discovery asks an API server whose CA it cannot know yet and checks a signature instead; kube warns of that.
+const LOG: &str = "info,kube_client::client::tls=error";
+
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();
     // The runtime's helpers clone and unshare: they must start before any thread does.
@@ -23,7 +26,7 @@ fn main() -> ExitCode {
         Some("cri-helper") => return cri::helper_main(&arguments[2..]),
         _ => {}
     }
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOG));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

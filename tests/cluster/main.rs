@@ -36,7 +36,13 @@ fn running(kubectl: &Kubectl, name: &str) {
 }
 
 fn a_service_is_reachable_from_the_other_node(kubectl: &Kubectl) {
-    run_pod(kubectl, "server", "worker-1", "", "echo served > /tmp/index.html; exec httpd -f -p 8080 -h /tmp");
+    run_pod(
+        kubectl,
+        "server",
+        "worker-1",
+        "",
+        "echo served > /tmp/index.html; exec httpd -f -p 8080 -h /tmp",
+    );
     run_pod(kubectl, "client", "master-1", "", "exec sleep 100000");
     running(kubectl, "server");
     running(kubectl, "client");
@@ -49,12 +55,26 @@ fn a_service_is_reachable_from_the_other_node(kubectl: &Kubectl) {
 }
 
 fn logs_exec_and_delete_work(kubectl: &Kubectl) {
-    run_pod(kubectl, "talker", "worker-1", "\"restartPolicy\":\"Never\",", "echo one; echo two >&2; exit 3");
+    run_pod(
+        kubectl,
+        "talker",
+        "worker-1",
+        "\"restartPolicy\":\"Never\",",
+        "echo one; echo two >&2; exit 3",
+    );
     kubectl.wait_for(&["pod", "talker"], "{.status.phase}", "Failed", SOON);
-    kubectl.wait_for(&["pod", "talker"], "{.status.containerStatuses[0].state.terminated.exitCode}", "3", SOON);
+    kubectl.wait_for(
+        &["pod", "talker"],
+        "{.status.containerStatuses[0].state.terminated.exitCode}",
+        "3",
+        SOON,
+    );
     assert_eq!(kubectl.run(&["logs", "talker"]), "one\ntwo\n");
 
-    let status = kubectl.command(&["exec", "client", "--", "sh", "-c", "exit 42"]).status().expect("kubectl");
+    let status = kubectl
+        .command(&["exec", "client", "--", "sh", "-c", "exit 42"])
+        .status()
+        .expect("kubectl");
     assert_eq!(status.code(), Some(42));
     let cmdline = kubectl.run(&["exec", "client", "--", "cat", "/proc/cmdline"]);
     assert!(!cmdline.contains("ironlet.token"), "{cmdline}");
@@ -71,14 +91,30 @@ fn limits_hold(kubectl: &Kubectl) {
             "resources":{"limits":{"memory":"16Mi"}}}]}}"#,
     );
     eventually("the glutton is stopped by its memory limit", SOON, || {
-        let reason = kubectl.try_run(&["get", "pod", "glutton", "-o", "jsonpath={.status.containerStatuses[0].state.terminated.reason}"])?;
-        if reason == "OOMKilled" { Ok(()) } else { Err(reason) }
+        let reason = kubectl.try_run(&[
+            "get",
+            "pod",
+            "glutton",
+            "-o",
+            "jsonpath={.status.containerStatuses[0].state.terminated.reason}",
+        ])?;
+        if reason == "OOMKilled" {
+            Ok(())
+        } else {
+            Err(reason)
+        }
     });
     kubectl.run(&["delete", "pod", "glutton", "--timeout=60s"]);
 }
 
 fn containers_outlive_the_kubelet_and_the_cri_server(kubectl: &Kubectl) {
-    run_pod(kubectl, "counter", "worker-1", "", "i=0; while true; do echo $i; i=$((i+1)); sleep 0.2; done");
+    run_pod(
+        kubectl,
+        "counter",
+        "worker-1",
+        "",
+        "i=0; while true; do echo $i; i=$((i+1)); sleep 0.2; done",
+    );
     run_pod(
         kubectl,
         "leaver",
@@ -86,36 +122,84 @@ fn containers_outlive_the_kubelet_and_the_cri_server(kubectl: &Kubectl) {
         "\"restartPolicy\":\"Never\",",
         "until [ -e /flags/go ]; do sleep 0.1; done; echo bye; exit 7",
     );
-    run_pod(kubectl, "saboteur", "worker-1", "\"hostPID\":true,", "exec sleep 100000");
+    run_pod(
+        kubectl,
+        "saboteur",
+        "worker-1",
+        "\"hostPID\":true,",
+        "exec sleep 100000",
+    );
     for pod in ["counter", "leaver", "saboteur"] {
         running(kubectl, pod);
     }
     // The session dies with what it kills; what was started in it does not.
-    let kill = "pkill -9 -f '^/usr/bin/agent --kubeconfig'; pkill -9 -f '^/usr/bin/agent cri '; touch /flags/go";
+    let kill =
+        "pkill -9 -f '^/usr/bin/agent --kubeconfig'; pkill -9 -f '^/usr/bin/agent cri '; touch /flags/go";
     let _ = kubectl.try_run(&["exec", "saboteur", "--", "sh", "-c", kill]);
 
-    kubectl.wait_for(&["pod", "leaver"], "{.status.containerStatuses[0].state.terminated.exitCode}", "7", SOON);
+    kubectl.wait_for(
+        &["pod", "leaver"],
+        "{.status.containerStatuses[0].state.terminated.exitCode}",
+        "7",
+        SOON,
+    );
     assert_eq!(kubectl.run(&["logs", "leaver"]), "bye\n");
-    let count = || kubectl.try_run(&["logs", "counter", "--tail=1"]).and_then(|l| l.trim().parse::<usize>().map_err(|e| e.to_string()));
+    let count = || {
+        kubectl
+            .try_run(&["logs", "counter", "--tail=1"])
+            .and_then(|l| l.trim().parse::<usize>().map_err(|e| e.to_string()))
+    };
     let before = eventually("logs work again", SOON, count);
     eventually("the counter goes on", SOON, || match count()? {
         now if now > before => Ok(()),
         now => Err(now.to_string()),
     });
-    let lines: Vec<usize> = kubectl.run(&["logs", "counter"]).lines().map(|l| l.parse().expect("a number")).collect();
-    assert!(lines.iter().copied().eq(0..lines.len()), "a log line was lost: {lines:?}");
-    assert_eq!(kubectl.run(&["get", "pod", "counter", "-o", "jsonpath={.status.containerStatuses[0].restartCount}"]), "0");
+    let lines: Vec<usize> = kubectl
+        .run(&["logs", "counter"])
+        .lines()
+        .map(|l| l.parse().expect("a number"))
+        .collect();
+    assert!(
+        lines.iter().copied().eq(0..lines.len()),
+        "a log line was lost: {lines:?}"
+    );
+    assert_eq!(
+        kubectl.run(&[
+            "get",
+            "pod",
+            "counter",
+            "-o",
+            "jsonpath={.status.containerStatuses[0].restartCount}"
+        ]),
+        "0"
+    );
 }
 
 fn everything_is_there_after_a_reboot_of_the_master(machines: &Machines, kubectl: &Kubectl) {
     kubectl.run(&["create", "configmap", "kept", "--from-literal=a=b"]);
     machines.control("stop", "master-1");
     machines.control("start", "master-1");
-    eventually("the API server answers again", BOOT, || kubectl.try_run(&["get", "configmap", "kept"]).map(|_| ()));
-    kubectl.run(&["wait", "--for=condition=Ready", "node/master-1", "node/worker-1", "--timeout=300s"]);
-    kubectl.run(&["wait", "--for=condition=Ready", "pod/client", "pod/server", "--timeout=300s"]);
+    eventually("the API server answers again", BOOT, || {
+        kubectl.try_run(&["get", "configmap", "kept"]).map(|_| ())
+    });
+    kubectl.run(&[
+        "wait",
+        "--for=condition=Ready",
+        "node/master-1",
+        "node/worker-1",
+        "--timeout=300s",
+    ]);
+    kubectl.run(&[
+        "wait",
+        "--for=condition=Ready",
+        "pod/client",
+        "pod/server",
+        "--timeout=300s",
+    ]);
     let ip = kubectl.run(&["get", "service", "server", "-o", "jsonpath={.spec.clusterIP}"]);
     eventually("the Service answers again", SOON, || {
-        kubectl.try_run(&["exec", "client", "--", "wget", "-qO-", &format!("http://{ip}/")]).map(|_| ())
+        kubectl
+            .try_run(&["exec", "client", "--", "wget", "-qO-", &format!("http://{ip}/")])
+            .map(|_| ())
     });
 }

@@ -11,8 +11,20 @@ fn serves_a_user(kubectl: &Kubectl) {
     assert_eq!(version["serverVersion"]["major"], "1");
     assert_eq!(version["serverVersion"]["minor"], "36");
 
-    kubectl.wait_for(&["serviceaccount", "default"], "{.metadata.name}", "default", SOON);
-    kubectl.run(&["create", "deployment", "web", "--image=busybox", "--replicas=2", "--port=80"]);
+    kubectl.wait_for(
+        &["serviceaccount", "default"],
+        "{.metadata.name}",
+        "default",
+        SOON,
+    );
+    kubectl.run(&[
+        "create",
+        "deployment",
+        "web",
+        "--image=busybox",
+        "--replicas=2",
+        "--port=80",
+    ]);
     kubectl.wait_for(&["deployment", "web"], "{.status.replicas}", "2", SOON);
     let pods = kubectl.json(&["get", "pods", "-l", "app=web"]);
     let pods = pods["items"].as_array().expect("a list");
@@ -20,19 +32,40 @@ fn serves_a_user(kubectl: &Kubectl) {
     let spec = &pods[0]["spec"];
     assert_eq!(spec["restartPolicy"], "Always");
     assert_eq!(spec["serviceAccountName"], "default");
-    assert_eq!(spec["volumes"][0]["projected"]["sources"][0]["serviceAccountToken"]["expirationSeconds"], 3607);
+    assert_eq!(
+        spec["volumes"][0]["projected"]["sources"][0]["serviceAccountToken"]["expirationSeconds"],
+        3607
+    );
 
     kubectl.run(&["expose", "deployment", "web", "--name=web"]);
     let service = kubectl.json(&["get", "service", "web"]);
-    assert!(service["spec"]["clusterIP"].as_str().is_some_and(|ip| ip.starts_with("10.")), "{service}");
+    assert!(
+        service["spec"]["clusterIP"]
+            .as_str()
+            .is_some_and(|ip| ip.starts_with("10.")),
+        "{service}"
+    );
 
     kubectl.run(&["scale", "deployment", "web", "--replicas=3"]);
     kubectl.wait_for(&["deployment", "web"], "{.status.replicas}", "3", SOON);
     kubectl.run(&["set", "image", "deployment/web", "busybox=busybox:2"]);
-    kubectl.wait_for(&["deployment", "web"], "{.metadata.annotations.deployment\\.kubernetes\\.io/revision}", "2", SOON);
+    kubectl.wait_for(
+        &["deployment", "web"],
+        "{.metadata.annotations.deployment\\.kubernetes\\.io/revision}",
+        "2",
+        SOON,
+    );
 
     let table = kubectl.run(&["get", "deployments"]);
-    assert_eq!(table.lines().next().unwrap().split_whitespace().collect::<Vec<_>>(), ["NAME", "READY", "UP-TO-DATE", "AVAILABLE", "AGE"]);
+    assert_eq!(
+        table
+            .lines()
+            .next()
+            .unwrap()
+            .split_whitespace()
+            .collect::<Vec<_>>(),
+        ["NAME", "READY", "UP-TO-DATE", "AVAILABLE", "AGE"]
+    );
 
     kubectl.run(&["delete", "deployment", "web"]);
     kubectl.wait_for(&["pods", "-l", "app=web"], "{.items}", "[]", SOON);
@@ -40,10 +73,17 @@ fn serves_a_user(kubectl: &Kubectl) {
 }
 
 fn refuses_what_it_must(kubectl: &Kubectl) {
-    assert!(kubectl.fails(&["get", "pod", "nobody"]).contains("Error from server (NotFound): pods \"nobody\" not found"));
+    assert!(
+        kubectl
+            .fails(&["get", "pod", "nobody"])
+            .contains("Error from server (NotFound): pods \"nobody\" not found")
+    );
     kubectl.run(&["create", "configmap", "twice"]);
     let again = kubectl.fails(&["create", "configmap", "twice"]);
-    assert!(again.contains("error: failed to create configmap: configmaps \"twice\" already exists"), "{again}");
+    assert!(
+        again.contains("error: failed to create configmap: configmaps \"twice\" already exists"),
+        "{again}"
+    );
     let name = kubectl.fails(&["create", "namespace", "Capital"]);
     assert!(name.contains("RFC 1123"), "{name}");
     let forbidden = kubectl.fails(&["get", "secrets", "--as=eve"]);
@@ -58,7 +98,11 @@ fn deletes_namespaces_with_their_content(kubectl: &Kubectl) {
     kubectl.run(&["create", "namespace", "doomed"]);
     kubectl.run(&["-n", "doomed", "create", "configmap", "inside"]);
     kubectl.run(&["delete", "namespace", "doomed", "--timeout=30s"]);
-    assert!(kubectl.fails(&["get", "namespace", "doomed"]).contains("NotFound"));
+    assert!(
+        kubectl
+            .fails(&["get", "namespace", "doomed"])
+            .contains("NotFound")
+    );
 }
 
 #[test]
@@ -69,17 +113,27 @@ fn the_embedded_store_serves_a_user_and_survives_a_power_cut() {
     refuses_what_it_must(&plane.kubectl);
     deletes_namespaces_with_their_content(&plane.kubectl);
 
-    plane.kubectl.run(&["create", "secret", "generic", "kept", "--from-literal=a=b"]);
+    plane
+        .kubectl
+        .run(&["create", "secret", "generic", "kept", "--from-literal=a=b"]);
     plane.program.kill();
     let plane = ControlPlane::start(&dir.join("data"), &["--store", "embedded"]);
-    assert_eq!(plane.kubectl.run(&["get", "secret", "kept", "-o", "jsonpath={.data.a}"]), "Yg==");
+    assert_eq!(
+        plane
+            .kubectl
+            .run(&["get", "secret", "kept", "-o", "jsonpath={.data.a}"]),
+        "Yg=="
+    );
 }
 
 #[test]
 fn etcd_serves_a_user() {
     let dir = TempDir::new("etcd");
     let etcd = Etcd::start(&dir.join("etcd"));
-    let plane = ControlPlane::start(&dir.join("data"), &["--store", "etcd", "--etcd-servers", &etcd.endpoint]);
+    let plane = ControlPlane::start(
+        &dir.join("data"),
+        &["--store", "etcd", "--etcd-servers", &etcd.endpoint],
+    );
     serves_a_user(&plane.kubectl);
     refuses_what_it_must(&plane.kubectl);
     deletes_namespaces_with_their_content(&plane.kubectl);

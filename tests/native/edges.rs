@@ -7,11 +7,25 @@ use serde_json::Value;
 
 /// Crate → the workspace crates it may use. A crate that is not here fails the test.
 const EDGES: [(&str, &[&str]); 20] = [
-    ("agent", &["cri", "kube-proxy", "kubelet", "network", "node-config", "pki"]),
+    (
+        "agent",
+        &["cri", "kube-proxy", "kubelet", "network", "node-config", "pki"],
+    ),
     ("api", &[]),
     ("apiserver", &["auth", "pki", "schema", "store"]),
     ("auth", &["pki"]),
-    ("control-plane", &["apiserver", "auth", "controller-manager", "pki", "scheduler", "schema", "store"]),
+    (
+        "control-plane",
+        &[
+            "apiserver",
+            "auth",
+            "controller-manager",
+            "pki",
+            "scheduler",
+            "schema",
+            "store",
+        ],
+    ),
     ("controller-manager", &["api", "pki"]),
     ("cri", &["cri-api"]),
     ("cri-api", &[]),
@@ -41,15 +55,26 @@ fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
         .expect("cargo metadata");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let metadata: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     let packages = metadata["packages"].as_array().expect("packages");
     let names = |package: &Value| {
         let runtime = |d: &&Value| d["kind"].is_null();
         let dependencies = package["dependencies"].as_array().expect("dependencies");
-        dependencies.iter().filter(runtime).map(|d| d["name"].as_str().expect("a name").to_owned()).collect()
+        dependencies
+            .iter()
+            .filter(runtime)
+            .map(|d| d["name"].as_str().expect("a name").to_owned())
+            .collect()
     };
-    packages.iter().map(|p| (p["name"].as_str().expect("a name").to_owned(), names(p))).collect()
+    packages
+        .iter()
+        .map(|p| (p["name"].as_str().expect("a name").to_owned(), names(p)))
+        .collect()
 }
 
 #[test]
@@ -58,7 +83,9 @@ fn crates_use_only_whom_they_may() {
     let members: BTreeSet<&String> = dependencies.keys().collect();
     let allowed: BTreeMap<&str, &[&str]> = EDGES.into_iter().collect();
     for (name, uses) in &dependencies {
-        let allowed = allowed.get(name.as_str()).unwrap_or_else(|| panic!("{name} is not in the table of edges"));
+        let allowed = allowed
+            .get(name.as_str())
+            .unwrap_or_else(|| panic!("{name} is not in the table of edges"));
         let siblings = uses.iter().filter(|u| members.contains(u));
         let beyond: Vec<_> = siblings.filter(|u| !allowed.contains(&u.as_str())).collect();
         assert!(beyond.is_empty(), "{name} must not use {beyond:?}");
@@ -70,7 +97,10 @@ fn the_api_server_s_side_knows_no_typed_api() {
     let dependencies = dependencies();
     for name in UNTYPED {
         for banned in ["k8s-openapi", "kube"] {
-            assert!(!dependencies[name].contains(banned), "{name} must not use {banned}");
+            assert!(
+                !dependencies[name].contains(banned),
+                "{name} must not use {banned}"
+            );
         }
     }
 }
@@ -80,7 +110,10 @@ fn leaves_do_no_input_or_output() {
     let dependencies = dependencies();
     for name in PURE {
         for banned in ["tokio", "hyper", "axum", "rustix", "nix", "kube"] {
-            assert!(!dependencies[name].contains(banned), "{name} must not use {banned}");
+            assert!(
+                !dependencies[name].contains(banned),
+                "{name} must not use {banned}"
+            );
         }
     }
 }

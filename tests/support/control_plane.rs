@@ -19,7 +19,11 @@ impl ControlPlane {
     pub fn start(data_dir: &Path, extra: &[&str]) -> Self {
         let kubeconfig = data_dir.join("admin.kubeconfig");
         let mut all = command("control-plane");
-        all.arg("all").arg("--data-dir").arg(data_dir).args(["--secure-port", "0"]).args(extra);
+        all.arg("all")
+            .arg("--data-dir")
+            .arg(data_dir)
+            .args(["--secure-port", "0"])
+            .args(extra);
         let log = data_dir.with_extension("log");
         let _ = std::fs::remove_file(&log);
         let mut program = Program::start(&mut all, log);
@@ -45,14 +49,31 @@ impl Etcd {
         let endpoint = format!("http://127.0.0.1:{}", free_port());
         let peer = format!("http://127.0.0.1:{}", free_port());
         let mut etcd = std::process::Command::new(binary);
-        etcd.arg("--data-dir").arg(data_dir).args(["--name", "test", "--initial-cluster", &format!("test={peer}")]);
-        etcd.args(["--listen-client-urls", &endpoint, "--advertise-client-urls", &endpoint]);
-        etcd.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
+        etcd.arg("--data-dir").arg(data_dir).args([
+            "--name",
+            "test",
+            "--initial-cluster",
+            &format!("test={peer}"),
+        ]);
+        etcd.args([
+            "--listen-client-urls",
+            &endpoint,
+            "--advertise-client-urls",
+            &endpoint,
+        ]);
+        etcd.args([
+            "--listen-peer-urls",
+            &peer,
+            "--initial-advertise-peer-urls",
+            &peer,
+        ]);
         let mut program = Program::start(&mut etcd, data_dir.with_extension("log"));
         eventually("etcd listens", START, || {
             program.check()?;
             let address = endpoint.trim_start_matches("http://");
-            std::net::TcpStream::connect(address).map(|_| ()).map_err(|e| e.to_string())
+            std::net::TcpStream::connect(address)
+                .map(|_| ())
+                .map_err(|e| e.to_string())
         });
         Self { program, endpoint }
     }

@@ -16,14 +16,18 @@ pub struct Kubectl {
 
 impl Kubectl {
     pub fn new(kubeconfig: &Path) -> Self {
-        Self { kubeconfig: kubeconfig.to_owned() }
+        Self {
+            kubeconfig: kubeconfig.to_owned(),
+        }
     }
 
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new("kubectl");
         command.arg("--kubeconfig").arg(&self.kubeconfig);
         // Discovery is cached by server address, and the tests' servers share loopback ports.
-        command.arg("--cache-dir").arg(self.kubeconfig.with_extension("cache"));
+        command
+            .arg("--cache-dir")
+            .arg(self.kubeconfig.with_extension("cache"));
         command.args(args);
         command
     }
@@ -38,7 +42,8 @@ impl Kubectl {
     }
 
     pub fn run(&self, args: &[&str]) -> String {
-        self.try_run(args).unwrap_or_else(|stderr| panic!("kubectl {args:?}: {stderr}"))
+        self.try_run(args)
+            .unwrap_or_else(|stderr| panic!("kubectl {args:?}: {stderr}"))
     }
 
     /// What the command complains of; it must fail.
@@ -56,9 +61,17 @@ impl Kubectl {
 
     pub fn apply(&self, manifest: &str) -> String {
         let mut command = self.command(&["apply", "-f", "-"]);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         let mut child = command.spawn().expect("kubectl on the PATH");
-        child.stdin.take().expect("a pipe").write_all(manifest.as_bytes()).expect("kubectl to read");
+        child
+            .stdin
+            .take()
+            .expect("a pipe")
+            .write_all(manifest.as_bytes())
+            .expect("kubectl to read");
         let output = child.wait_with_output().expect("kubectl to end");
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "kubectl apply: {stderr}");
@@ -69,10 +82,14 @@ impl Kubectl {
     pub fn wait_for(&self, object: &[&str], jsonpath: &str, wanted: &str, limit: Duration) {
         let path = format!("jsonpath={jsonpath}");
         let args = [&["get"], object, &["-o", &path]].concat();
-        eventually(&format!("{object:?} {jsonpath} = {wanted:?}"), limit, || match self.try_run(&args) {
-            Ok(found) if found == wanted => Ok(()),
-            Ok(found) => Err(found),
-            Err(stderr) => Err(stderr),
-        });
+        eventually(
+            &format!("{object:?} {jsonpath} = {wanted:?}"),
+            limit,
+            || match self.try_run(&args) {
+                Ok(found) if found == wanted => Ok(()),
+                Ok(found) => Err(found),
+                Err(stderr) => Err(stderr),
+            },
+        );
     }
 }

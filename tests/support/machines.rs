@@ -17,10 +17,14 @@ pub struct Machines {
 impl Machines {
     /// Boots what `args` of `qemu up` say.
     pub fn up(name: &str, args: &[&str]) -> Self {
-        let machines = Self { name: format!("test-{name}"), state: TempDir::new(&format!("vm-{name}")) };
+        let machines = Self {
+            name: format!("test-{name}"),
+            state: TempDir::new(&format!("vm-{name}")),
+        };
         let images = std::env::var_os("IRONLET_IMAGES").expect("IRONLET_IMAGES: tests/run builds the images");
         let mut up = command("qemu");
-        up.args(["up", "--name", &machines.name, "--state"]).arg(machines.state.path());
+        up.args(["up", "--name", &machines.name, "--state"])
+            .arg(machines.state.path());
         up.arg("--image").arg(images).args(args);
         println!("{}", output(&mut up));
         machines
@@ -30,7 +34,8 @@ impl Machines {
     /// appears on the way.
     pub fn begin_to_wait(&self) -> Program {
         let mut up = command("qemu");
-        up.args(["up", "--name", &self.name, "--state"]).arg(self.state.path());
+        up.args(["up", "--name", &self.name, "--state"])
+            .arg(self.state.path());
         let program = Program::start(&mut up, self.state.path().with_extension("up.log"));
         let kubeconfig = self.state.join("kubeconfig");
         eventually("the API server is ready", BOOT, || match kubeconfig.exists() {
@@ -46,7 +51,13 @@ impl Machines {
 
     /// `qemu stop|kill|start NAME NODE`.
     pub fn control(&self, action: &str, node: &str) {
-        output(command("qemu").arg(action).arg("--state").arg(self.state.path()).args([&self.name, node]));
+        output(
+            command("qemu")
+                .arg(action)
+                .arg("--state")
+                .arg(self.state.path())
+                .args([&self.name, node]),
+        );
     }
 
     pub fn console(&self, node: &str) -> String {
@@ -76,7 +87,11 @@ impl Drop for Machines {
                 eprintln!("--- console of {node}\n{}", tail(&self.console(node)));
             }
         }
-        let down = command("qemu").args(["down", "--state"]).arg(self.state.path()).arg(&self.name).status();
+        let down = command("qemu")
+            .args(["down", "--state"])
+            .arg(self.state.path())
+            .arg(&self.name)
+            .status();
         if !down.is_ok_and(|status| status.success()) {
             eprintln!("qemu down {} failed", self.name);
         }

@@ -12,12 +12,22 @@ pub fn in_own_namespaces(name: &str) -> bool {
     }
     let exe = std::env::current_exe().expect("the path of the running test");
     let status = Command::new("unshare")
-        .args(["--net", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"])
+        .args([
+            "--net",
+            "--mount",
+            "--pid",
+            "--fork",
+            "--mount-proc",
+            "--kill-child",
+        ])
         .arg(exe)
         .args(["--exact", name, "--nocapture"])
         .env(INSIDE, "1")
         .status()
         .expect("unshare(1) of util-linux");
-    assert!(status.success(), "{name} inside its namespaces: {status} (does it run as root?)");
+    assert!(
+        status.success(),
+        "{name} inside its namespaces: {status} (does it run as root?)"
+    );
     false
 }

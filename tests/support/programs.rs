@@ -11,11 +11,18 @@ pub fn binary(name: &str) -> PathBuf {
         Some(directory) => PathBuf::from(directory),
         None => {
             let test = std::env::current_exe().expect("the path of the running test");
-            test.parent().and_then(Path::parent).expect("target/PROFILE/deps/TEST").to_owned()
+            test.parent()
+                .and_then(Path::parent)
+                .expect("target/PROFILE/deps/TEST")
+                .to_owned()
         }
     };
     let path = directory.join(name);
-    assert!(path.exists(), "{} is missing: tests/run builds it, or `cargo build -p {name}`", path.display());
+    assert!(
+        path.exists(),
+        "{} is missing: tests/run builds it, or `cargo build -p {name}`",
+        path.display()
+    );
     path
 }
 
@@ -28,7 +35,11 @@ pub fn output(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command:?}: {}\n{stdout}\n{stderr}", output.status);
+    assert!(
+        output.status.success(),
+        "{command:?}: {}\n{stdout}\n{stderr}",
+        output.status
+    );
     stdout
 }
 
@@ -38,7 +49,9 @@ pub fn eventually<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Res
     loop {
         match probe() {
             Ok(value) => return value,
-            Err(complaint) if Instant::now() > deadline => panic!("{what}: not within {limit:?}: {complaint}"),
+            Err(complaint) if Instant::now() > deadline => {
+                panic!("{what}: not within {limit:?}: {complaint}")
+            }
             Err(_) => std::thread::sleep(Duration::from_millis(100)),
         }
     }
@@ -52,7 +65,11 @@ pub struct Program {
 
 impl Program {
     pub fn start(command: &mut Command, log: PathBuf) -> Self {
-        let file = File::options().create(true).append(true).open(&log).expect("a log file");
+        let file = File::options()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .expect("a log file");
         let stderr = file.try_clone().expect("a second handle of the log file");
         command.stdin(Stdio::null()).stdout(file).stderr(stderr);
         let child = command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
