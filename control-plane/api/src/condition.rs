@@ -19,6 +19,7 @@ pub trait Condition: Clone {
 macro_rules! condition {
     ($type:ty, $($extra:ident),*) => {
         impl Condition for $type {
+            #[allow(clippy::needless_update)] // some of the types have these five fields only
             fn new(kind: &str, status: &str, reason: &str, message: &str, now: &Time) -> Self {
                 Self {
                     type_: kind.into(),

@@ -3,6 +3,7 @@
 pub mod condition;
 pub mod election;
 pub mod event;
+pub mod intstr;
 pub mod names;
 pub mod node;
 pub mod owner;

@@ -1,11 +1,11 @@
 //! All the caches of the process: one watch a kind, whoever needs it.
 
 use crate::cache::{Cache, Object, Observers};
-use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet};
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Endpoints, Namespace, Node, Pod, Secret, Service, ServiceAccount,
+    ConfigMap, Endpoints, Namespace, Node, Pod, ResourceQuota, Secret, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::runtime::watcher::Config;
@@ -54,6 +54,9 @@ caches! {
     endpoints: Endpoints = Config::default(), |_| {};
     deployments: Deployment = Config::default(), |_| {};
     replica_sets: ReplicaSet = Config::default(), |_| {};
+    daemon_sets: DaemonSet = Config::default(), |_| {};
+    controller_revisions: ControllerRevision = Config::default(), |_| {};
+    resource_quotas: ResourceQuota = Config::default(), |_| {};
     signing_requests: CertificateSigningRequest = Config::default(), |_| {};
 }
 

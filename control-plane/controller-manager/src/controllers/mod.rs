@@ -4,15 +4,19 @@ mod bootstrap_signer;
 mod csr_approving;
 mod csr_cleaner;
 mod csr_signing;
+mod daemonset;
 mod deployment;
 mod endpoints;
 mod endpointslice;
 mod garbage_collector;
+mod history;
 mod namespace;
 mod node_ipam;
 mod node_lifecycle;
+mod owned;
 mod pod_garbage_collector;
 mod replicaset;
+mod resourcequota;
 mod root_ca_publisher;
 mod serviceaccount;
 mod taint_eviction;
@@ -50,6 +54,7 @@ const CONTROLLERS: &[(&str, Start)] = &[
     ),
     ("certificatesigningrequest-cleaner-controller", csr_cleaner::start),
     ("certificatesigningrequest-signing-controller", csr_signing::start),
+    ("daemonset-controller", daemonset::start),
     ("deployment-controller", deployment::start),
     ("endpoints-controller", endpoints::start),
     ("endpointslice-controller", endpointslice::start),
@@ -59,6 +64,7 @@ const CONTROLLERS: &[(&str, Start)] = &[
     ("node-lifecycle-controller", node_lifecycle::start),
     ("pod-garbage-collector-controller", pod_garbage_collector::start),
     ("replicaset-controller", replicaset::start),
+    ("resourcequota-controller", resourcequota::start),
     (
         "root-ca-certificate-publisher-controller",
         root_ca_publisher::start,

@@ -1,7 +1,7 @@
 //! A deployment's arithmetic: surge, unavailability, how large each ReplicaSet should be.
 
+use api::intstr::scaled;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
-use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use std::sync::Arc;
 
 pub fn wanted(deployment: &Deployment) -> i32 {
@@ -56,26 +56,6 @@ pub fn max_surge(deployment: &Deployment) -> i32 {
 /// Never more than there are pods.
 pub fn max_unavailable(deployment: &Deployment) -> i32 {
     fenceposts(deployment).1.min(wanted(deployment))
-}
-
-fn scaled(value: Option<&IntOrString>, total: i32, round_up: bool) -> i32 {
-    match value {
-        None => 0,
-        Some(IntOrString::Int(n)) => *n,
-        Some(IntOrString::String(text)) => {
-            let percent: i64 = text
-                .strip_suffix('%')
-                .and_then(|t| t.parse().ok())
-                .unwrap_or_default();
-            let product = percent * i64::from(total);
-            let result = if round_up {
-                (product + 99).div_euclid(100)
-            } else {
-                product.div_euclid(100)
-            };
-            i32::try_from(result).unwrap_or(i32::MAX)
-        }
-    }
 }
 
 /// How large the new ReplicaSet may be now (upstream's `NewRSNewReplicas`).
