@@ -87,7 +87,7 @@ pub async fn run(mut config: Config) -> Result<Handle, RunError> {
     let store = config.store.clone();
     let server = Arc::new(ApiServer {
         registry: Registry::new(Catalog::builtin(), store.clone(), shutdown.clone()),
-        admission: admission::chain(authorizer.clone()),
+        admission: admission::chain(authorizer.clone(), store.clone()),
         authenticator: Authenticator::new(verifier, issuer.clone()),
         authorizer,
         tokens: TokenIssuer::new(signing, issuer),

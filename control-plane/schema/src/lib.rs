@@ -24,7 +24,7 @@ mod json;
 pub mod openapi;
 pub mod patch;
 mod protobuf;
-mod quantity;
+pub mod quantity;
 pub mod table;
 mod time;
 pub mod types;

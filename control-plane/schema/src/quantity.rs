@@ -13,7 +13,7 @@ enum Format {
 
 /// A quantity in billionths, with the notation it was written in.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Quantity {
+pub struct Quantity {
     nano: i128,
     format: Format,
 }
@@ -83,6 +83,29 @@ impl Quantity {
         })
     }
 
+    pub fn whole(count: i64) -> Self {
+        Self {
+            nano: i128::from(count) * NANO,
+            format: Format::DecimalSi,
+        }
+    }
+
+    /// The sum, in the notation of the first that is not zero.
+    pub fn plus(self, other: Self) -> Self {
+        let format = if self.nano == 0 { other.format } else { self.format };
+        Self {
+            nano: self.nano.saturating_add(other.nano),
+            format,
+        }
+    }
+
+    pub fn minus(self, other: Self) -> Self {
+        self.plus(Self {
+            nano: -other.nano,
+            ..other
+        })
+    }
+
     /// Rounded up to thousandths, as resource lists are.
     pub fn round_to_milli(self) -> Self {
         let milli = NANO / 1000;
@@ -121,6 +144,27 @@ impl Quantity {
         }
     }
 }
+
+/// Amounts compare, however they are written.
+impl Ord for Quantity {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.nano.cmp(&other.nano)
+    }
+}
+
+impl PartialOrd for Quantity {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Quantity {
+    fn eq(&self, other: &Self) -> bool {
+        self.nano == other.nano
+    }
+}
+
+impl Eq for Quantity {}
 
 /// `mantissa × 10^exponent`, rounded away from zero below one.
 fn scaled(mantissa: i128, exponent: i32) -> Option<i128> {

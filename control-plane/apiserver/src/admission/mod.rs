@@ -2,10 +2,12 @@
 
 mod certificates;
 mod default_toleration_seconds;
+mod limit_ranger;
 mod namespace_lifecycle;
 mod node_restriction;
 mod priority;
 mod rbac_escalation;
+mod resource_quota;
 mod service_account;
 mod taint_nodes_by_condition;
 
@@ -13,16 +15,18 @@ use std::sync::Arc;
 
 use auth::Authorizer;
 use serde_json::Value;
+use store::Store;
 
 use crate::pipeline::{AdmissionContext, Chain};
 use crate::status::{ApiError, qualified};
 
 pub use priority::system_priority_classes;
 
-/// Plug-ins that ask the authorizer get it here.
-pub fn chain(authorizer: Arc<Authorizer>) -> Chain {
+/// Plug-ins that ask the authorizer or write to the store get them here.
+pub fn chain(authorizer: Arc<Authorizer>, store: Arc<dyn Store>) -> Chain {
     Chain(vec![
         Box::new(namespace_lifecycle::NamespaceLifecycle),
+        Box::new(limit_ranger::LimitRanger),
         Box::new(service_account::ServiceAccount),
         Box::new(node_restriction::NodeRestriction {
             authorizer: authorizer.clone(),
@@ -38,6 +42,8 @@ pub fn chain(authorizer: Arc<Authorizer>) -> Chain {
         }),
         Box::new(certificates::CertificateSubjectRestriction),
         Box::new(rbac_escalation::RbacEscalation { authorizer }),
+        // Last, so that only what is otherwise fine is charged.
+        Box::new(resource_quota::ResourceQuota { store }),
     ])
 }
 
