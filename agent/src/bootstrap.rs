@@ -74,7 +74,7 @@ impl Join<'_> {
                 }
                 Err(error) => {
                     let text = error.to_string();
-                    if text != said || attempts % REMIND == 0 {
+                    if text != said || attempts.is_multiple_of(REMIND) {
                         warn!("cannot join: {text}; trying on");
                         said = text;
                     }

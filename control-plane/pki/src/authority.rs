@@ -234,7 +234,6 @@ mod tests {
     use rustls::pki_types::pem::PemObject as _;
     use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
     use rustls::server::WebPkiClientVerifier;
-    use rustls::server::danger::ClientCertVerifier as _;
 
     use super::*;
     use crate::certificate::{CertificateInfo, ca_pin};
