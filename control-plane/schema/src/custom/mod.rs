@@ -8,6 +8,7 @@
 //! | [`naming`] | does it get the names it wants |
 //! | `prune` | which fields stay, which defaults come |
 //! | `values` | what is wrong with an object |
+//! | `rules` | what its CEL rules say |
 //! | `table` | what `kubectl get` shows |
 //! | `openapi` | how clients learn the schema |
 
@@ -17,6 +18,7 @@ pub mod naming;
 pub(crate) mod openapi;
 mod path;
 mod prune;
+mod rules;
 mod structural;
 pub(crate) mod table;
 mod values;
@@ -46,6 +48,7 @@ pub struct Custom {
     pub selectable: Vec<String>,
     columns: Vec<(JsonPath, String)>,
     patterns: values::Patterns,
+    rules: Option<rules::Rules>,
     /// Checks metadata, which every kind has alike.
     envelope: Arc<Kind>,
 }
@@ -84,7 +87,11 @@ impl Custom {
     }
 
     pub(crate) fn validate(&self, object: &Value, old: Option<&Value>) -> Vec<Cause> {
-        values::validate(&self.schema, &self.patterns, object, old)
+        let mut causes = values::validate(&self.schema, &self.patterns, object, old);
+        if let Some(rules) = &self.rules {
+            causes.extend(rules.check(object, old, &causes));
+        }
+        causes
     }
 
     /// A stored object as this version serves it.
@@ -181,6 +188,7 @@ fn resource(catalog: &Catalog, definition: &Value, accepted: &Value, version: &V
             .collect(),
         columns: paths,
         patterns,
+        rules: rules::Rules::of(&schema),
         envelope: envelope.clone(),
         schema,
     };

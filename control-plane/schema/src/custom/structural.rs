@@ -150,6 +150,7 @@ fn structure(schema: &Value, level: Level, path: &str, causes: &mut Vec<Cause>) 
     }
     lists(schema, ty, path, causes);
     pattern(schema, path, causes);
+    super::rules::check(schema, path, causes);
     junctors(schema, path, causes);
 }
 

@@ -448,7 +448,11 @@ impl Writer<'_> {
     }
 
     fn media_types(&self) -> &'static [&'static str] {
-        if self.is_custom { &MEDIA_TYPES[..2] } else { MEDIA_TYPES }
+        if self.is_custom {
+            &MEDIA_TYPES[..2]
+        } else {
+            MEDIA_TYPES
+        }
     }
 
     fn response(&self, kind: &str) -> Value {
