@@ -54,6 +54,15 @@ impl Cgroups {
         Ok(())
     }
 
+    /// How many processes and threads the pod has.
+    pub fn processes(&self, pod: &Pod) -> u64 {
+        let current = self
+            .root
+            .as_ref()
+            .and_then(|root| fs::read_to_string(root.join(relative(pod)).join("pids.current")).ok());
+        current.and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+    }
+
     /// Removes the pod's cgroup with everything below it; processes must be gone.
     pub fn remove(&self, uid: &str) {
         let Some(root) = &self.root else { return };

@@ -11,6 +11,8 @@ use kube::runtime::reflector::Store;
 use crate::Config;
 use crate::cgroups::Cgroups;
 use crate::events::EventRecorder;
+use crate::eviction::Pressures;
+use crate::image_collection::ImageHistory;
 use crate::images::ImagePuller;
 use crate::objects::Objects;
 use crate::probes::ProbeManager;
@@ -28,6 +30,8 @@ pub struct Context {
     pub images: ImagePuller,
     pub probes: ProbeManager,
     pub cgroups: Cgroups,
+    pub pressures: Pressures,
+    pub image_history: ImageHistory,
     pub allocatable: BTreeMap<String, Quantity>,
     pub memory_capacity: i64,
     /// The node's resolver settings, which `dnsPolicy: Default` hands on.

@@ -76,7 +76,7 @@ pub async fn run(context: Arc<Context>, pods: Pods, stop: CancellationToken) {
     }
 }
 
-async fn collect(context: &Context, pods: &Pods) -> Result<(), runtime::RuntimeError> {
+pub async fn collect(context: &Context, pods: &Pods) -> Result<(), runtime::RuntimeError> {
     let containers = context.runtime.list_containers().await?;
     for id in stale_containers(&containers) {
         context.runtime.remove_container(&id).await?;

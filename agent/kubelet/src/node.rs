@@ -5,7 +5,7 @@ mod machine;
 mod status;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, NodeStatus};
@@ -17,10 +17,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::context::Context;
+use crate::eviction::Signal;
 use crate::runtime::unmet;
 
 pub use lease::run as run_lease;
-pub use machine::Machine;
+pub use machine::{Machine, disk};
 pub use status::allocatable;
 
 const PERIOD: Duration = Duration::from_secs(10);
@@ -91,15 +92,16 @@ impl NodeLoop {
         let condition = self.runtime_condition().await;
         let images = self.context.runtime.list_images().await.unwrap_or_default();
         let parameter_errors = std::fs::read_to_string(&self.context.config.parameter_errors).ok();
+        let under = |signals: &[Signal]| self.context.pressures.under(signals, Instant::now());
         let facts = status::Facts {
             machine: &self.machine,
             config: &self.context.config,
             images: &images,
             not_ready: condition.err(),
             allocatable: &self.context.allocatable,
-            disk_pressure: self.machine.disk_pressure(&self.context.config.root_dir),
-            memory_pressure: self.machine.memory_pressure(),
-            pid_pressure: self.machine.pid_pressure(),
+            disk_pressure: under(&[Signal::Storage, Signal::Inodes]),
+            memory_pressure: under(&[Signal::Memory]),
+            pid_pressure: under(&[Signal::Pids]),
             parameter_errors: parameter_errors.as_deref(),
         };
         let now = Timestamp::now();

@@ -68,12 +68,19 @@ impl Pods {
     /// Hands the pod to its worker, hiring one for a pod not seen before.
     fn assign(&self, context: &Arc<Context>, pod: Pod, removed: bool) {
         let key = uid(&pod).to_owned();
-        let assignment = Assignment { pod, removed };
         let mut entries = self.lock();
         if let Some(entry) = entries.get(&key) {
-            entry.assignment.send_replace(assignment);
+            entry.assignment.send_modify(|assignment| {
+                assignment.pod = pod;
+                assignment.removed = removed;
+            });
             return;
         }
+        let assignment = Assignment {
+            pod,
+            removed,
+            evicted: None,
+        };
         if removed {
             return;
         }
@@ -93,6 +100,15 @@ impl Pods {
             worker.run().await;
             pods.lock().remove(&key);
         });
+    }
+
+    /// Ends the pod for the reason that `message` tells.
+    pub fn evict(&self, uid: &str, message: String) {
+        if let Some(entry) = self.lock().get(uid) {
+            entry
+                .assignment
+                .send_modify(|assignment| assignment.evicted = Some(message));
+        }
     }
 
     fn mark_removed(&self, uid: &str) {

@@ -22,6 +22,9 @@ pub struct Waiting {
     pub message: String,
 }
 
+/// The reason of a pod that the node could not keep.
+pub const EVICTED: &str = "Evicted";
+
 /// Everything but the pod and its containers that a status depends on.
 #[derive(Default)]
 pub struct Inputs<'a> {
@@ -95,7 +98,10 @@ pub fn pod_status(pod: &Pod, observed: &RuntimePod, inputs: &Inputs, now: Timest
             .is_some_and(|sandbox| sandbox.host_network || !sandbox.ips.is_empty()),
         generation,
     };
-    let conditions = conditions::conditions(&facts, old.conditions.as_deref().unwrap_or_default(), now);
+    let mut conditions = conditions::conditions(&facts, old.conditions.as_deref().unwrap_or_default(), now);
+    if let Some(evicted) = inputs.failed.as_ref().filter(|failed| failed.reason == EVICTED) {
+        conditions::add_disruption(&mut conditions, &evicted.message, generation, now);
+    }
     let host_network = spec.host_network.unwrap_or(false);
     let pod_ips: Vec<IpAddr> = if host_network {
         if observed.sandbox().is_some() {

@@ -18,7 +18,7 @@ use crate::field_path::Addresses;
 use crate::objects::REFRESH;
 use crate::pod_actions::{PodActions, compute_pod_actions};
 use crate::pod_executor::{self, ContainerStart, Kill};
-use crate::pod_status::{Inputs, Waiting, pod_status};
+use crate::pod_status::{EVICTED, Inputs, Waiting, pod_status};
 use crate::probes::Target;
 use crate::runtime::RuntimeError;
 use crate::runtime_pod::{ContainerState, RuntimePod};
@@ -30,7 +30,22 @@ pub struct Assignment {
     pub pod: Pod,
     /// The API server does not have the pod any more.
     pub removed: bool,
+    /// Why the pod was evicted.
+    pub evicted: Option<String>,
 }
+
+impl Assignment {
+    fn grace_seconds(&self) -> u64 {
+        if self.removed || self.evicted.is_some() {
+            IMMEDIATE_GRACE
+        } else {
+            pod_executor::grace_seconds(&self.pod, None)
+        }
+    }
+}
+
+/// Upstream's grace period for a pod that must go now.
+const IMMEDIATE_GRACE: u64 = 1;
 
 const IDLE: Duration = Duration::from_secs(60);
 const RETRY: Duration = Duration::from_secs(2);
@@ -96,13 +111,19 @@ impl PodWorker {
     async fn sync(&mut self, assignment: &Assignment) -> Result<Step, RuntimeError> {
         let pod = self.with_current_status(&assignment.pod);
         self.enforce_deadline(&pod);
+        if let (Some(message), None) = (&assignment.evicted, &self.failed) {
+            self.failed = Some(Waiting {
+                reason: EVICTED.into(),
+                message: message.clone(),
+            });
+        }
         let final_phase = matches!(
             pod.status.as_ref().and_then(|status| status.phase.as_deref()),
             Some("Succeeded" | "Failed")
         );
         let over = self.finished || final_phase || self.failed.is_some();
         if assignment.removed || pod.metadata.deletion_timestamp.is_some() || over {
-            return self.terminate(&pod, assignment.removed).await;
+            return self.terminate(&pod, assignment).await;
         }
         self.keep_running(&pod).await
     }
@@ -487,7 +508,8 @@ impl PodWorker {
         (finished && !terminal).then_some(Step::Wait(Duration::ZERO))
     }
 
-    async fn terminate(&mut self, pod: &Pod, removed: bool) -> Result<Step, RuntimeError> {
+    async fn terminate(&mut self, pod: &Pod, assignment: &Assignment) -> Result<Step, RuntimeError> {
+        let removed = assignment.removed;
         let context = self.context.clone();
         let mut observed = context.runtime.pod(uid(pod)).await?;
         if !observed.is_stopped() {
@@ -495,7 +517,7 @@ impl PodWorker {
             if !removed {
                 self.report(pod, &observed).await;
             }
-            self.kill(pod, &observed, removed).await;
+            self.kill(pod, &observed, assignment.grace_seconds()).await;
             observed = context.runtime.pod(uid(pod)).await?;
             if !observed.is_stopped() {
                 return Ok(Step::Wait(RETRY));
@@ -519,13 +541,8 @@ impl PodWorker {
     }
 
     /// Kills the pod; a deletion that shortens the grace period takes effect at once.
-    async fn kill(&mut self, pod: &Pod, observed: &RuntimePod, removed: bool) {
+    async fn kill(&mut self, pod: &Pod, observed: &RuntimePod, mut grace: u64) {
         let context = self.context.clone();
-        let mut grace = if removed {
-            1
-        } else {
-            pod_executor::grace_seconds(pod, None)
-        };
         info!(pod = name(pod), namespace = namespace(pod), grace, "pod stopping");
         loop {
             let killing = pod_executor::kill_pod(&context, pod, observed, Duration::from_secs(grace));
@@ -537,8 +554,7 @@ impl PodWorker {
                         if changed.is_err() {
                             return;
                         }
-                        let assignment = self.assignments.borrow_and_update().clone();
-                        let new = if assignment.removed { 1 } else { pod_executor::grace_seconds(&assignment.pod, None) };
+                        let new = self.assignments.borrow_and_update().grace_seconds();
                         if new < grace {
                             grace = new;
                             break;

@@ -331,6 +331,13 @@ impl Runtime {
             .images)
     }
 
+    pub async fn remove_image(&self, image: &str) -> Result<()> {
+        let request = v1::RemoveImageRequest {
+            image: Some(image_spec(image)),
+        };
+        absent_is_fine(self.images().remove_image(timed(request)).await)
+    }
+
     /// The pod with everything CRI knows about it.
     pub async fn pod(&self, uid: &str) -> Result<RuntimePod> {
         let labels = HashMap::from([(POD_UID.to_owned(), uid.to_owned())]);

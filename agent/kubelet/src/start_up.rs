@@ -16,6 +16,8 @@ use tracing::{info, warn};
 use crate::cgroups::Cgroups;
 use crate::context::Context;
 use crate::events::EventRecorder;
+use crate::eviction::{self, Pressures};
+use crate::image_collection::{self, ImageHistory};
 use crate::images::ImagePuller;
 use crate::node::{self, Machine};
 use crate::objects::Objects;
@@ -65,6 +67,8 @@ pub async fn run(client: kube::Client, config: Config, stop: CancellationToken) 
         images: ImagePuller::default(),
         probes: ProbeManager::default(),
         cgroups: Cgroups::new(&config.cgroup_root),
+        pressures: Pressures::default(),
+        image_history: ImageHistory::default(),
         allocatable: node::allocatable(&machine),
         memory_capacity: i64::try_from(machine.memory_bytes).unwrap_or(i64::MAX),
         node_dns: dns::parse_resolv_conf(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default()),
@@ -78,6 +82,13 @@ pub async fn run(client: kube::Client, config: Config, stop: CancellationToken) 
     let (synced, synced_receiver) = watch::channel(false);
     let mut loops = JoinSet::new();
     loops.spawn(follow_services(context.clone(), writer));
+    loops.spawn(eviction::run(
+        context.clone(),
+        pods.clone(),
+        machine.clone(),
+        stop.clone(),
+    ));
+    loops.spawn(image_collection::run(context.clone(), stop.clone()));
     loops.spawn(node::run(context.clone(), machine, stop.clone()));
     loops.spawn(node::run_lease(context.clone(), stop.clone()));
     loops.spawn(garbage_collection::run(

@@ -3,13 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-/// Below this the node has memory pressure (upstream's default hard eviction threshold `memory.available<100Mi`).
-const MEMORY_AVAILABLE: u64 = 100 << 20;
-/// Likewise `nodefs.available<10%` and `nodefs.inodesFree<5%`.
-const DISK_PERCENT: u64 = 10;
-const INODES_PERCENT: u64 = 5;
-/// Fewer free process ids than this are pressure.
-const PIDS_PERCENT: u64 = 10;
+use crate::eviction::{Reading, Signal};
 
 #[derive(Clone, Debug, Default)]
 pub struct Machine {
@@ -89,24 +83,41 @@ impl Machine {
         }
     }
 
-    pub fn memory_pressure(&self) -> bool {
+    /// How much is left of what eviction watches, the most pressing first.
+    pub fn readings(&self, root_dir: &Path) -> Vec<Reading> {
         let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-        meminfo(&memory, "MemAvailable")
-            .is_some_and(|available| available < MEMORY_AVAILABLE.min(self.memory_bytes / 10))
-    }
-
-    pub fn pid_pressure(&self) -> bool {
-        let maximum = first_line("/proc/sys/kernel/pid_max").parse::<u64>();
+        let memory = meminfo(&memory, "MemAvailable").map(|available| Reading {
+            signal: Signal::Memory,
+            available,
+            capacity: self.memory_bytes,
+        });
+        let inodes = rustix::fs::statvfs(root_dir).ok().map(|fs| Reading {
+            signal: Signal::Inodes,
+            available: fs.f_favail,
+            capacity: fs.f_files,
+        });
+        let maximum = first_line("/proc/sys/kernel/pid_max").parse::<u64>().ok();
         let used = tasks(&first_line("/proc/loadavg"));
-        matches!((maximum, used), (Ok(maximum), Some(used)) if maximum.saturating_sub(used) * 100 < maximum * PIDS_PERCENT)
+        let pids = maximum.zip(used).map(|(maximum, used)| Reading {
+            signal: Signal::Pids,
+            available: maximum.saturating_sub(used),
+            capacity: maximum,
+        });
+        [memory, disk(root_dir), inodes, pids]
+            .into_iter()
+            .flatten()
+            .collect()
     }
+}
 
-    pub fn disk_pressure(&self, root_dir: &Path) -> bool {
-        rustix::fs::statvfs(root_dir).is_ok_and(|fs| {
-            let short = |free: u64, total: u64, percent: u64| total > 0 && free * 100 < total * percent;
-            short(fs.f_bavail, fs.f_blocks, DISK_PERCENT) || short(fs.f_favail, fs.f_files, INODES_PERCENT)
-        })
-    }
+/// The room on the file system of a directory.
+pub fn disk(directory: &Path) -> Option<Reading> {
+    let fs = rustix::fs::statvfs(directory).ok()?;
+    Some(Reading {
+        signal: Signal::Storage,
+        available: fs.f_bavail * fs.f_frsize,
+        capacity: fs.f_blocks * fs.f_frsize,
+    })
 }
 
 #[cfg(test)]

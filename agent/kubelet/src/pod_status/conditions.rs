@@ -81,6 +81,30 @@ pub(super) fn conditions(facts: &Facts, old: &[PodCondition], now: Timestamp) ->
     conditions
 }
 
+/// Tells controllers that the pod was ended from outside and not by its own failure.
+pub(super) fn add_disruption(
+    conditions: &mut Vec<PodCondition>,
+    message: &str,
+    generation: Option<i64>,
+    now: Timestamp,
+) {
+    if conditions
+        .iter()
+        .any(|condition| condition.type_ == "DisruptionTarget")
+    {
+        return;
+    }
+    conditions.push(PodCondition {
+        type_: "DisruptionTarget".into(),
+        status: "True".into(),
+        reason: Some("TerminationByKubelet".into()),
+        message: Some(message.to_owned()),
+        last_transition_time: Some(Time(now)),
+        last_probe_time: None,
+        observed_generation: generation,
+    });
+}
+
 fn listed(names: &[&str]) -> String {
     format!("[{}]", names.join(" "))
 }

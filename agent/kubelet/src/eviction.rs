@@ -1,0 +1,197 @@
+//! Keeps the node alive when memory, disk or process ids run short: reclaims what nobody uses, then evicts pods.
+
+mod ranking;
+mod signals;
+
+use std::collections::{HashMap, HashSet};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use api::quantity::Quantity;
+use cri_api::v1::ContainerStats;
+use k8s_openapi::api::core::v1::Pod;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::context::{Context, name, namespace, uid};
+use crate::events::pod_reference;
+use crate::node::Machine;
+use crate::pod_manager::Pods;
+use crate::runtime::{CONTAINER_NAME, RuntimeError, identity};
+use crate::{garbage_collection, image_collection};
+
+use ranking::{Candidate, Consumer};
+pub use signals::{Pressures, Reading, Signal};
+
+const PERIOD: Duration = Duration::from_secs(10);
+/// Pods from this priority on keep the cluster itself running and stay.
+const CRITICAL: i32 = 2_000_000_000;
+
+pub async fn run(context: Arc<Context>, pods: Pods, machine: Machine, stop: CancellationToken) {
+    while !stop.is_cancelled() {
+        if let Err(error) = watch_once(&context, &pods, &machine).await {
+            warn!(%error, "eviction cannot see what pods use");
+        }
+        tokio::select! {
+            () = tokio::time::sleep(PERIOD) => {}
+            () = stop.cancelled() => {}
+        }
+    }
+}
+
+fn shortages(context: &Context, machine: &Machine) -> Vec<Reading> {
+    let readings = machine.readings(&context.config.root_dir);
+    readings.into_iter().filter(Reading::is_short).collect()
+}
+
+async fn watch_once(context: &Context, pods: &Pods, machine: &Machine) -> Result<(), RuntimeError> {
+    let short = shortages(context, machine);
+    for reading in &short {
+        context.pressures.note(reading.signal, Instant::now());
+    }
+    let Some(reading) = short.first().copied() else {
+        return Ok(());
+    };
+    let resource = reading.signal.resource();
+    warn!(resource, available = reading.available, "the node runs short");
+    let message = format!("Attempting to reclaim {resource}");
+    context
+        .events
+        .warning(context.events.node(), "EvictionThresholdMet", message);
+    if reading.signal.is_disk() {
+        garbage_collection::collect(context, pods).await?;
+        image_collection::free(context, u64::MAX).await?;
+        if !shortages(context, machine)
+            .iter()
+            .any(|left| left.signal == reading.signal)
+        {
+            info!(resource, "the node has room again, no pod was evicted");
+            return Ok(());
+        }
+    }
+    let stats = context.runtime.container_stats().await?;
+    let all = pods.all();
+    let candidates = all.iter().filter(|pod| is_evictable(pod));
+    let candidates = candidates.map(|pod| candidate(context, pod, reading.signal, &stats));
+    let Some(chosen) = ranking::first(reading.signal, candidates.collect()) else {
+        warn!(resource, "no pod can be evicted");
+        return Ok(());
+    };
+    let message = ranking::message(&reading, &chosen);
+    if let Some(pod) = all.iter().find(|pod| uid(pod) == chosen.uid) {
+        warn!(
+            pod = name(pod),
+            namespace = namespace(pod),
+            message,
+            "pod evicted"
+        );
+        context
+            .events
+            .warning(pod_reference(pod), "Evicted", message.clone());
+    }
+    pods.evict(&chosen.uid, message);
+    Ok(())
+}
+
+fn is_evictable(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    !matches!(phase, Some("Succeeded" | "Failed"))
+        && pod.metadata.deletion_timestamp.is_none()
+        && api::pod::priority(pod) < CRITICAL
+}
+
+fn candidate(context: &Context, pod: &Pod, signal: Signal, stats: &[ContainerStats]) -> Candidate {
+    let requests = requests(pod, signal);
+    let mut used: HashMap<String, u64> = HashMap::new();
+    for one in stats {
+        let Some(labels) = one.attributes.as_ref().map(|attributes| &attributes.labels) else {
+            continue;
+        };
+        if identity(labels).is_some_and(|owner| owner.uid == uid(pod)) {
+            let container = labels.get(CONTAINER_NAME).cloned().unwrap_or_default();
+            *used.entry(container).or_default() += container_usage(one, signal);
+        }
+    }
+    let containers: Vec<Consumer> = used
+        .into_iter()
+        .map(|(name, usage)| Consumer {
+            request: requests.get(&name).copied().unwrap_or(0),
+            name,
+            usage,
+        })
+        .collect();
+    let own = containers.iter().map(|container| container.usage).sum::<u64>();
+    Candidate {
+        uid: uid(pod).to_owned(),
+        priority: api::pod::priority(pod),
+        usage: own + pod_usage(context, pod, signal),
+        request: requests.values().sum(),
+        containers,
+    }
+}
+
+/// Requests of the containers by name; nobody can request inodes or process ids.
+fn requests(pod: &Pod, signal: Signal) -> HashMap<String, u64> {
+    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+    let request = |container: &k8s_openapi::api::core::v1::Container| {
+        let wire = container
+            .resources
+            .as_ref()?
+            .requests
+            .as_ref()?
+            .get(signal.resource())?;
+        u64::try_from(Quantity::of(wire).value()).ok()
+    };
+    containers
+        .map(|container| (container.name.clone(), request(container).unwrap_or(0)))
+        .collect()
+}
+
+fn container_usage(stats: &ContainerStats, signal: Signal) -> u64 {
+    let layer = stats.writable_layer.as_ref();
+    let value = match signal {
+        Signal::Memory => stats.memory.as_ref().and_then(|m| m.working_set_bytes.as_ref()),
+        Signal::Storage => layer.and_then(|layer| layer.used_bytes.as_ref()),
+        Signal::Inodes => layer.and_then(|layer| layer.inodes_used.as_ref()),
+        Signal::Pids => None,
+    };
+    value.map_or(0, |value| value.value)
+}
+
+/// What the pod uses beside its containers: volumes and logs, and processes, which are counted by pod.
+fn pod_usage(context: &Context, pod: &Pod, signal: Signal) -> u64 {
+    match signal {
+        Signal::Memory => 0,
+        Signal::Pids => context.cgroups.processes(pod),
+        Signal::Storage | Signal::Inodes => {
+            let mut seen = HashSet::new();
+            let directories = [
+                context.pod_dir(uid(pod)).join("volumes"),
+                context.pod_log_dir(pod),
+            ];
+            let used = directories.iter().map(|path| disk_usage(path, None, &mut seen));
+            let (bytes, inodes) = used.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+            if signal == Signal::Storage { bytes } else { inodes }
+        }
+    }
+}
+
+/// Bytes and inodes below a path on its own file system, each inode counted once.
+fn disk_usage(path: &Path, device: Option<u64>, seen: &mut HashSet<u64>) -> (u64, u64) {
+    let Ok(metadata) = std::fs::symlink_metadata(path) else {
+        return (0, 0);
+    };
+    if device.is_some_and(|device| device != metadata.dev()) || !seen.insert(metadata.ino()) {
+        return (0, 0);
+    }
+    let mut sum = (metadata.blocks() * 512, 1);
+    if metadata.is_dir() {
+        for entry in std::fs::read_dir(path).into_iter().flatten().flatten() {
+            let (bytes, inodes) = disk_usage(&entry.path(), Some(metadata.dev()), seen);
+            sum = (sum.0 + bytes, sum.1 + inodes);
+        }
+    }
+    sum
+}
