@@ -72,9 +72,8 @@ impl Default for Config {
 /// Why [`crate::run`] ended before it was told to, or did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Another instance holds the Lease now; decisions of this one could collide with it.
-    #[error("leader election lost: lease kube-system/kube-controller-manager is held by {holder:?}")]
-    LeadershipLost { holder: String },
+    #[error(transparent)]
+    LeadershipLost(#[from] api_client::LeadershipLost),
     /// A name in `--controllers` is not one of ours.
     #[error("--controllers: {name:?} is not a controller; known: {known}")]
     UnknownController { name: String, known: String },

@@ -2,7 +2,7 @@
 
 use crate::action::{Action, Announce, Path};
 use crate::cache::Observers;
-use crate::recorder::Recorder;
+use api_client::Recorder;
 use api::event::{NORMAL, Notice, WARNING};
 use futures::StreamExt;
 use http::{Method, Request};

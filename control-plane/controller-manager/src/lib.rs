@@ -6,19 +6,16 @@ mod caches;
 mod config;
 mod controllers;
 mod discovery;
-mod election;
 mod executor;
 mod key;
 mod queue;
-mod recorder;
 mod runner;
 
 pub use config::{Config, Error, Signer};
 
 use caches::Caches;
-use election::Election;
+use api_client::{Election, Recorder};
 use executor::Executor;
-use recorder::Recorder;
 use std::sync::Arc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -35,7 +32,7 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
         }
     }
     let mut tasks = JoinSet::new();
-    let (recorder, writer) = Recorder::new(client.clone());
+    let (recorder, writer) = Recorder::new(client.clone(), "");
     tasks.spawn(writer);
     let (caches, mut watches) = Caches::new();
     let executor = Executor::new(client.clone(), std::mem::take(&mut watches.observers), recorder);
@@ -66,7 +63,7 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
     };
     tokio::select! {
         () = started => Ok(()),
-        error = kept => Err(error),
+        lost = kept => Err(lost.into()),
         () = shutdown.cancelled() => Ok(()),
     }
 }

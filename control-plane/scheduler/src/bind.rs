@@ -1,7 +1,7 @@
 //! Carries out decisions: bindings, conditions and events.
 
 use crate::pod_info::PodInfo;
-use crate::recorder::Recorder;
+use api_client::Recorder;
 use crate::state::{Decision, Shared};
 use api::condition;
 use api::event::{NORMAL, Notice, WARNING};

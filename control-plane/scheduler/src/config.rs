@@ -25,7 +25,6 @@ impl Default for Config {
 /// Why [`crate::run`] ended before it was told to.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Another instance holds the Lease now; decisions of this one could collide with it.
-    #[error("leader election lost: lease kube-system/kube-scheduler is held by {holder:?}")]
-    LeadershipLost { holder: String },
+    #[error(transparent)]
+    LeadershipLost(#[from] api_client::LeadershipLost),
 }

@@ -4,19 +4,16 @@ mod algorithm;
 mod bind;
 mod cluster;
 mod config;
-mod election;
 mod feed;
 mod framework;
 mod plugins;
 mod pod_info;
 mod queue;
-mod recorder;
 mod state;
 
 pub use config::{Config, Error};
 
-use election::Election;
-use recorder::Recorder;
+use api_client::{Election, Recorder};
 use state::Shared;
 use std::sync::Arc;
 use tokio::task::JoinSet;
@@ -32,7 +29,7 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
         }
     }
     let mut tasks = JoinSet::new();
-    let (recorder, writer) = Recorder::new(client.clone());
+    let (recorder, writer) = Recorder::new(client.clone(), "");
     tasks.spawn(writer);
     let shared = Arc::new(Shared::new(&config.scheduler_name));
     let started = async {
@@ -49,7 +46,7 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
     };
     tokio::select! {
         () = started => Ok(()),
-        error = kept => Err(error),
+        lost = kept => Err(lost.into()),
         () = shutdown.cancelled() => Ok(()),
     }
 }

@@ -1,6 +1,5 @@
-//! Holds the `kube-controller-manager` Lease, so that of several masters one acts.
+//! Holds a component's Lease, so that of several instances one acts.
 
-use crate::config::Error;
 use api::election::{RENEW_DEADLINE, RETRY_PERIOD, Step, decide};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -8,6 +7,15 @@ use k8s_openapi::jiff::Timestamp;
 use kube::Client;
 use kube::api::{Api, PostParams};
 use std::time::Instant;
+
+/// Another instance holds the Lease now; decisions of this one could collide with it.
+#[derive(Debug, thiserror::Error)]
+#[error("leader election lost: lease kube-system/{lease} is held by {holder:?}")]
+pub struct LeadershipLost {
+    pub lease: &'static str,
+    /// Empty when the API server has been silent for too long.
+    pub holder: String,
+}
 
 pub struct Election {
     api: Api<Lease>,
@@ -42,23 +50,26 @@ impl Election {
     }
 
     /// Keeps the Lease; returns when it is lost.
-    pub async fn keep(&mut self) -> Error {
+    pub async fn keep(&mut self) -> LeadershipLost {
         let mut renewed = Instant::now();
         loop {
             tokio::time::sleep(RETRY_PERIOD).await;
             match self.attempt().await {
                 Ok(None) => renewed = Instant::now(),
-                Ok(Some(holder)) => return Error::LeadershipLost { holder },
+                Ok(Some(holder)) => return self.lost(holder),
                 Err(error) => {
                     tracing::warn!(lease = self.name, %error, "lease not renewed");
                     if renewed.elapsed() >= RENEW_DEADLINE {
-                        return Error::LeadershipLost {
-                            holder: String::new(),
-                        };
+                        return self.lost(String::new());
                     }
                 }
             }
         }
+    }
+
+    fn lost(&self, holder: String) -> LeadershipLost {
+        let lease = self.name;
+        LeadershipLost { lease, holder }
     }
 
     /// One round: `None` when the Lease is ours, else its holder.

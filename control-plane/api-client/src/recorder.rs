@@ -15,10 +15,10 @@ const WAITING: usize = 1000;
 pub struct Recorder(mpsc::Sender<Notice>);
 
 impl Recorder {
-    /// The recorder, and the task that writes for it.
-    pub fn new(client: Client) -> (Self, impl Future<Output = ()> + Send) {
+    /// The recorder, and the task that writes for it; `host` is where the component runs, if that matters.
+    pub fn new(client: Client, host: &str) -> (Self, impl Future<Output = ()> + Send + use<>) {
         let (sender, receiver) = mpsc::channel(WAITING);
-        (Self(sender), write(client, receiver))
+        (Self(sender), write(client, Correlator::new(host), receiver))
     }
 
     pub fn record(&self, notice: Notice) {
@@ -28,8 +28,7 @@ impl Recorder {
     }
 }
 
-async fn write(client: Client, mut notices: mpsc::Receiver<Notice>) {
-    let mut correlator = Correlator::new("");
+async fn write(client: Client, mut correlator: Correlator, mut notices: mpsc::Receiver<Notice>) {
     while let Some(notice) = notices.recv().await {
         let mut record = correlator.record(notice.clone(), Timestamp::now());
         if let Record::Repeat {
