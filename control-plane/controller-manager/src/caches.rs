@@ -2,6 +2,7 @@
 
 use crate::cache::{Cache, Object, Observers};
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet};
+use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
@@ -54,6 +55,7 @@ caches! {
     endpoints: Endpoints = Config::default(), |_| {};
     deployments: Deployment = Config::default(), |_| {};
     replica_sets: ReplicaSet = Config::default(), |_| {};
+    jobs: Job = Config::default(), |_| {};
     daemon_sets: DaemonSet = Config::default(), |_| {};
     controller_revisions: ControllerRevision = Config::default(), |_| {};
     resource_quotas: ResourceQuota = Config::default(), |_| {};

@@ -10,6 +10,7 @@ mod endpoints;
 mod endpointslice;
 mod garbage_collector;
 mod history;
+mod job;
 mod namespace;
 mod node_ipam;
 mod node_lifecycle;
@@ -21,6 +22,7 @@ mod root_ca_publisher;
 mod serviceaccount;
 mod taint_eviction;
 mod token_cleaner;
+mod ttl_after_finished;
 
 use crate::caches::Caches;
 use crate::config::{Config, Error};
@@ -59,6 +61,7 @@ const CONTROLLERS: &[(&str, Start)] = &[
     ("endpoints-controller", endpoints::start),
     ("endpointslice-controller", endpointslice::start),
     ("garbage-collector-controller", garbage_collector::start),
+    ("job-controller", job::start),
     ("namespace-controller", namespace::start),
     ("node-ipam-controller", node_ipam::start),
     ("node-lifecycle-controller", node_lifecycle::start),
@@ -72,6 +75,7 @@ const CONTROLLERS: &[(&str, Start)] = &[
     ("serviceaccount-controller", serviceaccount::start),
     ("taint-eviction-controller", taint_eviction::start),
     ("token-cleaner-controller", token_cleaner::start),
+    ("ttl-after-finished-controller", ttl_after_finished::start),
 ];
 
 /// Every enabled controller, its handlers attached to the caches.
