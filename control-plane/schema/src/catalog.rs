@@ -63,7 +63,7 @@ pub struct Kind {
     pub gvk: GroupVersionKind,
     pub types: Arc<Types>,
     pub root: TypeId,
-    /// Set for custom kinds, whose types describe their metadata only.
+    /// Set for custom kinds, whose types serve server-side apply only.
     pub custom: Option<Arc<Custom>>,
 }
 

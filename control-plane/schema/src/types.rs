@@ -134,6 +134,8 @@ impl ObjectType {
 /// A set of object types that refer to each other by [`TypeId`]. Built-in types are read from the table on first use.
 #[derive(Debug, Default)]
 pub struct Types {
+    /// Types that come before those here.
+    base: Option<Arc<Types>>,
     names: HashMap<String, TypeId>,
     slots: Vec<Slot>,
 }
@@ -165,12 +167,13 @@ impl Types {
             .clone()
     }
 
-    /// A set of its own for a custom resource: `object` fills in the types once their identities are known.
-    pub fn from_objects(objects: Vec<ObjectType>) -> Self {
+    /// More types on top of others, whose identities they may use; the first new one is number `base.count()`.
+    pub fn extending(base: Arc<Self>, objects: Vec<ObjectType>) -> Self {
+        let first = base.count();
         let names = objects
             .iter()
-            .enumerate()
-            .map(|(index, object)| (object.name.clone(), TypeId(index as u32)))
+            .zip(first..)
+            .map(|(object, id)| (object.name.clone(), TypeId(id)))
             .collect();
         let slots = objects
             .into_iter()
@@ -179,21 +182,39 @@ impl Types {
                 parsed: OnceLock::from(object),
             })
             .collect();
-        Self { names, slots }
+        Self {
+            base: Some(base),
+            names,
+            slots,
+        }
+    }
+
+    pub fn count(&self) -> u32 {
+        self.below() + self.slots.len() as u32
+    }
+
+    fn below(&self) -> u32 {
+        self.base.as_ref().map_or(0, |base| base.count())
     }
 
     pub fn get(&self, id: TypeId) -> &ObjectType {
-        let slot = &self.slots[id.0 as usize];
+        if let Some(base) = &self.base
+            && id.0 < base.count()
+        {
+            return base.get(id);
+        }
+        let slot = &self.slots[(id.0 - self.below()) as usize];
         slot.parsed
             .get_or_init(|| facts::parse_type(slot.source, &|name| self.names.get(name).copied()))
     }
 
     pub fn by_name(&self, name: &str) -> Option<TypeId> {
-        self.names.get(name).copied()
+        let inherited = || self.base.as_ref().and_then(|base| base.by_name(name));
+        self.names.get(name).copied().or_else(inherited)
     }
 
     pub fn ids(&self) -> impl Iterator<Item = TypeId> + use<> {
-        (0..self.slots.len() as u32).map(TypeId)
+        (0..self.count()).map(TypeId)
     }
 
     /// The field as JSON sees it, inlined structs included.

@@ -10,6 +10,7 @@
 //! | `values` | what is wrong with an object |
 //! | `rules` | what its CEL rules say |
 //! | `table` | what `kubectl get` shows |
+//! | `types` | how server-side apply sees the schema |
 //! | `openapi` | how clients learn the schema |
 
 pub(crate) mod definition;
@@ -21,6 +22,7 @@ mod prune;
 mod rules;
 mod structural;
 pub(crate) mod table;
+mod types;
 mod values;
 
 use std::cmp::Reverse;
@@ -193,10 +195,13 @@ fn resource(catalog: &Catalog, definition: &Value, accepted: &Value, version: &V
         schema,
     };
     let (has_status, has_scale) = (custom.has_status, custom.scale.is_some());
+    let gvk = GroupVersionKind::new(group, name, text(accepted, "kind"));
+    let (types, root) = types::of_schema(catalog.types(), &custom.schema, &openapi::definition_name(&gvk));
     let kind = Arc::new(Kind {
-        gvk: GroupVersionKind::new(group, name, text(accepted, "kind")),
+        gvk,
+        types,
+        root,
         custom: Some(Arc::new(custom)),
-        ..Kind::clone(envelope)
     });
     let verbs = |verbs: &[&str]| verbs.iter().map(|verb| (*verb).to_owned()).collect::<Vec<_>>();
     let mut served = vec![

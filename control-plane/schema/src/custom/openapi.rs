@@ -2,16 +2,16 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::catalog::{Kind, Resource};
+use crate::catalog::{GroupVersionKind, Resource};
 
 const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1";
 /// What version 2 cannot say.
 const NOT_IN_V2: &[&str] = &["oneOf", "anyOf", "not", "nullable"];
 
 /// `com.example.v1.Widget`
-pub(crate) fn definition_name(kind: &Kind) -> String {
-    let mut parts: Vec<&str> = kind.gvk.group.split('.').rev().collect();
-    parts.extend([kind.gvk.version.as_str(), kind.gvk.kind.as_str()]);
+pub(crate) fn definition_name(gvk: &GroupVersionKind) -> String {
+    let mut parts: Vec<&str> = gvk.group.split('.').rev().collect();
+    parts.extend([gvk.version.as_str(), gvk.kind.as_str()]);
     parts.join(".")
 }
 
@@ -23,7 +23,7 @@ pub(crate) fn schemas(
     v2: bool,
 ) -> [(String, Value); 2] {
     let gvk = &resource.kind.gvk;
-    let name = definition_name(&resource.kind);
+    let name = definition_name(gvk);
     let mut own = if v2 { for_v2(schema) } else { schema.clone() };
     envelope(&mut own, reference, "ObjectMeta", v2);
     let tag = |kind: &str| json!([{"group": gvk.group, "kind": kind, "version": gvk.version}]);

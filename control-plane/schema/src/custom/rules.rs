@@ -34,7 +34,10 @@ impl Rules {
         let blocks = |cause: &Cause| {
             matches!(
                 cause.reason,
-                CauseReason::Required | CauseReason::TooLong | CauseReason::TooMany | CauseReason::TypeInvalid
+                CauseReason::Required
+                    | CauseReason::TooLong
+                    | CauseReason::TooMany
+                    | CauseReason::TypeInvalid
             )
         };
         if shape.iter().any(blocks) {
@@ -52,7 +55,11 @@ impl Rules {
                 .filter(|error| !is_unchanged(error, object, old))
                 .map(|error| cause(error, object))
                 .collect(),
-            Err(_) => vec![Cause::invalid("<nil>", &json!("object"), "a validation rule cannot be evaluated")],
+            Err(_) => vec![Cause::invalid(
+                "<nil>",
+                &json!("object"),
+                "a validation rule cannot be evaluated",
+            )],
         }
     }
 }
@@ -72,7 +79,11 @@ fn is_unchanged(error: &ValidationError, object: &Value, old: Option<&Value>) ->
 }
 
 fn cause(error: &ValidationError, object: &Value) -> Cause {
-    let field = if error.field_path.is_empty() { "<nil>" } else { &error.field_path };
+    let field = if error.field_path.is_empty() {
+        "<nil>"
+    } else {
+        &error.field_path
+    };
     let ty = at(object, &error.field_path).map_or("object", super::values::type_of);
     let detail = match error.kind {
         ErrorKind::ValidationFailure => error.message.clone(),
@@ -89,10 +100,12 @@ fn cause(error: &ValidationError, object: &Value) -> Cause {
 /// The value at `spec.list[0].name`.
 fn at<'a>(object: &'a Value, path: &str) -> Option<&'a Value> {
     let names = path.split(['.', '[']).filter(|name| !name.is_empty());
-    names.map(|name| name.trim_end_matches(']')).try_fold(object, |value, name| match value {
-        Value::Array(items) => items.get(name.parse::<usize>().ok()?),
-        other => other.get(name),
-    })
+    names
+        .map(|name| name.trim_end_matches(']'))
+        .try_fold(object, |value, name| match value {
+            Value::Array(items) => items.get(name.parse::<usize>().ok()?),
+            other => other.get(name),
+        })
 }
 
 /// Rules that cannot be compiled are refused with their definition.
@@ -105,7 +118,11 @@ pub(super) fn check(schema: &Value, path: &str, causes: &mut Vec<Cause>) {
             continue;
         }
         if let Some(reason) = rule["reason"].as_str().filter(|reason| !REASONS.contains(reason)) {
-            causes.push(Cause::not_supported(&format!("{path}.reason"), &json!(reason), REASONS));
+            causes.push(Cause::not_supported(
+                &format!("{path}.reason"),
+                &json!(reason),
+                REASONS,
+            ));
         }
         for field in ["rule", "messageExpression"] {
             if nesting(rule[field].as_str().unwrap_or_default()) > MAX_NESTING {
@@ -114,7 +131,9 @@ pub(super) fn check(schema: &Value, path: &str, causes: &mut Vec<Cause>) {
                 return;
             }
         }
-        let compiled = catch_unwind(AssertUnwindSafe(|| compile_schema(&json!({"type": "object", RULES: [rule]}))));
+        let compiled = catch_unwind(AssertUnwindSafe(|| {
+            compile_schema(&json!({"type": "object", RULES: [rule]}))
+        }));
         let Ok(compiled) = compiled else {
             let why = "compilation failed: the expression is not supported";
             causes.push(Cause::invalid(&format!("{path}.rule"), &json!(text), why));
@@ -126,9 +145,17 @@ pub(super) fn check(schema: &Value, path: &str, causes: &mut Vec<Cause>) {
                     let why = format!("compilation failed: {source}");
                     Cause::invalid(&format!("{path}.rule"), &json!(text), &why)
                 }
-                CompilationError::MessageExpressionParse { message_expression, source, .. } => {
+                CompilationError::MessageExpressionParse {
+                    message_expression,
+                    source,
+                    ..
+                } => {
                     let why = format!("messageExpression compilation failed: {source}");
-                    Cause::invalid(&format!("{path}.messageExpression"), &json!(message_expression), &why)
+                    Cause::invalid(
+                        &format!("{path}.messageExpression"),
+                        &json!(message_expression),
+                        &why,
+                    )
                 }
                 other => Cause::invalid(&path, rule, &other.to_string()),
             });
@@ -175,17 +202,27 @@ mod tests {
         let bad = json!({"min": 3, "max": 2});
         let told = [r#"spec: Invalid value: "object": min must not exceed max"#];
         assert_eq!(refusals(order.clone(), bad.clone(), None), told);
-        assert!(refusals(order.clone(), bad.clone(), Some(bad)).is_empty(), "it was so before");
+        assert!(
+            refusals(order.clone(), bad.clone(), Some(bad)).is_empty(),
+            "it was so before"
+        );
 
         let silent = json!([{"rule": "self.min > 5", "reason": "FieldValueForbidden", "fieldPath": ".min"}]);
-        assert_eq!(refusals(silent, json!({"min": 1}), None), ["spec.min: Forbidden: failed rule: self.min > 5"]);
-        let telling = json!([{"rule": "self.min > 5", "messageExpression": "'at least 6, not ' + string(self.min)"}]);
+        assert_eq!(
+            refusals(silent, json!({"min": 1}), None),
+            ["spec.min: Forbidden: failed rule: self.min > 5"]
+        );
+        let telling =
+            json!([{"rule": "self.min > 5", "messageExpression": "'at least 6, not ' + string(self.min)"}]);
         assert_eq!(
             refusals(telling, json!({"min": 1}), None),
             [r#"spec: Invalid value: "object": at least 6, not 1"#]
         );
         let absent = refusals(json!([{"rule": "self.nothing > 5"}]), json!({"min": 1}), None);
-        assert!(absent[0].contains("evaluating rule: self.nothing > 5"), "{absent:?}");
+        assert!(
+            absent[0].contains("evaluating rule: self.nothing > 5"),
+            "{absent:?}"
+        );
         assert_eq!(
             refusals(json!([{"rule": "Object{a: 1}.a == 1"}]), json!({"min": 1}), None).len(),
             1,
@@ -210,7 +247,11 @@ mod tests {
         let shape = [Cause::required("spec.min", "")];
         let causes = rules.check(&json!({"spec": {}}), None, &shape);
         assert_eq!((causes[0].field.as_str(), causes.len()), ("<nil>", 1));
-        assert!(causes[0].message.starts_with(r#"Invalid value: "null": some validation rules were not checked"#));
+        assert!(
+            causes[0]
+                .message
+                .starts_with(r#"Invalid value: "null": some validation rules were not checked"#)
+        );
         assert!(Rules::of(&json!({"type": "object"})).is_none());
     }
 
@@ -218,16 +259,37 @@ mod tests {
     fn rules_that_do_not_compile_are_refused() {
         let deep = format!("{}true{}", "(".repeat(5000), ")".repeat(5000));
         for (rule, expected) in [
-            (json!({"rule": "self.a ><"}), "s.x-kubernetes-validations[0].rule: Invalid value: \"self.a ><\": compilation failed: "),
-            (json!({"rule": " "}), "s.x-kubernetes-validations[0].rule: Required value: rule is not specified"),
-            (json!({"rule": "true", "reason": "Because"}), "s.x-kubernetes-validations[0].reason: Unsupported value: \"Because\""),
-            (json!({"rule": "true", "messageExpression": "'a' +"}), "s.x-kubernetes-validations[0].messageExpression: Invalid value: "),
-            (json!({"rule": deep}), "s.x-kubernetes-validations[0].rule: Invalid value: "),
+            (
+                json!({"rule": "self.a ><"}),
+                "s.x-kubernetes-validations[0].rule: Invalid value: \"self.a ><\": compilation failed: ",
+            ),
+            (
+                json!({"rule": " "}),
+                "s.x-kubernetes-validations[0].rule: Required value: rule is not specified",
+            ),
+            (
+                json!({"rule": "true", "reason": "Because"}),
+                "s.x-kubernetes-validations[0].reason: Unsupported value: \"Because\"",
+            ),
+            (
+                json!({"rule": "true", "messageExpression": "'a' +"}),
+                "s.x-kubernetes-validations[0].messageExpression: Invalid value: ",
+            ),
+            (
+                json!({"rule": deep}),
+                "s.x-kubernetes-validations[0].rule: Invalid value: ",
+            ),
         ] {
             let mut causes = Vec::new();
             check(&json!({RULES: [rule]}), "s", &mut causes);
-            let told: Vec<String> = causes.iter().map(|cause| format!("{}: {}", cause.field, cause.message)).collect();
-            assert!(told.len() == 1 && told[0].starts_with(expected), "{expected}: {told:?}");
+            let told: Vec<String> = causes
+                .iter()
+                .map(|cause| format!("{}: {}", cause.field, cause.message))
+                .collect();
+            assert!(
+                told.len() == 1 && told[0].starts_with(expected),
+                "{expected}: {told:?}"
+            );
         }
     }
 }

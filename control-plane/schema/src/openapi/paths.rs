@@ -353,7 +353,7 @@ fn camel(word: &str) -> String {
 
 fn type_name(kind: &Kind) -> String {
     if kind.custom.is_some() {
-        return crate::custom::openapi::definition_name(kind);
+        return crate::custom::openapi::definition_name(&kind.gvk);
     }
     kind.types.get(kind.root).name.clone()
 }
