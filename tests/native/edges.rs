@@ -15,6 +15,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("api-client", &["api"]),
     ("apiserver", &["auth", "pki", "quota", "schema", "store"]),
     ("auth", &["pki"]),
+    ("cluster-dns", &[]),
     (
         "control-plane",
         &[
@@ -39,7 +40,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("node-config", &[]),
     ("pki", &[]),
     ("qemu", &["node-config"]),
-    ("quota", &[]),
+    ("quota", &["schema"]),
     ("scheduler", &["api", "api-client"]),
     ("schema", &[]),
     ("store", &[]),
