@@ -1,12 +1,12 @@
 //! All the caches of the process: one watch a kind, whoever needs it.
 
 use crate::cache::{Cache, Object, Observers};
-use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet};
+use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Endpoints, Namespace, Node, Pod, ResourceQuota, Secret, Service, ServiceAccount,
+    ConfigMap, Endpoints, Namespace, Node, PersistentVolumeClaim, Pod, ResourceQuota, Secret, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::runtime::watcher::Config;
@@ -56,6 +56,8 @@ caches! {
     deployments: Deployment = Config::default(), |_| {};
     replica_sets: ReplicaSet = Config::default(), |_| {};
     jobs: Job = Config::default(), |_| {};
+    persistent_volume_claims: PersistentVolumeClaim = Config::default(), |_| {};
+    stateful_sets: StatefulSet = Config::default(), |_| {};
     daemon_sets: DaemonSet = Config::default(), |_| {};
     controller_revisions: ControllerRevision = Config::default(), |_| {};
     resource_quotas: ResourceQuota = Config::default(), |_| {};

@@ -20,6 +20,7 @@ mod replicaset;
 mod resourcequota;
 mod root_ca_publisher;
 mod serviceaccount;
+mod statefulset;
 mod taint_eviction;
 mod token_cleaner;
 mod ttl_after_finished;
@@ -73,6 +74,7 @@ const CONTROLLERS: &[(&str, Start)] = &[
         root_ca_publisher::start,
     ),
     ("serviceaccount-controller", serviceaccount::start),
+    ("statefulset-controller", statefulset::start),
     ("taint-eviction-controller", taint_eviction::start),
     ("token-cleaner-controller", token_cleaner::start),
     ("ttl-after-finished-controller", ttl_after_finished::start),
