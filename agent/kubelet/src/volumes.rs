@@ -52,6 +52,9 @@ impl SetUpError {
     }
 }
 
+/// Volumes that may hold secrets never reach a disk.
+const IN_MEMORY: [&str; 3] = ["secret", "projected", "downward-api"];
+
 /// What setting up volumes needs besides the pod.
 pub struct VolumeContext<'a> {
     pub objects: &'a Objects,
@@ -103,6 +106,9 @@ async fn set_up_one(pod: &Pod, volume: &Volume, context: &VolumeContext<'_>) -> 
     }
     let (plugin, payload) = projections::payload(pod, volume, context).await?;
     let path = dir(plugin);
+    if IN_MEMORY.contains(&plugin) {
+        directories::memory(&path, None)?;
+    }
     atomic_writer::write(&path, &payload, fs_group)?;
     Ok(path)
 }

@@ -36,17 +36,11 @@ pub fn empty_dir(
     if ready.exists() && (!memory || is_mount_point(path)) {
         return Ok(());
     }
-    fs::create_dir_all(path).map_err(SetUpError::file("create", path))?;
-    if memory && !is_mount_point(path) {
-        let limit = source
-            .size_limit
-            .as_ref()
-            .map(Quantity::of)
-            .filter(|limit| !limit.is_zero());
-        let options = limit.map_or_else(String::new, |limit| format!("size={}", limit.value()));
-        let options = std::ffi::CString::new(options).unwrap_or_default();
-        rustix::mount::mount("tmpfs", path, "tmpfs", MountFlags::empty(), options.as_c_str())
-            .map_err(|error| SetUpError::file("mount tmpfs on", path)(error.into()))?;
+    if memory {
+        let limit = source.size_limit.as_ref().map(Quantity::of);
+        self::memory(path, limit.map(|limit| limit.value()).filter(|limit| *limit != 0))?;
+    } else {
+        fs::create_dir_all(path).map_err(SetUpError::file("create", path))?;
     }
     let mode = if fs_group.is_some() { 0o2777 } else { 0o777 };
     if let Some(group) = fs_group.and_then(|group| u32::try_from(group).ok()) {
@@ -54,6 +48,18 @@ pub fn empty_dir(
     }
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(SetUpError::file("chmod", path))?;
     fs::write(&ready, "").map_err(SetUpError::file("write", &ready))
+}
+
+/// A directory in memory, made once.
+pub fn memory(path: &Path, limit: Option<i64>) -> Result<(), SetUpError> {
+    fs::create_dir_all(path).map_err(SetUpError::file("create", path))?;
+    if is_mount_point(path) {
+        return Ok(());
+    }
+    let options = limit.map_or_else(String::new, |limit| format!("size={limit}"));
+    let options = std::ffi::CString::new(options).unwrap_or_default();
+    rustix::mount::mount("tmpfs", path, "tmpfs", MountFlags::empty(), options.as_c_str())
+        .map_err(|error| SetUpError::file("mount tmpfs on", path)(error.into()))
 }
 
 pub fn host_path(path: &Path, kind: &str) -> Result<PathBuf, SetUpError> {
