@@ -145,8 +145,87 @@ async fn patches_of_each_kind() {
         let (code, patched) = admin.patch(&path, kind, body).await;
         assert_eq!((code, &patched["data"]), (200, &expected), "{kind}: {patched}");
     }
-    let (code, status) = admin.patch(&path, "apply-patch+yaml", json!({})).await;
+    let (code, status) = admin.patch(&path, "odd+json", json!({})).await;
     assert_eq!((code, &status["reason"]), (415, &json!("UnsupportedMediaType")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn applied_configurations_own_their_fields() {
+    let (server, _directory) = server().await;
+    let admin = server.admin();
+    let path = |name: &str, manager: &str| format!("{CONFIG_MAPS}/{name}?fieldManager={manager}");
+    let config = |data: Value| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": data});
+    let one = config(json!({"k": "1"}));
+    let (code, dry) = admin
+        .patch(
+            &format!("{}&dryRun=All", path("a", "me")),
+            "apply-patch+yaml",
+            one.clone(),
+        )
+        .await;
+    assert_eq!(code, 201, "{dry}");
+    assert_eq!(admin.get(&format!("{CONFIG_MAPS}/a")).await.0, 404);
+    let (code, created) = admin
+        .patch(&path("a", "me"), "apply-patch+yaml", one.clone())
+        .await;
+    assert_eq!(code, 201, "{created}");
+    let owned = &created["metadata"]["managedFields"][0];
+    assert_eq!(
+        (&owned["manager"], &owned["operation"], &owned["fieldsV1"]),
+        (&json!("me"), &json!("Apply"), &json!({"f:data": {"f:k": {}}}))
+    );
+    let (code, again) = admin.patch(&path("a", "me"), "apply-patch+yaml", one).await;
+    assert_eq!((code, &again), (200, &created), "nothing to do makes no revision");
+
+    let other = config(json!({"k": "2", "l": "1"}));
+    let (code, conflict) = admin
+        .patch(&path("a", "you"), "apply-patch+yaml", other.clone())
+        .await;
+    assert_eq!(code, 409);
+    assert_eq!(
+        conflict["message"],
+        "Apply failed with 1 conflict: conflict with \"me\": .data.k"
+    );
+    assert_eq!(
+        conflict["details"]["causes"],
+        json!([{"reason": "FieldManagerConflict", "message": "conflict with \"me\"", "field": ".data.k"}])
+    );
+    let forced = format!("{}&force=true", path("a", "you"));
+    let (code, taken) = admin.patch(&forced, "apply-patch+yaml", other).await;
+    assert_eq!((code, &taken["data"]), (200, &json!({"k": "2", "l": "1"})));
+    assert_eq!(taken["metadata"]["managedFields"].as_array().unwrap().len(), 1);
+    let (_, edited) = admin
+        .patch(
+            &path("a", "editor"),
+            "merge-patch+json",
+            json!({"data": {"l": "2"}}),
+        )
+        .await;
+    assert_eq!(edited["metadata"]["managedFields"][1]["manager"], "editor");
+    let (_, reset) = admin
+        .patch(
+            &path("a", "editor"),
+            "merge-patch+json",
+            json!({"metadata": {"managedFields": [{}]}}),
+        )
+        .await;
+    assert_eq!(reset["metadata"].get("managedFields"), None);
+
+    let (code, nobody) = admin
+        .patch(&format!("{CONFIG_MAPS}/a"), "apply-patch+yaml", config(json!({})))
+        .await;
+    assert_eq!(
+        (code, &nobody["details"]["causes"][0]["field"]),
+        (422, &json!("fieldManager"))
+    );
+    let (code, odd) = admin
+        .patch(
+            &path("a", "me"),
+            "apply-patch+yaml",
+            json!({"apiVersion": "v2", "kind": "ConfigMap"}),
+        )
+        .await;
+    assert_eq!((code, &odd["reason"]), (400, &json!("BadRequest")));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -9,10 +9,12 @@
 //! | [`fields`] | strict field checking, pruning, canonical form |
 //! | [`defaults`] | what upstream fills in |
 //! | [`validate`] | what upstream refuses, with its texts |
+//! | [`apply`] | server-side apply: who owns which field |
 //! | [`patch`] | JSON, merge and strategic merge patches |
 //! | [`table`] | server-side tables |
 //! | [`discovery`], [`openapi`] | the documents clients learn the API from |
 
+pub mod apply;
 pub mod catalog;
 pub mod codec;
 pub mod custom;

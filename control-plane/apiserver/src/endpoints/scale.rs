@@ -6,7 +6,7 @@ use schema::patch::PatchType;
 use schema::{Kind, MediaType, Resource};
 use serde_json::{Value, json};
 
-use super::write::{Intent, update_object};
+use super::write::{Intent, Track, update_as};
 use super::{ResourceRequest, body, respond};
 use crate::connect::Body;
 use crate::negotiate::header;
@@ -70,8 +70,8 @@ pub async fn answer(server: &ApiServer, request: &ResourceRequest) -> Result<Res
                 },
                 user: request.user.clone(),
                 resource: resource.clone(),
-                headers: http::HeaderMap::new(),
-                query: String::new(),
+                headers: request.headers.clone(),
+                query: request.query.clone(),
                 wanted: request.wanted,
                 body: bytes::Bytes::new(),
             };
@@ -79,7 +79,8 @@ pub async fn answer(server: &ApiServer, request: &ResourceRequest) -> Result<Res
                 request: &parent,
                 dry_run: options.dry_run,
             };
-            let written = update_object(server, intent, |current| {
+            let track = Track::Update { subresource: "scale" };
+            let written = update_as(server, intent, track, |current| {
                 apply(resource, current, &wanted(current)?)
             })
             .await?;

@@ -13,7 +13,7 @@ pub enum PatchType {
     Json,
     Merge,
     Strategic,
-    /// Server-side apply; answered by the caller until structured merge exists.
+    /// Server-side apply: no patch but a configuration, see [`crate::apply`].
     Apply,
 }
 
