@@ -6,9 +6,11 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Endpoints, Namespace, Node, PersistentVolumeClaim, Pod, ResourceQuota, Secret, Service, ServiceAccount,
+    ConfigMap, Endpoints, Namespace, Node, PersistentVolumeClaim, Pod, ResourceQuota, Secret, Service,
+    ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::runtime::watcher::Config;
 use kube::{Api, Client};
 use std::any::TypeId;
@@ -58,6 +60,7 @@ caches! {
     jobs: Job = Config::default(), |_| {};
     persistent_volume_claims: PersistentVolumeClaim = Config::default(), |_| {};
     stateful_sets: StatefulSet = Config::default(), |_| {};
+    disruption_budgets: PodDisruptionBudget = Config::default(), |_| {};
     daemon_sets: DaemonSet = Config::default(), |_| {};
     controller_revisions: ControllerRevision = Config::default(), |_| {};
     resource_quotas: ResourceQuota = Config::default(), |_| {};

@@ -2,8 +2,8 @@
 
 use crate::action::{Action, Announce, Path};
 use crate::cache::Observers;
-use api_client::Recorder;
 use api::event::{NORMAL, Notice, WARNING};
+use api_client::Recorder;
 use futures::StreamExt;
 use http::{Method, Request};
 use kube::Client;

@@ -13,8 +13,8 @@ mod runner;
 
 pub use config::{Config, Error, Signer};
 
-use caches::Caches;
 use api_client::{Election, Recorder};
+use caches::Caches;
 use executor::Executor;
 use std::sync::Arc;
 use tokio::task::JoinSet;

@@ -6,6 +6,7 @@ mod csr_cleaner;
 mod csr_signing;
 mod daemonset;
 mod deployment;
+mod disruption;
 mod endpoints;
 mod endpointslice;
 mod garbage_collector;
@@ -59,6 +60,7 @@ const CONTROLLERS: &[(&str, Start)] = &[
     ("certificatesigningrequest-signing-controller", csr_signing::start),
     ("daemonset-controller", daemonset::start),
     ("deployment-controller", deployment::start),
+    ("disruption-controller", disruption::start),
     ("endpoints-controller", endpoints::start),
     ("endpointslice-controller", endpointslice::start),
     ("garbage-collector-controller", garbage_collector::start),
