@@ -22,6 +22,7 @@ pub mod selectors;
 mod server;
 mod state;
 pub mod status;
+mod warnings;
 
 use std::sync::Arc;
 

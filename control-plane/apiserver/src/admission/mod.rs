@@ -5,6 +5,7 @@ mod default_toleration_seconds;
 mod limit_ranger;
 mod namespace_lifecycle;
 mod node_restriction;
+mod pod_security;
 mod priority;
 mod rbac_escalation;
 mod resource_quota;
@@ -32,6 +33,7 @@ pub fn chain(authorizer: Arc<Authorizer>, store: Arc<dyn Store>) -> Chain {
             authorizer: authorizer.clone(),
         }),
         Box::new(taint_nodes_by_condition::TaintNodesByCondition),
+        Box::new(pod_security::PodSecurity),
         Box::new(priority::Priority),
         Box::new(default_toleration_seconds::DefaultTolerationSeconds),
         Box::new(certificates::CertificateApproval {

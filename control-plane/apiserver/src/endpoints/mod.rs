@@ -28,6 +28,7 @@ use crate::negotiate::{self, Wanted};
 use crate::request_info::{RequestInfo, query_values};
 use crate::state::ApiServer;
 use crate::status::ApiError;
+use crate::warnings;
 
 pub use crate::connect::BoxError;
 pub use delete::delete_object;
@@ -64,7 +65,8 @@ pub async fn handle(
     );
     let (verb, resource) = (info.verb.clone(), info.resource.clone());
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let response = match answer(&server, request, info, certificate).await {
+    let (answered, warnings) = warnings::collecting(answer(&server, request, info, certificate)).await;
+    let mut response = match answered {
         Ok(response) => response,
         Err(error) => {
             if error.code.is_server_error() {
@@ -73,6 +75,7 @@ pub async fn handle(
             respond::error(&error)
         }
     };
+    respond::warn(&mut response, &warnings);
     tracing::debug!(%method, path, code = response.status().as_u16(), "request");
     server
         .metrics
