@@ -140,7 +140,8 @@ impl Walk<'_> {
         let fits = wanted.is_empty()
             || wanted.split(',').any(|wanted| wanted == actual)
             || (wanted == "number" && actual == "integer");
-        if !fits && !(value.is_null() && preserves(schema)) {
+        let is_kept_null = value.is_null() && preserves(schema);
+        if !fits && !is_kept_null {
             let text = format!("{path} in body must be of type {wanted}: \"{actual}\"");
             self.causes.push(Cause::type_invalid(path, &json!(actual), &text));
             return;
