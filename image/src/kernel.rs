@@ -72,7 +72,7 @@ impl Kernel {
         let metapackage = packages.find(KERNEL.metapackage)?;
         let image = metapackage
             .first_dependency
-            .ok_or_else(|| KernelError::Metapackage(metapackage.name))?;
+            .ok_or(KernelError::Metapackage(metapackage.name))?;
         let package = packages.find(&image)?;
         let root = packages.extract(&package)?;
         let releases = root.join("usr/lib/modules");

@@ -203,7 +203,7 @@ impl Packages {
             let mut files = fs::read_dir(&partial).map_err(io_error("read", &partial))?;
             let file = files
                 .next()
-                .ok_or_else(|| PackageError::Unknown(wanted))?
+                .ok_or(PackageError::Unknown(wanted))?
                 .map_err(io_error("read", &partial))?;
             fs::rename(file.path(), &path).map_err(io_error("rename", &path))?;
         }

@@ -218,7 +218,7 @@ mod tests {
             let shrunk = shrink_old(
                 &deployment(10, 2, 0),
                 Some(&new),
-                &[old.clone()],
+                std::slice::from_ref(&old),
                 &[old, new.clone()],
             );
             assert_eq!(named(shrunk), expected, "{what}");

@@ -82,7 +82,7 @@ pub fn balance(job: &Job, pods: &[Arc<Pod>], ending: bool) -> Books {
         }
         let success = api::pod::phase(pod) == "Succeeded";
         let failure = has_failed(job, pod);
-        if !success && !failure && !(ending && is_terminating(pod)) {
+        if !(success || failure || ending && is_terminating(pod)) {
             continue;
         }
         if succeeded.len() + failed.len() >= WAITING {

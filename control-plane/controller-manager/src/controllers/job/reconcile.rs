@@ -303,7 +303,7 @@ impl Step<'_> {
         };
         let new = JobCondition::new("Suspended", value, reason, message, &Time(self.now));
         condition::set(status.conditions.get_or_insert_default(), new);
-        status.start_time = (!suspended).then(|| Time(self.now));
+        status.start_time = (!suspended).then_some(Time(self.now));
         self.words.push(Action::event(self.job, NORMAL, word, message));
     }
 

@@ -47,10 +47,8 @@ pub fn start(context: &Context) -> Result<Running, StartError> {
             network,
         })
         .collect();
-    for pool in pools
-        .iter()
-        .filter(|p| p.mask < p.network.length || p.mask > p.network.bits())
-    {
+    let misfit = |p: &&Pool| p.mask < p.network.length || p.mask > p.network.bits();
+    if let Some(pool) = pools.iter().find(misfit) {
         return Err(StartError::InvalidCidr {
             flag: "--cluster-cidr",
             value: pool.network.to_string(),
