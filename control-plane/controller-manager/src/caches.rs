@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::rbac::v1::ClusterRole;
 use kube::runtime::watcher::Config;
 use kube::{Api, Client};
 use std::any::TypeId;
@@ -64,6 +65,7 @@ caches! {
     daemon_sets: DaemonSet = Config::default(), |_| {};
     controller_revisions: ControllerRevision = Config::default(), |_| {};
     resource_quotas: ResourceQuota = Config::default(), |_| {};
+    cluster_roles: ClusterRole = Config::default(), |_| {};
     signing_requests: CertificateSigningRequest = Config::default(), |_| {};
 }
 

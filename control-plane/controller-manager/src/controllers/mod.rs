@@ -1,6 +1,7 @@
 //! The list of controllers, and what each is given.
 
 mod bootstrap_signer;
+mod clusterrole_aggregation;
 mod csr_approving;
 mod csr_cleaner;
 mod csr_signing;
@@ -58,6 +59,10 @@ const CONTROLLERS: &[(&str, Start)] = &[
     ),
     ("certificatesigningrequest-cleaner-controller", csr_cleaner::start),
     ("certificatesigningrequest-signing-controller", csr_signing::start),
+    (
+        "clusterrole-aggregation-controller",
+        clusterrole_aggregation::start,
+    ),
     ("daemonset-controller", daemonset::start),
     ("deployment-controller", deployment::start),
     ("disruption-controller", disruption::start),
