@@ -15,7 +15,6 @@ const EDGES: &[(&str, &[&str])] = &[
     ("api-client", &["api"]),
     ("apiserver", &["auth", "pki", "quota", "schema", "store"]),
     ("auth", &["pki"]),
-    ("cluster-dns", &[]),
     (
         "control-plane",
         &[
@@ -28,7 +27,6 @@ const EDGES: &[(&str, &[&str])] = &[
             "store",
         ],
     ),
-    ("cluster-dns", &["api"]),
     ("controller-manager", &["api", "api-client", "pki", "quota"]),
     ("cri", &["cri-api"]),
     ("cri-api", &[]),
