@@ -215,12 +215,8 @@ mod tests {
                 set("new", new_size, new_available, 12),
                 set("old", 10, old_available, 12),
             );
-            let shrunk = shrink_old(
-                &deployment(10, 2, 0),
-                Some(&new),
-                std::slice::from_ref(&old),
-                &[old, new.clone()],
-            );
+            let all = [old, new];
+            let shrunk = shrink_old(&deployment(10, 2, 0), Some(&all[1]), &all[..1], &all);
             assert_eq!(named(shrunk), expected, "{what}");
         }
     }
