@@ -27,7 +27,8 @@ pub async fn run(flags: flags::All) -> anyhow::Result<()> {
     let request = |server| founding::request(&flags.founding, &flags.cluster, advertise_address, server);
     founding::found(&flags.founding, &request(None)?)?;
 
-    let server = apiserver::run(server_config(&flags, &directory, advertise_address, &shutdown).await?).await?;
+    let server =
+        apiserver::run(server_config(&flags, &directory, advertise_address, &shutdown).await?).await?;
     let port = server.address.port();
     // The kubeconfigs name the port, and port 0 is known only now.
     founding::found(
@@ -67,10 +68,7 @@ pub async fn run(flags: flags::All) -> anyhow::Result<()> {
 }
 
 /// A component that ends before it is told to takes the process with it: whoever supervises us starts all anew.
-async fn watch(
-    tasks: &mut JoinSet<anyhow::Result<()>>,
-    shutdown: &CancellationToken,
-) -> anyhow::Result<()> {
+async fn watch(tasks: &mut JoinSet<anyhow::Result<()>>, shutdown: &CancellationToken) -> anyhow::Result<()> {
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return Ok(()),

@@ -54,7 +54,7 @@ async fn wait_for_etcd(config: &store::EtcdConfig) -> Arc<store::EtcdStore> {
     loop {
         match store::EtcdStore::connect(config).await {
             Ok(store) => return store,
-            Err(error) if failures % REMIND == 0 => {
+            Err(error) if failures.is_multiple_of(REMIND) => {
                 let servers = config.endpoints.join(",");
                 tracing::warn!(servers, %error, "--etcd-servers: cannot connect yet; trying on");
             }

@@ -24,7 +24,7 @@ struct Command {
 #[derive(Subcommand)]
 enum Role {
     /// API server, scheduler and controller manager in one process; founds the cluster when --data-dir is empty
-    All(flags::All),
+    All(Box<flags::All>),
     /// The API server alone
     Apiserver(Box<flags::ApiServer>),
     /// The scheduler alone
@@ -52,7 +52,7 @@ fn run(command: Command) -> anyhow::Result<()> {
     let outcome = runtime.block_on(async {
         match command.role {
             Role::Found(flags) => founding::run(&flags),
-            Role::All(flags) => all::run(flags).await,
+            Role::All(flags) => all::run(*flags).await,
             Role::Apiserver(flags) => components::apiserver(*flags).await,
             Role::Scheduler(flags) => components::scheduler(flags).await,
             Role::ControllerManager(flags) => components::controller_manager(*flags).await,

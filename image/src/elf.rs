@@ -46,10 +46,7 @@ fn parse(data: &[u8]) -> object::Result<Needs> {
     let sections = header.sections(endian, data)?;
     if let Some((entries, link)) = sections.dynamic(endian, data)? {
         let strings = sections.strings(endian, data, link)?;
-        for entry in entries
-            .iter()
-            .filter(|entry| entry.d_tag(endian) == DT_NEEDED)
-        {
+        for entry in entries.iter().filter(|entry| entry.d_tag(endian) == DT_NEEDED) {
             let name = entry.string(endian, strings)?;
             needs.libraries.push(String::from_utf8_lossy(name).into_owned());
         }

@@ -1,10 +1,10 @@
 //! Carries out decisions: bindings, conditions and events.
 
 use crate::pod_info::PodInfo;
-use api_client::Recorder;
 use crate::state::{Decision, Shared};
 use api::condition;
 use api::event::{NORMAL, Notice, WARNING};
+use api_client::Recorder;
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;

@@ -4,7 +4,7 @@ mod plan;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Context as _;
 use jiff::Timestamp;
@@ -113,7 +113,7 @@ pub fn request(
     })
 }
 
-fn read_token(path: &PathBuf) -> anyhow::Result<Option<BootstrapToken>> {
+fn read_token(path: &Path) -> anyhow::Result<Option<BootstrapToken>> {
     let Some(text) = disk::read_optional(path)? else {
         return Ok(None);
     };

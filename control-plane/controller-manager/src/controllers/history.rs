@@ -146,7 +146,13 @@ mod tests {
         let a = current(&owner(), &template("a"), 0, &[], &none);
         assert_eq!((a.revision.revision, a.actions.len()), (1, 1));
         assert_eq!(template_of(&a.revision), Some(template("a")));
-        let b = current(&owner(), &template("b"), 0, std::slice::from_ref(&a.revision), &none);
+        let b = current(
+            &owner(),
+            &template("b"),
+            0,
+            std::slice::from_ref(&a.revision),
+            &none,
+        );
         assert_eq!(b.revision.revision, 2);
         let both = [a.revision.clone(), b.revision.clone()];
         assert_eq!(current(&owner(), &template("b"), 0, &both, &none).actions, []);
