@@ -1,8 +1,7 @@
 //! Which Debian mirror to use: the one the host's own apt sources name, so that local mirrors are respected.
 
-/// Where Debian hosts and everyone else (Ubuntu) get Debian packages when their own sources name no Debian mirror.
-const DEBIAN: &str = "http://deb.debian.org/debian";
-const DEBIAN_SECURITY: &str = "http://deb.debian.org/debian-security";
+/// What python-apt-common knows of Debian's own mirrors, for hosts whose sources name none (Ubuntu).
+pub const TEMPLATE: &str = "/usr/share/python-apt/templates/Debian.info";
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mirrors {
@@ -17,8 +16,12 @@ struct Source {
     components: Vec<String>,
 }
 
-/// Chooses among the texts of the host's `*.list` and `*.sources` files, given with their names.
-pub fn choose<'a>(files: impl IntoIterator<Item = (&'a str, &'a str)>) -> Mirrors {
+/// Chooses among the texts of the host's `*.list` and `*.sources` files, given with their names; `template` is the
+/// text of [`TEMPLATE`]. None when neither names a mirror.
+pub fn choose<'a>(
+    files: impl IntoIterator<Item = (&'a str, &'a str)>,
+    template: Option<&str>,
+) -> Option<Mirrors> {
     let sources: Vec<Source> = files
         .into_iter()
         .flat_map(|(name, text)| {
@@ -43,14 +46,22 @@ pub fn choose<'a>(files: impl IntoIterator<Item = (&'a str, &'a str)>) -> Mirror
         let matches = |source: &&Source| source.uri.starts_with("mirror+file:") && source.uri.ends_with(file);
         sources.iter().find(matches).map(|source| source.uri.clone())
     };
-    Mirrors {
+    let fallback = template.and_then(base);
+    Some(Mirrors {
         archive: named("debian")
             .or_else(|| listed("/debian.list"))
-            .unwrap_or_else(|| DEBIAN.to_owned()),
+            .or_else(|| fallback.map(str::to_owned))?,
         security: named("debian-security")
             .or_else(|| listed("/debian-security.list"))
-            .unwrap_or_else(|| DEBIAN_SECURITY.to_owned()),
-    }
+            .or_else(|| Some(format!("{}-security", fallback?)))?,
+    })
+}
+
+/// The first archive of the template: `BaseURI: https://HOST/debian/`.
+fn base(template: &str) -> Option<&str> {
+    let uris = template.lines().filter_map(|line| line.strip_prefix("BaseURI:"));
+    uris.map(|uri| uri.trim().trim_end_matches('/'))
+        .find(|uri| uri.ends_with("/debian"))
 }
 
 /// sources.list(5), one-line style.
@@ -137,6 +148,9 @@ mod tests {
         let cloud = "Types: deb\nURIs: mirror+file:///etc/apt/mirrors/debian.list\nSuites: trixie\nComponents: main\n";
         let disabled =
             "Enabled: no\nTypes: deb\nURIs: http://off.example/debian\nSuites: trixie\nComponents: main\n";
+        let template = "Suite: x\nBaseURI: https://security.example/\n\nSuite: y\nBaseURI: https://main.example/debian/\n";
+        const FALLBACK: &str = "https://main.example/debian";
+        const FALLBACK_SECURITY: &str = "https://main.example/debian-security";
         let table: [(&[(&str, &str)], &str, &str); 5] = [
             (
                 &[("debian.sources", deb822)],
@@ -146,26 +160,31 @@ mod tests {
             (
                 &[("sources.list", lines)],
                 "http://old.example/debian",
-                DEBIAN_SECURITY,
+                FALLBACK_SECURITY,
             ),
             (
                 &[("ubuntu.sources", ubuntu), ("off.sources", disabled)],
-                DEBIAN,
-                DEBIAN_SECURITY,
+                FALLBACK,
+                FALLBACK_SECURITY,
             ),
             (
                 &[("debian.sources", cloud)],
                 "mirror+file:///etc/apt/mirrors/debian.list",
-                DEBIAN_SECURITY,
+                FALLBACK_SECURITY,
             ),
-            (&[], DEBIAN, DEBIAN_SECURITY),
+            (&[], FALLBACK, FALLBACK_SECURITY),
         ];
         for (files, archive, security) in table {
             let want = Mirrors {
                 archive: archive.to_owned(),
                 security: security.to_owned(),
             };
-            assert_eq!(choose(files.iter().copied()), want, "{files:?}");
+            assert_eq!(
+                choose(files.iter().copied(), Some(template)),
+                Some(want),
+                "{files:?}"
+            );
         }
+        assert_eq!(choose([("ubuntu.sources", ubuntu)], None), None);
     }
 }

@@ -35,6 +35,11 @@ pub enum PackageError {
     Run(#[from] RunError),
     #[error("no Debian archive keyring ({}): install the package debian-archive-keyring", KEYRINGS.join(" or "))]
     Keyring,
+    #[error(
+        "the host's apt sources name no Debian mirror, and there is no {}: install the package python-apt-common",
+        mirrors::TEMPLATE
+    )]
+    Mirror,
     #[error("the package index of {RELEASE} has no package {0}")]
     Unknown(String),
     #[error("apt's description of {package} has no field {field}")]
@@ -128,17 +133,7 @@ impl Packages {
                 "apt/apt.conf",
                 configuration(&self.root.join("apt"), &host_acquire_settings()),
             ),
-            (
-                "apt/etc/apt/sources.list",
-                source_list(
-                    keyring,
-                    &mirrors::choose(
-                        host_sources()
-                            .iter()
-                            .map(|(name, text)| (name.as_str(), text.as_str())),
-                    ),
-                ),
-            ),
+            ("apt/etc/apt/sources.list", source_list(keyring, &host_mirrors()?)),
         ];
         for (name, text) in texts {
             let path = self.root.join(name);
@@ -255,6 +250,13 @@ fn host_acquire_settings() -> String {
         .filter(carried)
         .map(|line| format!("{line}\n"))
         .collect()
+}
+
+fn host_mirrors() -> Result<Mirrors, PackageError> {
+    let sources = host_sources();
+    let sources = sources.iter().map(|(name, text)| (name.as_str(), text.as_str()));
+    let template = fs::read_to_string(mirrors::TEMPLATE).ok();
+    mirrors::choose(sources, template.as_deref()).ok_or(PackageError::Mirror)
 }
 
 fn host_sources() -> Vec<(String, String)> {
