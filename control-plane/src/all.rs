@@ -11,8 +11,9 @@ use pki::BootstrapToken;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::addons;
 use crate::components::{self, client, issuer, open_store, url};
-use crate::flags::{self, StoreKind};
+use crate::flags::{self, Addons, StoreKind};
 use crate::founding::{self, files};
 use crate::objects::{self, Joining};
 use crate::{files as disk, process};
@@ -139,6 +140,21 @@ async fn start(
         }
         Ok(())
     });
+
+    if flags.addons == Addons::Dns {
+        let cidr = flags.cluster.service_cluster_ip_range.first();
+        let cidr = cidr.context("--service-cluster-ip-range: --addons dns needs a network")?;
+        let objects = addons::dns(cidr, &flags.cluster.cluster_domain).context("--addons dns")?;
+        let admin = client(&directory.join(files::ADMIN)).await?;
+        let stop = shutdown.clone();
+        tasks.spawn(async move {
+            tokio::select! {
+                () = addons::apply(admin, &objects) => {}
+                () = stop.cancelled() => {}
+            }
+            Ok(())
+        });
+    }
 
     if let Some(path) = &flags.publish_kubeconfig {
         disk::write(path, &read(files::ADMIN)?).context("--publish-kubeconfig")?;

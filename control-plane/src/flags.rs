@@ -123,6 +123,12 @@ pub struct Found {
     pub secure_port: u16,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Addons {
+    Dns,
+    None,
+}
+
 #[derive(Debug, Clone, Args)]
 pub struct All {
     #[command(flatten)]
@@ -135,6 +141,9 @@ pub struct All {
     pub store: Store,
     #[command(flatten)]
     pub controllers: Controllers,
+    /// Add-ons to install and keep up to date: dns is the cluster's name server
+    #[arg(long, value_enum, default_value_t = Addons::None)]
+    pub addons: Addons,
     /// Write the administrator's kubeconfig here, too, once the API server is ready
     #[arg(long, value_name = "PATH")]
     pub publish_kubeconfig: Option<PathBuf>,

@@ -5,24 +5,33 @@ use crate::{
     manifest::Versions,
     oci::{self, ImageSpec},
     packages::{PackageError, Packages},
+    rootfs::{self, RootError},
     run::{RunError, stdout},
     tree::{Tree, TreeError},
 };
-use std::{fs, io, path::PathBuf, process::Command};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 const PACKAGE: &str = "busybox-static";
 const BINARY: &str = "usr/bin/busybox";
 /// Name of the part in the manifest.
 const PART: &str = "image:busybox";
+const DNS: &str = "cluster-dns";
+const DNS_PART: &str = "image:cluster-dns";
 
 #[derive(Debug, thiserror::Error)]
 pub enum AddonError {
     #[error("read {path}: {error}")]
     Read { path: PathBuf, error: io::Error },
-    #[error("write the archive of {PART}: {0}")]
-    Archive(io::Error),
+    #[error("write the archive of {part}: {error}")]
+    Archive { part: &'static str, error: io::Error },
     #[error(transparent)]
     Package(#[from] PackageError),
+    #[error(transparent)]
+    Own(#[from] RootError),
     #[error(transparent)]
     Run(#[from] RunError),
     #[error(transparent)]
@@ -51,11 +60,36 @@ pub fn busybox(packages: &Packages) -> Result<(Vec<u8>, String), AddonError> {
     let names = ["latest", version].map(|tag| format!("docker.io/library/busybox:{tag}"));
     let spec = ImageSpec {
         names: &names,
+        entrypoint: &[],
         command: &["sh"],
         environment: &["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
     };
-    let archive = oci::archive(&spec, &files(binary, applets.lines())?).map_err(AddonError::Archive)?;
+    let archive = pack(PART, &spec, &files(binary, applets.lines())?)?;
     Ok((archive, package.version.clone()))
+}
+
+/// Adds our name server, `ironlet.local/cluster-dns`, to the images of the root file system.
+pub fn add_dns(tree: &mut Tree, binaries: &Path, versions: &mut Versions) -> Result<(), AddonError> {
+    let version = env!("CARGO_PKG_VERSION");
+    let mut files = Tree::default();
+    files.file(DNS, 0o755, rootfs::own(binaries, DNS)?, DNS_PART)?;
+    for (directory, mode) in [("dev", 0o755), ("etc", 0o755), ("proc", 0o555), ("sys", 0o555)] {
+        files.directory(directory, mode, DNS_PART)?;
+    }
+    let spec = ImageSpec {
+        names: &[format!("ironlet.local/{DNS}:{version}")],
+        entrypoint: &["/cluster-dns"],
+        command: &[],
+        environment: &[],
+    };
+    let archive = pack(DNS_PART, &spec, &files)?;
+    versions.set(DNS_PART, version);
+    tree.file(&format!("{IMAGES}/{DNS}.tar"), 0o644, archive, DNS_PART)?;
+    Ok(())
+}
+
+fn pack(part: &'static str, spec: &ImageSpec<'_>, files: &Tree) -> Result<Vec<u8>, AddonError> {
+    oci::archive(spec, files).map_err(|error| AddonError::Archive { part, error })
 }
 
 /// `1:1.37.0-6+b9` → `1.37.0`.

@@ -17,6 +17,8 @@ const CREATED: &str = "1970-01-01T00:00:00Z";
 /// What a container of the image runs, and the names it is known by (`registry/repository:tag`).
 pub struct ImageSpec<'a> {
     pub names: &'a [String],
+    /// What runs before the arguments; with none, the command is all of it.
+    pub entrypoint: &'a [&'a str],
     pub command: &'a [&'a str],
     pub environment: &'a [&'a str],
 }
@@ -29,7 +31,7 @@ pub fn archive(spec: &ImageSpec<'_>, files: &Tree) -> io::Result<Vec<u8>> {
         "architecture": "amd64",
         "os": "linux",
         "created": CREATED,
-        "config": { "Cmd": spec.command, "Env": spec.environment },
+        "config": { "Entrypoint": spec.entrypoint, "Cmd": spec.command, "Env": spec.environment },
         "rootfs": { "type": "layers", "diff_ids": [layer_digest] },
         "history": [{ "created": CREATED, "created_by": "ironlet image" }],
     }));
@@ -130,6 +132,7 @@ mod tests {
         ];
         let spec = ImageSpec {
             names: &names,
+            entrypoint: &[],
             command: &["sh"],
             environment: &["PATH=/bin"],
         };

@@ -15,6 +15,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("api-client", &["api"]),
     ("apiserver", &["auth", "pki", "quota", "schema", "store"]),
     ("auth", &["pki"]),
+    ("cluster-dns", &[]),
     (
         "control-plane",
         &[
