@@ -464,7 +464,9 @@ impl PodWorker {
             }
         }
         for container in &observed.containers {
-            if let Some(message) = termination_message::read(container) {
+            let message = termination_message::read(container);
+            // The file goes with the pod's directory; what was reported of it stays.
+            if let Some(message) = message.or_else(|| termination_message::reported(pod, &container.id)) {
                 inputs.messages.insert(container.id.clone(), message);
             }
         }

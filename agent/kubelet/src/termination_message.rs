@@ -4,6 +4,8 @@ use std::fs;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
+use k8s_openapi::api::core::v1::Pod;
+
 use crate::runtime_pod::{ContainerState, ObservedContainer};
 
 /// Upstream's `MaxContainerTerminationMessageLength` and the limits of the fallback to logs.
@@ -22,6 +24,26 @@ pub fn read(container: &ObservedContainer) -> Option<String> {
         (container.message_from_logs && container.exit_code != 0)
             .then(|| log_tail(Path::new(&container.log_path)))?
     })
+}
+
+/// The message that the pod's status already gives for this container.
+pub fn reported(pod: &Pod, id: &str) -> Option<String> {
+    let status = pod.status.as_ref()?;
+    let lists = [
+        &status.init_container_statuses,
+        &status.container_statuses,
+        &status.ephemeral_container_statuses,
+    ];
+    let states = lists
+        .into_iter()
+        .flatten()
+        .flatten()
+        .flat_map(|container| [&container.state, &container.last_state]);
+    let terminated = states.flatten().filter_map(|state| state.terminated.as_ref());
+    let of_container = |given: &str| given.split_once("://").is_some_and(|(_, given)| given == id);
+    terminated
+        .filter(|run| run.container_id.as_deref().is_some_and(of_container))
+        .find_map(|run| run.message.clone())
 }
 
 fn file(path: &Path) -> Option<String> {
@@ -90,5 +112,15 @@ mod tests {
         fs::write(&message, "").unwrap();
         container.exit_code = 0;
         assert_eq!(read(&container), None);
+    }
+    #[test]
+    fn a_reported_message_outlives_its_file() {
+        let pod: Pod = serde_json::from_value(serde_json::json!({"status": {"containerStatuses": [{
+            "name": "c", "image": "i", "imageID": "", "ready": false, "restartCount": 0,
+            "state": {"terminated": {"exitCode": 0, "containerID": "ironlet://abc", "message": "bye"}},
+        }]}}))
+        .unwrap();
+        assert_eq!(reported(&pod, "abc").as_deref(), Some("bye"));
+        assert_eq!(reported(&pod, "ab"), None);
     }
 }
