@@ -115,7 +115,7 @@ mod tests {
                 .iter()
                 .filter_map(|o| Some(&o.types.as_ref()?.kind))
                 .collect();
-            assert_eq!(kinds.len(), 5, "{kinds:?}");
+            assert_eq!(kinds.len(), 7, "{kinds:?}");
             let of = |kind: &str| objects.iter().find(|o| o.types.as_ref().unwrap().kind == kind);
             assert_eq!(of("Service").unwrap().data["spec"]["clusterIP"], want);
             let pod = &of("Deployment").unwrap().data["spec"]["template"]["spec"];

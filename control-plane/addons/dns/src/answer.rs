@@ -1,5 +1,6 @@
 //! The answer to one question, decided from the records alone.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use hickory_proto::rr::RecordType;
@@ -41,10 +42,14 @@ pub enum Answer {
     NoName,
 }
 
-pub fn answer(records: &Records, question: &Question) -> Answer {
+/// `hosts` come before all else.
+pub fn answer(records: &Records, hosts: &HashMap<String, Vec<Data>>, question: &Question) -> Answer {
     let mut aliases = Vec::new();
     let mut name = question.name.clone();
     for _ in 0..ALIASES {
+        if let Some(held) = hosts.get(&name) {
+            return found(records, &name, held, question.kind, aliases);
+        }
         if !inside(records, &name) {
             // A private address that is no Service's may be known to the upstreams.
             let ours = records.get(&name).filter(|_| aliases.is_empty());
@@ -193,7 +198,12 @@ mod tests {
             lines.sort();
             lines.join(", ")
         };
-        match answer(&records(), &question) {
+        let hosts = [
+            ("printer.lan", "10.0.0.5"),
+            ("pinned.a.svc.cluster.local", "10.0.0.6"),
+        ];
+        let hosts = hosts.map(|(name, ip)| (name.to_owned(), vec![Data::Address(ip.parse().unwrap())]));
+        match answer(&records(), &HashMap::from(hosts), &question) {
             Answer::Found { answers, additionals } if additionals.is_empty() => show(&answers),
             Answer::Found { answers, additionals } => format!("{} + {}", show(&answers), show(&additionals)),
             Answer::Continue { aliases, name } => format!("{} -> {name}", show(&aliases)),
@@ -256,6 +266,9 @@ mod tests {
             ("nobody.a.svc.cluster.local", A, "NoName"),
             ("mycluster.local", A, "Forward"),
             ("example.org", A, "Forward"),
+            ("printer.lan", A, "10.0.0.5"),
+            ("printer.lan", AAAA, "NoData"),
+            ("pinned.a.svc.cluster.local", A, "10.0.0.6"),
         ] {
             assert_eq!(ask(name, kind), want, "{name} {kind}");
         }

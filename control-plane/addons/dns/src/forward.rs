@@ -1,10 +1,11 @@
-//! All names that are not the cluster's: asked of the upstreams of resolv.conf, one after the other, and kept for a
-//! short while.
+//! All names that are not the cluster's: asked of the upstreams, one after the other from the one that answered last,
+//! and kept for a short while.
 
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
@@ -25,8 +26,10 @@ const UNDER_WAY: usize = 512;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ForwardError {
-    #[error("no upstream in resolv.conf")]
+    #[error("no upstream to ask")]
     NoUpstream,
+    #[error("upstream {0} leads back to this name server")]
+    Loop(SocketAddr),
     #[error("too many questions under way")]
     Busy,
     #[error("upstream {0}: no answer in time")]
@@ -51,6 +54,9 @@ pub struct Forwarder {
     upstreams: Vec<SocketAddr>,
     kept: Mutex<HashMap<Key, Kept>>,
     under_way: Semaphore,
+    /// Where to begin among the upstreams: a dead one costs every question its time-out.
+    first: AtomicUsize,
+    loops: RwLock<Vec<SocketAddr>>,
 }
 
 /// The `nameserver` lines of a resolv.conf.
@@ -73,25 +79,55 @@ impl Forwarder {
             upstreams,
             kept: Mutex::default(),
             under_way: Semaphore::new(UNDER_WAY),
+            first: AtomicUsize::new(0),
+            loops: RwLock::default(),
         }
     }
 
-    /// An upstream's answer, and whether it was kept from before.
-    pub async fn ask(&self, question: &Query, dnssec: bool) -> Result<(Message, bool), ForwardError> {
+    pub fn upstreams(&self) -> &[SocketAddr] {
+        &self.upstreams
+    }
+
+    /// Other servers are asked from now on, so nothing that was learnt from the old ones counts.
+    pub fn avoid(&self, loops: Vec<SocketAddr>) {
+        *self.loops.write().unwrap_or_else(PoisonError::into_inner) = loops;
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// An answer of `servers`, or else of the upstreams, and whether it was kept from before.
+    pub async fn ask(
+        &self,
+        question: &Query,
+        dnssec: bool,
+        servers: Option<&[SocketAddr]>,
+    ) -> Result<(Message, bool), ForwardError> {
         let key = (question.name.to_lowercase(), question.query_type, dnssec);
         if let Some(message) = self.recall(&key) {
             return Ok((message, true));
         }
         let _turn = self.under_way.try_acquire().map_err(|_| ForwardError::Busy)?;
         let mut last = ForwardError::NoUpstream;
-        for upstream in &self.upstreams {
-            match exchange(*upstream, question, dnssec).await {
+        let servers = servers.unwrap_or(&self.upstreams);
+        let first = self.first.load(Ordering::Relaxed);
+        for index in (first..first + servers.len()).map(|index| index % servers.len()) {
+            let upstream = servers[index];
+            let loops = self
+                .loops
+                .read()
+                .unwrap_or_else(PoisonError::into_inner)
+                .contains(&upstream);
+            if loops {
+                last = ForwardError::Loop(upstream);
+                continue;
+            }
+            match exchange(upstream, question, dnssec).await {
                 Ok(message) => match message.metadata.response_code {
                     ResponseCode::NoError | ResponseCode::NXDomain => {
+                        self.first.store(index, Ordering::Relaxed);
                         self.keep(key, &message);
                         return Ok((message, false));
                     }
-                    code => last = ForwardError::Refused(*upstream, code),
+                    code => last = ForwardError::Refused(upstream, code),
                 },
                 Err(error) => last = error,
             }
@@ -151,7 +187,8 @@ fn lifetime(message: &Message) -> u32 {
     positive.or_else(negative).unwrap_or(0).min(KEPT)
 }
 
-async fn exchange(upstream: SocketAddr, question: &Query, dnssec: bool) -> Result<Message, ForwardError> {
+/// One question to one server, over TCP when the answer exceeds a datagram.
+pub async fn exchange(upstream: SocketAddr, question: &Query, dnssec: bool) -> Result<Message, ForwardError> {
     let mut request = Message::new(rand::random(), MessageType::Query, OpCode::Query);
     request.metadata.recursion_desired = true;
     request.add_query(question.clone());

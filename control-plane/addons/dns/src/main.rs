@@ -3,13 +3,15 @@
 
 mod answer;
 mod forward;
+mod loops;
 mod message;
 mod metrics;
+mod overrides;
 mod records;
 mod server;
 mod watch;
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -17,7 +19,6 @@ use anyhow::Context as _;
 use axum::{Router, http::StatusCode, routing::get};
 use clap::Parser;
 use server::Server;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -28,8 +29,8 @@ struct Flags {
     /// DNS domain of the cluster
     #[arg(long, value_name = "DOMAIN", default_value = "cluster.local")]
     cluster_domain: String,
-    /// Address to listen on
-    #[arg(long, value_name = "IP", default_value_t = Ipv4Addr::UNSPECIFIED.into())]
+    /// Address to listen on [default: all addresses of both families]
+    #[arg(long, value_name = "IP", default_value_t = Ipv6Addr::UNSPECIFIED.into(), hide_default_value = true)]
     bind_address: IpAddr,
     /// Port for questions, UDP and TCP
     #[arg(long, value_name = "PORT", default_value_t = 53)]
@@ -43,6 +44,9 @@ struct Flags {
     /// Port of /metrics
     #[arg(long, value_name = "PORT", default_value_t = 9153)]
     metrics_port: u16,
+    /// Namespace of the ConfigMap `cluster-dns`: hosts, stubDomains, upstreamNameservers
+    #[arg(long, value_name = "NAME", default_value = "kube-system")]
+    config_namespace: String,
     /// File that names the upstreams
     #[arg(long, value_name = "FILE", default_value = "/etc/resolv.conf")]
     resolv_conf: PathBuf,
@@ -84,7 +88,7 @@ async fn serve(flags: Flags) -> anyhow::Result<()> {
 
     let address = |port| SocketAddr::new(flags.bind_address, port);
     let listener = async |name: &str, port| {
-        TcpListener::bind(address(port))
+        server::listen(address(port))
             .await
             .with_context(|| format!("--{name} {port}"))
     };
@@ -122,7 +126,8 @@ async fn serve(flags: Flags) -> anyhow::Result<()> {
     let ready = axum::serve(listener("ready-port", flags.ready_port).await?, ready);
     let metrics = axum::serve(listener("metrics-port", flags.metrics_port).await?, metrics);
     tokio::select! {
-        ended = watch::run(client, flags.cluster_domain, server.clone()) => ended,
+        ended = watch::run(client.clone(), flags.cluster_domain, server.clone()) => ended,
+        ended = watch::overrides(client, flags.config_namespace, server.clone()) => ended,
         () = server::datagrams(server.clone(), socket) => anyhow::bail!("datagrams ended"),
         () = server::streams(server, streams) => anyhow::bail!("streams ended"),
         ended = async { health.await } => ended.context("--health-port"),

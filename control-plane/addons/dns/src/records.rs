@@ -194,7 +194,7 @@ fn dashed(address: IpAddr) -> String {
 }
 
 /// `1.0.96.10.in-addr.arpa`, or nibbles under `ip6.arpa`.
-fn reverse(address: IpAddr) -> String {
+pub fn reverse(address: IpAddr) -> String {
     match address {
         IpAddr::V4(address) => {
             let [a, b, c, d] = address.octets();

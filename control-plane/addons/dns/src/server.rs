@@ -1,7 +1,7 @@
 //! Port 53: datagrams and streams in, one reply for each question out.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -15,8 +15,10 @@ use tokio::time::timeout;
 
 use crate::answer::{Answer, Question, answer};
 use crate::forward::Forwarder;
+use crate::loops::Probes;
 use crate::message::{authoritative, datagram, key, name, reply};
 use crate::metrics::Metrics;
+use crate::overrides::Overrides;
 use crate::records::Records;
 
 const IDLE: Duration = Duration::from_secs(10);
@@ -29,6 +31,8 @@ pub struct Server {
     pub records: RwLock<Option<Arc<Records>>>,
     pub forwarder: Forwarder,
     pub metrics: Metrics,
+    pub probes: Probes,
+    overrides: RwLock<Arc<Overrides>>,
     turn: AtomicUsize,
 }
 
@@ -38,6 +42,8 @@ impl Server {
             records: RwLock::default(),
             forwarder,
             metrics: Metrics::default(),
+            probes: Probes::default(),
+            overrides: RwLock::default(),
             turn: AtomicUsize::new(0),
         }
     }
@@ -51,6 +57,14 @@ impl Server {
 
     pub fn set_records(&self, records: Records) {
         *self.records.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(records));
+    }
+
+    pub fn overrides(&self) -> Arc<Overrides> {
+        Arc::clone(&self.overrides.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub fn set_overrides(&self, overrides: Overrides) {
+        *self.overrides.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(overrides);
     }
 
     async fn handle(&self, request: &Message) -> Message {
@@ -80,7 +94,11 @@ impl Server {
             name: key(&question.name),
             kind: question.query_type,
         };
-        let answer = answer(&records, &asked);
+        if self.probes.returned(&asked.name) {
+            return refuse(ResponseCode::Refused);
+        }
+        let overrides = self.overrides();
+        let answer = answer(&records, &overrides.hosts, &asked);
         let dnssec = request.edns.as_ref().is_some_and(|edns| edns.flags().dnssec_ok);
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         let ours = authoritative(request, question, &records.domain, &answer, turn);
@@ -97,7 +115,8 @@ impl Server {
         };
         let mut further = question.clone();
         further.name = next;
-        match self.forwarder.ask(&further, dnssec).await {
+        let servers = overrides.servers_of(&key(&further.name));
+        match self.forwarder.ask(&further, dnssec, servers).await {
             Ok((theirs, kept)) => {
                 self.metrics.forwarded(kept);
                 message.metadata.authoritative = false;
@@ -205,11 +224,20 @@ async fn stream_of(server: &Server, mut stream: TcpStream) -> io::Result<()> {
     }
 }
 
-/// One port for both transports.
+/// One port for both transports; on a machine without IPv6, all its addresses are those of IPv4.
 pub async fn bind(address: SocketAddr) -> io::Result<(UdpSocket, TcpListener)> {
-    let listener = TcpListener::bind(address).await?;
+    let listener = listen(address).await?;
     let socket = UdpSocket::bind(listener.local_addr()?).await?;
     Ok((socket, listener))
+}
+
+pub async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    match TcpListener::bind(address).await {
+        Err(error) if address.ip() == Ipv6Addr::UNSPECIFIED && error.kind() != io::ErrorKind::AddrInUse => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
+        }
+        listener => listener,
+    }
 }
 
 #[cfg(test)]
@@ -345,6 +373,57 @@ mod tests {
         assert!(
             text.contains("cluster_dns_forwarded_total{cached=\"true\"} 1"),
             "{text}"
+        );
+    }
+
+    #[tokio::test]
+    async fn stub_domains_go_to_their_own_servers_and_hosts_to_nobody() {
+        let stub = Server::new(Forwarder::new(Vec::new()));
+        stub.set_records(records());
+        let stub = serve(stub).await;
+        let server = Server::new(Forwarder::new(Vec::new()));
+        server.set_records(Records::build("other.domain", [], [], []));
+        let data = [
+            (
+                "stubDomains".to_owned(),
+                format!(r#"{{"cluster.local": ["{stub}"]}}"#),
+            ),
+            ("hosts".to_owned(), "10.0.0.5 printer.lan".to_owned()),
+        ];
+        server.set_overrides(Overrides::parse(&data.into()).unwrap());
+        let to = serve(server).await;
+        for (text, code, answers) in [
+            ("db.a.svc.cluster.local", ResponseCode::NoError, ENDPOINTS),
+            ("printer.lan", ResponseCode::NoError, 1),
+            ("example.org", ResponseCode::ServFail, 0),
+        ] {
+            let reply = by_stream(to, &question(text, None)).await;
+            assert_eq!(
+                (reply.metadata.response_code, reply.answers.len()),
+                (code, answers),
+                "{text}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn an_upstream_that_leads_back_is_found() {
+        let (socket, listener) = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let own = listener.local_addr().unwrap();
+        // A replica in between forwards to us.
+        let between = Server::new(Forwarder::new(vec![own]));
+        between.set_records(records());
+        let between = serve(between).await;
+        let honest = Server::new(Forwarder::new(Vec::new()));
+        honest.set_records(records());
+        let honest = serve(honest).await;
+        let server = Arc::new(Server::new(Forwarder::new(vec![between, honest])));
+        server.set_records(records());
+        tokio::spawn(datagrams(server.clone(), socket));
+        tokio::spawn(streams(server.clone(), listener));
+        assert_eq!(
+            crate::loops::find(&server, vec![between, honest]).await,
+            [between]
         );
     }
 }
