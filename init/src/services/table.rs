@@ -171,7 +171,7 @@ fn agent(config: &NodeConfig, name: &str, ip: IpAddr, server: Option<&str>, afte
         .each("bootstrap-ca-hash", &config.ca_hash)
         .each("node-labels", comma_separated(labels))
         .each("node-taints", comma_separated(&config.node_taints))
-        .flag("cluster-dns", "10.96.0.10")
+        .flag("cluster-dns", cluster_dns(&config.service_cidr))
         .flag(
             "cluster-domain",
             config.cluster_domain.as_deref().unwrap_or(CLUSTER_DOMAIN),
@@ -265,6 +265,15 @@ fn etcd(name: &str, data: &str) -> Service {
     service
 }
 
+/// The name server's place is the tenth address of the first Service network: the control plane counts alike.
+fn cluster_dns(service_cidrs: &[Cidr]) -> IpAddr {
+    match service_cidrs.first().map(|cidr| cidr.address) {
+        None => IpAddr::from([10, 96, 0, 10]),
+        Some(IpAddr::V4(network)) => IpAddr::from((network.to_bits() + 10).to_be_bytes()),
+        Some(IpAddr::V6(network)) => IpAddr::from((network.to_bits() + 10).to_be_bytes()),
+    }
+}
+
 fn cidrs(given: &[Cidr], default: &str) -> String {
     comma_separated(given).unwrap_or_else(|| default.to_owned())
 }
@@ -276,6 +285,18 @@ fn comma_separated<T: Display>(values: impl IntoIterator<Item = T>) -> Option<St
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn the_name_server_is_in_the_service_network() {
+        for (cidr, want) in [
+            ("10.96.0.0/12", "10.96.0.10"),
+            ("172.20.7.0/24", "172.20.7.10"),
+            ("fd00:96::/112", "fd00:96::a"),
+        ] {
+            assert_eq!(super::cluster_dns(&[cidr.parse().unwrap()]).to_string(), want);
+        }
+        assert_eq!(super::cluster_dns(&[]).to_string(), "10.96.0.10");
+    }
+
     use super::*;
 
     fn config(cmdline: &str) -> NodeConfig {
