@@ -67,12 +67,21 @@ pub struct Agent {
     /// Port of kube-proxy's /healthz
     #[arg(long, default_value_t = kube_proxy::HEALTH_PORT)]
     pub proxy_healthz_port: u16,
+    /// Port of kube-proxy's /metrics, on loopback
+    #[arg(long, default_value_t = kube_proxy::METRICS_PORT)]
+    pub proxy_metrics_port: u16,
+    /// Networks whose addresses of this node are open at node ports [default: all]
+    #[arg(long, value_name = "CIDR,…", value_delimiter = ',')]
+    pub nodeport_addresses: Vec<IpNet>,
     /// Where container logs are written
     #[arg(long, value_name = "DIR", default_value = "/var/log/pods")]
     pub pod_logs_dir: PathBuf,
     /// Where init tells what is wrong with the kernel parameters, one error a line
     #[arg(long, value_name = "FILE", default_value = "/run/ironlet/parameter-errors")]
     pub parameter_errors: PathBuf,
+    /// KubeletConfiguration (kubelet.config.k8s.io/v1beta1) that overrides defaults
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// The cgroup v2 mount
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/cgroup")]
     pub cgroup_root: PathBuf,

@@ -51,6 +51,10 @@ pub async fn run(args: Agent) -> anyhow::Result<()> {
         store: store_in_kubeconfig(args.kubeconfig.clone(), kubeconfig.clone()),
     };
     let (renew_serving, serving) = serving_certificate(&args, &client, &node_name, node_ip)?;
+    let settings = match &args.config {
+        Some(path) => kubelet::Settings::read(path)?,
+        None => kubelet::Settings::default(),
+    };
     let config = kubelet::Config {
         node_name: node_name.clone(),
         node_ip,
@@ -67,11 +71,14 @@ pub async fn run(args: Agent) -> anyhow::Result<()> {
         cgroup_root: args.cgroup_root,
         client_ca_pem: kubeconfig.ca_pem,
         serving_certificate: serving,
+        settings,
     };
     let proxy = kube_proxy::Config {
         node_name: node_name.clone(),
         cluster_cidrs: args.cluster_cidr.clone(),
+        node_port_addresses: args.nodeport_addresses,
         health_port: args.proxy_healthz_port,
+        metrics_port: args.proxy_metrics_port,
     };
     let routes = network::RoutesConfig {
         node_name,

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, ResourceRequirements};
 use tracing::{info, warn};
 
 use crate::context::uid;
@@ -11,6 +11,13 @@ use crate::resources::{CPU_PERIOD, QosClass, qos_class, quota, shares, weight};
 
 const ROOT: &str = "kubepods";
 const CONTROLLERS: [&str; 4] = ["cpu", "memory", "pids", "cpuset"];
+
+/// When a limit of the pod is set beside those of its containers: before they grow, or after they have shrunk.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    Grow,
+    Shrink,
+}
 
 /// Works on a cgroup v2 mount; a root without controllers gives pods no cgroups, said once.
 pub struct Cgroups {
@@ -45,13 +52,22 @@ impl Cgroups {
         let dir = root.join(relative(pod));
         fs::create_dir_all(&dir)?;
         enable_controllers(&dir);
-        for (file, value) in limits(pod) {
-            // A controller that the machine lacks has no such file.
-            if dir.join(file).exists() {
-                fs::write(dir.join(file), value)?;
-            }
-        }
-        Ok(())
+        set(&dir, limits(pod).into_iter())
+    }
+
+    /// Sets what has grown, or everything.
+    pub fn resize(&self, pod: &Pod, step: Step) -> std::io::Result<()> {
+        let Some(root) = &self.root else { return Ok(()) };
+        let dir = root.join(relative(pod));
+        let grows = |file: &str, value: &str| {
+            let present = fs::read_to_string(dir.join(file)).unwrap_or_default();
+            amount(value) > amount(&present)
+        };
+        let limits = limits(pod).into_iter();
+        set(
+            &dir,
+            limits.filter(|(file, value)| step == Step::Shrink || grows(file, value)),
+        )
     }
 
     /// How many processes and threads the pod has.
@@ -118,33 +134,60 @@ fn relative(pod: &Pod) -> String {
     }
 }
 
-/// Interface files and values; a limit exists only when every container has one.
+fn set(dir: &Path, limits: impl Iterator<Item = (&'static str, String)>) -> std::io::Result<()> {
+    for (file, value) in limits {
+        // A controller that the machine lacks has no such file.
+        if dir.join(file).exists() {
+            fs::write(dir.join(file), value)?;
+        }
+    }
+    Ok(())
+}
+
+/// The first number of an interface file; `max` is more than any.
+fn amount(value: &str) -> u64 {
+    let first = value.split_whitespace().next().unwrap_or_default();
+    if first == "max" {
+        u64::MAX
+    } else {
+        first.parse().unwrap_or(0)
+    }
+}
+
+/// Interface files and values; a limit exists only when every container has one, or the pod its own.
 fn limits(pod: &Pod) -> Vec<(&'static str, String)> {
     let requests = api::resources::pod_requests(pod);
     let limits = api::resources::pod_limits(pod);
-    let limited = |name: &str| {
-        pod.spec
-            .iter()
-            .flat_map(|spec| &spec.containers)
-            .all(|container| {
-                let limits = container
-                    .resources
-                    .as_ref()
-                    .and_then(|resources| resources.limits.as_ref());
-                limits.is_some_and(|limits| limits.contains_key(name))
-            })
+    let has = |resources: Option<&ResourceRequirements>, name: &str| {
+        resources
+            .and_then(|resources| resources.limits.as_ref())
+            .is_some_and(|limits| limits.contains_key(name))
     };
-    let cpu_shares = requests
+    let limited = |name: &str| {
+        let Some(spec) = &pod.spec else { return false };
+        let mut all = spec
+            .containers
+            .iter()
+            .chain(spec.init_containers.iter().flatten());
+        has(spec.resources.as_ref(), name) || all.all(|container| has(container.resources.as_ref(), name))
+    };
+    let limit = |name: &str| {
+        limits
+            .get(name)
+            .filter(|amount| !amount.is_zero() && limited(name))
+    };
+    let request = requests
         .get("cpu")
-        .map_or(shares(0), |quantity| shares(quantity.milli_value()));
-    let mut files = vec![("cpu.weight", weight(cpu_shares).to_string())];
-    if let Some(cpu) = limits.get("cpu").filter(|_| limited("cpu")) {
-        files.push(("cpu.max", format!("{} {CPU_PERIOD}", quota(cpu.milli_value()))));
-    }
-    if let Some(memory) = limits.get("memory").filter(|_| limited("memory")) {
-        files.push(("memory.max", memory.value().to_string()));
-    }
-    files
+        .filter(|request| !request.is_zero())
+        .or_else(|| limit("cpu"));
+    let cpu_shares = request.map_or(shares(0), |quantity| shares(quantity.milli_value()));
+    let cpu = limit("cpu").map_or("max".to_owned(), |cpu| quota(cpu.milli_value()).to_string());
+    let memory = limit("memory").map_or("max".to_owned(), |memory| memory.value().to_string());
+    vec![
+        ("cpu.weight", weight(cpu_shares).to_string()),
+        ("cpu.max", format!("{cpu} {CPU_PERIOD}")),
+        ("memory.max", memory),
+    ]
 }
 
 fn remove_tree(dir: &Path) -> std::io::Result<()> {
@@ -160,7 +203,7 @@ fn remove_tree(dir: &Path) -> std::io::Result<()> {
 mod tests {
     use super::*;
     use crate::volumes::testing::TempDir;
-    use k8s_openapi::api::core::v1::{Container, PodSpec, ResourceRequirements};
+    use k8s_openapi::api::core::v1::{Container, PodSpec};
     use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
     fn pod(limits: &[(&str, &str)]) -> Pod {

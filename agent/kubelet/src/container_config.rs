@@ -16,7 +16,7 @@ use crate::field_path::{Addresses, pod_field};
 use crate::resources::{container_resources, resource_field};
 use crate::runtime;
 use crate::security_context::{ImageUser, container_security};
-use crate::volumes::{VolumeError, mount_source};
+use crate::volumes::{VolumeError, sub_path};
 
 /// What is settled before a container can be described.
 pub struct Prepared<'a> {
@@ -25,6 +25,9 @@ pub struct Prepared<'a> {
     pub image_user: ImageUser,
     pub env: Vec<(String, String)>,
     pub volumes: &'a HashMap<String, PathBuf>,
+    /// Images to mount, by volume name.
+    pub images: HashMap<String, ImageSpec>,
+    pub pod_dir: &'a Path,
     /// Host file mounted as `/etc/hosts`.
     pub hosts_file: &'a Path,
     /// Host file mounted at the termination message path.
@@ -77,7 +80,12 @@ pub fn container_config(
             prepared.attempt.to_string(),
         ),
     ]);
-    let mut security = container_security(&spec, container, &prepared.image_user);
+    let mut security = container_security(
+        &spec,
+        container,
+        &prepared.image_user,
+        context.config.settings.seccomp_default,
+    );
     if let Some((target, namespaces)) = prepared
         .target_id
         .as_ref()
@@ -139,23 +147,23 @@ fn mounts(
     message_path: &str,
 ) -> Result<Vec<Mount>, VolumeError> {
     let mut mounts = Vec::new();
-    for mount in container.volume_mounts.iter().flatten() {
+    for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
         let fail = |message: String| VolumeError::SubPath {
             container: container.name.clone(),
             mount: mount.name.clone(),
             message,
         };
-        let volume = prepared.volumes.get(&mount.name);
-        let volume = volume.ok_or_else(|| fail(format!("volume \"{}\" not found", mount.name)))?;
         let lookup = |name: &str| {
-            prepared
-                .env
-                .iter()
-                .find(|(key, _)| key == name)
-                .map(|(_, value)| value.clone())
+            let found = prepared.env.iter().find(|(key, _)| key == name);
+            found.map(|(_, value)| value.clone())
         };
-        let sub_path = match &mount.sub_path_expr {
-            Some(expression) => env::expand(expression, &lookup),
+        let sub_path = match mount
+            .sub_path_expr
+            .as_deref()
+            .filter(|expression| !expression.is_empty())
+        {
+            Some(expression) => env::expand_known(expression, &lookup)
+                .map_err(|missing| fail(format!("missing value for {missing:?}")))?,
             None => mount.sub_path.clone().unwrap_or_default(),
         };
         let propagation = match mount.mount_propagation.as_deref() {
@@ -167,12 +175,28 @@ fn mounts(
             absolute if absolute.starts_with('/') => absolute.to_owned(),
             relative => format!("/{relative}"),
         };
+        if let Some(image) = prepared.images.get(&mount.name) {
+            mounts.push(Mount {
+                container_path,
+                readonly: true,
+                image: Some(image.clone()),
+                image_sub_path: sub_path,
+                ..Default::default()
+            });
+            continue;
+        }
+        let volume = prepared.volumes.get(&mount.name);
+        let volume = volume.ok_or_else(|| fail(format!("volume \"{}\" not found", mount.name)))?;
+        let host_path = if sub_path.is_empty() {
+            volume.clone()
+        } else {
+            let place = prepared.pod_dir.join("volume-subpaths").join(&mount.name);
+            let place = place.join(&container.name).join(index.to_string());
+            sub_path::bind(volume, &sub_path, &place).map_err(fail)?
+        };
         mounts.push(Mount {
             container_path,
-            host_path: mount_source(volume, &sub_path)
-                .map_err(fail)?
-                .display()
-                .to_string(),
+            host_path: host_path.display().to_string(),
             readonly: mount.read_only == Some(true) || is_read_only(pod, &mount.name),
             propagation: propagation as i32,
             recursive_read_only: matches!(

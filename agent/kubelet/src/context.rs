@@ -9,6 +9,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::runtime::reflector::Store;
 
 use crate::Config;
+use crate::allocation::Allocations;
 use crate::cgroups::Cgroups;
 use crate::events::EventRecorder;
 use crate::eviction::Pressures;
@@ -32,6 +33,7 @@ pub struct Context {
     pub cgroups: Cgroups,
     pub pressures: Pressures,
     pub image_history: ImageHistory,
+    pub allocations: Allocations,
     pub allocatable: BTreeMap<String, Quantity>,
     pub memory_capacity: i64,
     /// The node's resolver settings, which `dnsPolicy: Default` hands on.
@@ -49,6 +51,19 @@ impl Context {
             .pod_logs_dir
             .join(format!("{}_{}_{}", namespace(pod), name(pod), uid(pod)))
     }
+}
+
+/// The annotation that says where a pod comes from when it is not the API server.
+pub const CONFIG_SOURCE: &str = "kubernetes.io/config.source";
+
+/// A pod of a file on this node.
+pub fn is_static(pod: &Pod) -> bool {
+    let source = pod
+        .metadata
+        .annotations
+        .as_ref()
+        .and_then(|all| all.get(CONFIG_SOURCE));
+    source.is_some_and(|source| source != "api")
 }
 
 pub fn uid(pod: &Pod) -> &str {

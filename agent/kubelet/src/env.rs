@@ -34,6 +34,21 @@ pub fn expand(input: &str, lookup: &dyn Fn(&str) -> Option<String>) -> String {
     output
 }
 
+/// Like [`expand`], but a reference nobody knows is an error, named by the whole input.
+pub fn expand_known(input: &str, lookup: &dyn Fn(&str) -> Option<String>) -> Result<String, String> {
+    let missing = std::cell::Cell::new(false);
+    let expanded = expand(input, &|name| {
+        let found = lookup(name);
+        missing.set(missing.get() || found.is_none());
+        found
+    });
+    if missing.get() {
+        Err(input.to_owned())
+    } else {
+        Ok(expanded)
+    }
+}
+
 /// The variables that announce Services (`NAME_SERVICE_HOST`, …) to pods of `namespace`: its own Services when
 /// links are wanted, and always the API server's.
 pub fn service_variables<'a>(

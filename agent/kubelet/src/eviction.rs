@@ -23,7 +23,7 @@ use crate::runtime::{CONTAINER_NAME, RuntimeError, identity};
 use crate::{garbage_collection, image_collection};
 
 use ranking::{Candidate, Consumer};
-pub use signals::{Pressures, Reading, Signal};
+pub use signals::{Pressures, Reading, Signal, threshold};
 
 const PERIOD: Duration = Duration::from_secs(10);
 /// Pods from this priority on keep the cluster itself running and stay.

@@ -3,6 +3,8 @@
 //! Loops (`node`, `pod_manager`, `pod_worker`, `server`) observe and act; the decisions they carry out
 //! (`pod_actions`, `pod_status`, `back_off`, `env`, `probes::state`, …) are pure and have their tests beside them.
 
+mod admission;
+mod allocation;
 mod back_off;
 mod cgroups;
 mod container_config;
@@ -28,12 +30,14 @@ mod pod_manager;
 mod pod_status;
 mod pod_worker;
 mod probes;
+mod resize;
 mod resources;
 mod runtime;
 mod runtime_pod;
 mod sandbox_config;
 mod security_context;
 mod server;
+mod settings;
 mod start_up;
 mod status_writer;
 mod termination_message;
@@ -47,6 +51,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::Taint;
 use rustls::server::ResolvesServerCert;
 
+pub use settings::{Settings, SettingsError};
 pub use start_up::{Error, run};
 
 /// The Kubernetes version whose behaviour this kubelet has; reported as `nodeInfo.kubeletVersion`.
@@ -79,4 +84,5 @@ pub struct Config {
     pub client_ca_pem: String,
     /// Certificate of the kubelet's API; a resolver, because it is replaced while serving.
     pub serving_certificate: Arc<dyn ResolvesServerCert>,
+    pub settings: Settings,
 }

@@ -15,12 +15,14 @@ pub enum ProbeFailure {
     Startup,
 }
 
-/// Verdicts of the probes about running containers, by container id.
+/// Verdicts about running containers, by container id.
 #[derive(Clone, Debug, Default)]
-pub struct ProbeVerdicts {
+pub struct Verdicts {
     pub failures: HashMap<String, ProbeFailure>,
     /// Containers with a startup probe that has succeeded.
     pub started: std::collections::HashSet<String>,
+    /// Containers whose new size needs a new run.
+    pub resized: std::collections::HashSet<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,7 +102,7 @@ pub fn should_restart(container: &Container, pod: &Pod, observed: &RuntimePod) -
     }
 }
 
-pub fn compute_pod_actions(pod: &Pod, observed: &RuntimePod, verdicts: &ProbeVerdicts) -> PodActions {
+pub fn compute_pod_actions(pod: &Pod, observed: &RuntimePod, verdicts: &Verdicts) -> PodActions {
     let Some(spec) = &pod.spec else {
         return PodActions::default();
     };
@@ -168,7 +170,7 @@ fn plan_new_sandbox(spec: &PodSpec, observed: &RuntimePod, attempt: u32, actions
 fn plan_init_containers(
     spec: &PodSpec,
     observed: &RuntimePod,
-    verdicts: &ProbeVerdicts,
+    verdicts: &Verdicts,
     actions: &mut PodActions,
 ) -> bool {
     let containers = spec.init_containers.as_deref().unwrap_or_default();
@@ -214,6 +216,9 @@ fn plan_init_containers(
                         .kill
                         .push(probe_kill(status, *probe, "Init container", true));
                     actions.start_init.push(index);
+                } else if verdicts.resized.contains(&status.id) {
+                    actions.kill.push(resize_kill(status));
+                    actions.start_init.push(index);
                 } else if leads
                     && (container.startup_probe.is_none() || verdicts.started.contains(&status.id))
                 {
@@ -254,7 +259,7 @@ fn plan_containers(
     pod: &Pod,
     spec: &PodSpec,
     observed: &RuntimePod,
-    verdicts: &ProbeVerdicts,
+    verdicts: &Verdicts,
     actions: &mut PodActions,
 ) {
     let mut kept = 0;
@@ -288,6 +293,9 @@ fn plan_containers(
                 probe: None,
             });
             actions.start.push(index);
+        } else if verdicts.resized.contains(&status.id) {
+            actions.kill.push(resize_kill(status));
+            actions.start.push(index);
         } else if let Some(probe) = verdicts.failures.get(&status.id) {
             // A container killed for its probe ends with a failure.
             let restart = restarts_after(container, spec, 137);
@@ -306,6 +314,15 @@ fn plan_containers(
         actions.kill.clear();
         // Sidecars must not keep a pod alive whose work is done.
         actions.start_init.clear();
+    }
+}
+
+fn resize_kill(status: &ObservedContainer) -> ContainerToKill {
+    ContainerToKill {
+        id: status.id.clone(),
+        name: status.name.clone(),
+        message: format!("Container {} resize requires restart", status.name),
+        probe: None,
     }
 }
 
@@ -381,7 +398,7 @@ mod tests {
     }
 
     /// Renders actions compactly so that tables can be read.
-    fn plan(pod: &Pod, observed: &RuntimePod, verdicts: &ProbeVerdicts) -> String {
+    fn plan(pod: &Pod, observed: &RuntimePod, verdicts: &Verdicts) -> String {
         let actions = compute_pod_actions(pod, observed, verdicts);
         let mut words = Vec::new();
         if actions.kill_pod {
@@ -408,7 +425,7 @@ mod tests {
         let mut addressless = observed(&[("a", Running, 0)]);
         addressless.sandboxes[0].ips.clear();
         let plain = |policy| pod(policy, vec![], vec![container("a")]);
-        let verdicts = ProbeVerdicts::default();
+        let verdicts = Verdicts::default();
         for (pod, observed, expected) in [
             (plain("Always"), &none, "kill-pod sandbox:0 start:0"),
             (
@@ -439,7 +456,7 @@ mod tests {
             (vec![("a", Running, 0), ("debugger", Running, 0)], ""),
             (vec![("a", Running, 0), ("debugger", Exited, 1)], ""),
         ] {
-            let found = plan(&pod, &observed(&states), &ProbeVerdicts::default());
+            let found = plan(&pod, &observed(&states), &Verdicts::default());
             assert_eq!(found, expected, "{states:?}");
         }
     }
@@ -447,7 +464,7 @@ mod tests {
     #[test]
     fn container_decisions() {
         let two = |policy| pod(policy, vec![], vec![container("a"), container("b")]);
-        let verdicts = ProbeVerdicts::default();
+        let verdicts = Verdicts::default();
         for (policy, states, expected) in [
             ("Always", vec![("a", Running, 0), ("b", Running, 0)], ""),
             ("Always", vec![("a", Running, 0)], "start:1"),
@@ -470,15 +487,12 @@ mod tests {
         let mut changed = pod("Never", vec![], vec![container("a")]);
         changed.spec.as_mut().unwrap().containers[0].image = Some("new".into());
         let states = observed(&[("a", Running, 0)]);
-        assert_eq!(
-            plan(&changed, &states, &ProbeVerdicts::default()),
-            "kill:a start:0"
-        );
+        assert_eq!(plan(&changed, &states, &Verdicts::default()), "kill:a start:0");
     }
 
     #[test]
     fn failed_probes_kill() {
-        let verdicts = ProbeVerdicts {
+        let verdicts = Verdicts {
             failures: [("a-id".to_owned(), ProbeFailure::Liveness)].into(),
             ..Default::default()
         };
@@ -501,7 +515,7 @@ mod tests {
 
     #[test]
     fn init_containers_run_in_order() {
-        let verdicts = ProbeVerdicts::default();
+        let verdicts = Verdicts::default();
         let make = |policy| pod(policy, vec![container("i"), container("j")], vec![container("a")]);
         for (policy, states, expected) in [
             ("Always", vec![], "init:0"),
@@ -526,7 +540,7 @@ mod tests {
 
     #[test]
     fn sidecars_keep_running_beside_the_rest() {
-        let verdicts = ProbeVerdicts::default();
+        let verdicts = Verdicts::default();
         let make = |policy| pod(policy, vec![sidecar("s"), container("i")], vec![container("a")]);
         for (policy, states, expected) in [
             ("Always", vec![("s", Running, 0)], "init:1"),
@@ -557,8 +571,8 @@ mod tests {
         probed.startup_probe = Some(Default::default());
         let pod = pod("Always", vec![probed], vec![container("a")]);
         let states = observed(&[("s", Running, 0)]);
-        assert_eq!(plan(&pod, &states, &ProbeVerdicts::default()), "");
-        let started = ProbeVerdicts {
+        assert_eq!(plan(&pod, &states, &Verdicts::default()), "");
+        let started = Verdicts {
             started: ["s-id".to_owned()].into(),
             ..Default::default()
         };
@@ -577,7 +591,7 @@ mod tests {
             }),
         }]);
         let pod = pod("Never", vec![], vec![ruled, container("b")]);
-        let verdicts = ProbeVerdicts::default();
+        let verdicts = Verdicts::default();
         assert_eq!(
             plan(
                 &pod,

@@ -7,8 +7,10 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use cri_api::v1::PodSandboxConfig;
-use k8s_openapi::api::core::v1::{Container, Pod};
+use cri_api::v1::{ImageSpec, PodSandboxConfig};
+use k8s_openapi::api::core::v1::{Container, ObjectReference, Pod};
+use k8s_openapi::api::node::v1::RuntimeClass;
+use kube::api::Api;
 use tracing::{info, warn};
 
 use crate::container_config::{self, Prepared};
@@ -45,13 +47,14 @@ pub fn find_container<'a>(pod: &'a Pod, name: &str) -> Option<(&'static str, Cow
 /// Creates the sandbox; errors have been told as events.
 pub async fn create_sandbox(context: &Context, pod: &Pod, attempt: u32) -> Result<String, String> {
     let log_dir = context.pod_log_dir(pod);
-    let result = match fs::create_dir_all(&log_dir) {
-        Ok(()) => context
+    let result = match (fs::create_dir_all(&log_dir), runtime_handler(context, pod).await) {
+        (Ok(()), Ok(handler)) => context
             .runtime
-            .run_sandbox(sandbox_config(context, pod, attempt))
+            .run_sandbox(sandbox_config(context, pod, attempt), handler)
             .await
             .map_err(|e| e.to_string()),
-        Err(error) => Err(format!("create {}: {error}", log_dir.display())),
+        (Err(error), _) => Err(format!("create {}: {error}", log_dir.display())),
+        (_, Err(error)) => Err(error),
     };
     match &result {
         Ok(sandbox) => {
@@ -65,6 +68,21 @@ pub async fn create_sandbox(context: &Context, pod: &Pod, attempt: u32) -> Resul
         }
     }
     result
+}
+
+/// What the pod's RuntimeClass calls its runtime.
+async fn runtime_handler(context: &Context, pod: &Pod) -> Result<String, String> {
+    let class = pod
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.runtime_class_name.as_deref());
+    let Some(class) = class.filter(|class| !class.is_empty()) else {
+        return Ok(String::new());
+    };
+    let classes: Api<RuntimeClass> = Api::all(context.client.clone());
+    let found = classes.get(class).await;
+    let found = found.map_err(|error| format!("failed to get sandbox runtime: {error}"))?;
+    Ok(found.handler)
 }
 
 pub struct ContainerStart<'a> {
@@ -98,6 +116,8 @@ pub async fn start_container(context: &Context, pod: &Pod, start: ContainerStart
         .await?;
     verify_non_root(pod, container, &image.user)
         .map_err(|message| fail("CreateContainerConfigError", message))?;
+    let images = image_volumes(context, pod, container, &about, &sandbox).await?;
+    let pod_dir = context.pod_dir(uid(pod));
     let env = container_config::environment(context, pod, container, &start.addresses).await;
     let env = env.map_err(|message| fail("CreateContainerConfigError", message))?;
     let files = write_files(context, pod, container, start.attempt, &start.addresses.pod);
@@ -108,6 +128,8 @@ pub async fn start_container(context: &Context, pod: &Pod, start: ContainerStart
         image_user: image.user,
         env,
         volumes: start.volumes,
+        images,
+        pod_dir: &pod_dir,
         hosts_file: &hosts_file,
         message_file: &message_file,
         target_id: start.target_id,
@@ -163,6 +185,43 @@ pub async fn start_container(context: &Context, pod: &Pod, start: ContainerStart
         });
     }
     Ok(())
+}
+
+/// The images that the container mounts, pulled as their volumes say.
+async fn image_volumes(
+    context: &Context,
+    pod: &Pod,
+    container: &Container,
+    about: &ObjectReference,
+    sandbox: &PodSandboxConfig,
+) -> Result<HashMap<String, ImageSpec>, Waiting> {
+    let mut images = HashMap::new();
+    for volume in pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()) {
+        let mut mounts = container.volume_mounts.iter().flatten();
+        let Some(source) = volume
+            .image
+            .as_ref()
+            .filter(|_| mounts.any(|mount| mount.name == volume.name))
+        else {
+            continue;
+        };
+        let wanted = Container {
+            image: source.reference.clone(),
+            image_pull_policy: source.pull_policy.clone(),
+            ..Default::default()
+        };
+        let present = context
+            .images
+            .ensure(context, pod, &wanted, about, sandbox.clone())
+            .await?;
+        let image = ImageSpec {
+            image: present.reference,
+            user_specified_image: source.reference.clone().unwrap_or_default(),
+            ..Default::default()
+        };
+        images.insert(volume.name.clone(), image);
+    }
+    Ok(images)
 }
 
 /// The hosts file of the pod and the termination message file of this run.

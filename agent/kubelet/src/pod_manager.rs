@@ -126,18 +126,28 @@ pub async fn follow_api(context: Arc<Context>, pods: Pods, synced: watch::Sender
     let config = watcher::Config::default().fields(&format!("spec.nodeName={}", context.config.node_name));
     let mut events = watcher::watcher(api, config).boxed();
     let mut listed: BTreeSet<String> = BTreeSet::new();
+    let mut found: Vec<Pod> = Vec::new();
     let mut back_off = Duration::from_millis(500);
     loop {
         match events.try_next().await {
             Ok(Some(event)) => {
                 back_off = Duration::from_millis(500);
                 match event {
-                    watcher::Event::Init => listed.clear(),
+                    watcher::Event::Init => {
+                        listed.clear();
+                        found.clear();
+                    }
                     watcher::Event::InitApply(pod) => {
                         listed.insert(uid(&pod).to_owned());
-                        pods.assign(&context, pod, false);
+                        found.push(pod);
                     }
                     watcher::Event::InitDone => {
+                        // Who came first is admitted first, and what pods had that are gone is free.
+                        context.allocations.retain(&listed);
+                        found.sort_by_key(|pod| pod.metadata.creation_timestamp.clone().map(|at| at.0));
+                        for pod in found.drain(..) {
+                            pods.assign(&context, pod, false);
+                        }
                         for gone in &pods.uids() - &listed {
                             pods.mark_removed(&gone);
                         }

@@ -4,6 +4,8 @@
 mod conditions;
 mod containers;
 
+pub use conditions::OWN as OWN_CONDITIONS;
+
 use std::collections::HashMap;
 use std::net::IpAddr;
 
@@ -11,6 +13,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, ContainerStatus, HostIP, Pod, PodIP, PodSpec, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use crate::allocation::{Allocation, POD};
 use crate::ephemeral;
 use crate::pod_actions::is_sidecar;
 use crate::runtime_pod::RuntimePod;
@@ -42,6 +45,19 @@ pub struct Inputs<'a> {
     pub terminal: bool,
     /// A refusal by the node (`Evicted`, …): reason and message of the pod itself.
     pub failed: Option<Waiting>,
+    pub resize: Resize,
+    /// What the node has promised, and put into effect.
+    pub allocation: Allocation,
+}
+
+/// How far a new size of the pod has come.
+#[derive(Clone, Debug, Default)]
+pub struct Resize {
+    /// Why it cannot be had (now), and for which generation.
+    pub pending: Option<(Waiting, Option<i64>)>,
+    pub under_way: bool,
+    /// Why it cannot be put into effect.
+    pub error: Option<String>,
 }
 
 pub fn pod_status(pod: &Pod, observed: &RuntimePod, inputs: &Inputs, now: Timestamp) -> PodStatus {
@@ -102,6 +118,14 @@ pub fn pod_status(pod: &Pod, observed: &RuntimePod, inputs: &Inputs, now: Timest
     if let Some(evicted) = inputs.failed.as_ref().filter(|failed| failed.reason == EVICTED) {
         conditions::add_disruption(&mut conditions, &evicted.message, generation, now);
     }
+    conditions::add_resize(
+        &mut conditions,
+        &inputs.resize,
+        old.conditions.as_deref().unwrap_or_default(),
+        generation,
+        inputs.allocation.generation,
+        now,
+    );
     let host_network = spec.host_network.unwrap_or(false);
     let pod_ips: Vec<IpAddr> = if host_network {
         if observed.sandbox().is_some() {
@@ -120,6 +144,8 @@ pub fn pod_status(pod: &Pod, observed: &RuntimePod, inputs: &Inputs, now: Timest
         [] => old.pod_ips,
         some => Some(some.iter().map(|ip| PodIP { ip: ip.to_string() }).collect()),
     };
+    let turned_away =
+        inputs.failed.is_some() && observed.sandboxes.is_empty() && old.container_statuses.is_none();
     PodStatus {
         phase: Some(phase),
         conditions: Some(conditions),
@@ -147,11 +173,19 @@ pub fn pod_status(pod: &Pod, observed: &RuntimePod, inputs: &Inputs, now: Timest
             .map(|ip| ip.ip.clone()),
         pod_ips,
         start_time: old.start_time.or(Some(Time(now))),
-        init_container_statuses: (!init.is_empty()).then_some(init_statuses),
-        container_statuses: Some(statuses),
+        init_container_statuses: (!init.is_empty() && !turned_away).then_some(init_statuses),
+        // A pod that was turned away has never had containers.
+        container_statuses: (!turned_away).then_some(statuses),
         ephemeral_container_statuses: (!debuggers.is_empty()).then_some(debugger_statuses),
         qos_class: old.qos_class,
         observed_generation: generation,
+        allocated_resources: inputs
+            .allocation
+            .allocated
+            .get(POD)
+            .and_then(|own| own.requests.clone())
+            .or(old.allocated_resources),
+        resources: inputs.allocation.actuated.get(POD).cloned().or(old.resources),
         ..PodStatus::default()
     }
 }

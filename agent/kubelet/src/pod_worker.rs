@@ -1,5 +1,8 @@
 //! One task a pod: compares specification and runtime, acts, reports, until the pod is gone.
 
+mod resize;
+mod termination;
+
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -7,22 +10,22 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod, PodStatus};
-use kube::api::{Api, DeleteParams, Preconditions};
 use tokio::sync::{Notify, watch};
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use crate::back_off::{BackOff, go_duration};
 use crate::context::{Context, format_pod, name, namespace, uid};
 use crate::events::{container_reference, pod_reference};
 use crate::field_path::Addresses;
 use crate::objects::REFRESH;
-use crate::pod_actions::{PodActions, compute_pod_actions};
+use crate::pod_actions::{PodActions, Verdicts, compute_pod_actions};
 use crate::pod_executor::{self, ContainerStart, Kill};
-use crate::pod_status::{EVICTED, Inputs, Waiting, pod_status};
+use crate::pod_status::{EVICTED, Inputs, OWN_CONDITIONS, Resize, Waiting, pod_status};
 use crate::probes::Target;
 use crate::runtime::RuntimeError;
 use crate::runtime_pod::{ContainerState, RuntimePod};
 use crate::{ephemeral, status_writer, termination_message, volumes};
+use resize::Settled;
 
 /// What the manager tells a worker.
 #[derive(Clone)]
@@ -49,6 +52,7 @@ const IMMEDIATE_GRACE: u64 = 1;
 
 const IDLE: Duration = Duration::from_secs(60);
 const RETRY: Duration = Duration::from_secs(2);
+const UNSETTLED: Duration = Duration::from_secs(5);
 
 enum Step {
     Wait(Duration),
@@ -66,6 +70,7 @@ pub struct PodWorker {
     volumes: HashMap<String, PathBuf>,
     volumes_at: Option<Instant>,
     failed: Option<Waiting>,
+    resize: Resize,
     /// All containers have ended for good.
     finished: bool,
     stopped: bool,
@@ -83,6 +88,7 @@ impl PodWorker {
             volumes: HashMap::new(),
             volumes_at: None,
             failed: None,
+            resize: Resize::default(),
             finished: false,
             stopped: false,
         }
@@ -137,14 +143,7 @@ impl PodWorker {
         let theirs = pod.status.take().unwrap_or_default();
         let own = status.conditions.get_or_insert_default();
         for condition in theirs.conditions.into_iter().flatten() {
-            let ours = [
-                "PodReadyToStartContainers",
-                "Initialized",
-                "Ready",
-                "ContainersReady",
-                "PodScheduled",
-            ];
-            if !ours.contains(&condition.type_.as_str()) {
+            if !OWN_CONDITIONS.contains(&condition.type_.as_str()) {
                 own.retain(|known| known.type_ != condition.type_);
                 own.push(condition);
             }
@@ -181,9 +180,24 @@ impl PodWorker {
 
     async fn keep_running(&mut self, pod: &Pod) -> Result<Step, RuntimeError> {
         let context = self.context.clone();
+        let settled = match self.settle(pod).await {
+            Settled::Here(settled) => settled,
+            Settled::Refused => return Ok(Step::Wait(Duration::ZERO)),
+            Settled::Later => return Ok(Step::Wait(RETRY)),
+        };
+        let pod = settled.as_ref();
         let observed = context.runtime.pod(uid(pod)).await?;
         self.observe(pod, &observed);
-        let actions = compute_pod_actions(pod, &observed, &context.probes.verdicts(uid(pod)));
+        let plan = self.resize_plan(pod, &observed);
+        self.resize.under_way |= !plan.is_empty();
+        if !plan.in_place.is_empty() || plan.pod {
+            self.resize_in_place(pod, &plan).await;
+        }
+        let verdicts = Verdicts {
+            resized: plan.restart,
+            ..context.probes.verdicts(uid(pod))
+        };
+        let actions = compute_pod_actions(pod, &observed, &verdicts);
         if actions.is_empty() {
             let pause = self.refresh_volumes(pod, &observed).await;
             return Ok(self.report(pod, &observed).await.unwrap_or(pause));
@@ -261,7 +275,9 @@ impl PodWorker {
                 .events
                 .warning(pod_reference(pod), "FailedMount", error.to_string());
         }
-        Step::Wait(IDLE)
+        // A size that cannot be had or set now is tried again.
+        let unsettled = self.resize.pending.is_some() || self.resize.under_way;
+        Step::Wait(if unsettled { UNSETTLED } else { IDLE })
     }
 
     /// Does what was decided, in order; the time until it should be tried again.
@@ -429,6 +445,8 @@ impl PodWorker {
         match pod_executor::start_container(&context, pod, start).await {
             Ok(()) => {
                 self.waiting.remove(&container.name);
+                let resources = container.resources.clone().unwrap_or_default();
+                context.allocations.actuate(uid(pod), &container.name, resources);
                 IDLE
             }
             Err(waiting) => {
@@ -450,6 +468,8 @@ impl PodWorker {
             waiting: self.waiting.clone(),
             host_ips,
             failed: self.failed.clone(),
+            resize: self.resize.clone(),
+            allocation: self.context.allocations.get(uid(pod)).unwrap_or_default(),
             ..Default::default()
         };
         for running in observed.running_containers() {
@@ -482,6 +502,9 @@ impl PodWorker {
     async fn report_as(&mut self, pod: &Pod, observed: &RuntimePod, terminal: bool) -> Option<Step> {
         let context = self.context.clone();
         let host_ips = [context.config.node_ip];
+        if !terminal {
+            self.note_resize(pod, observed);
+        }
         let pod = self.with_current_status(pod);
         let inputs = Inputs {
             terminal,
@@ -508,111 +531,5 @@ impl PodWorker {
             }
         }
         (finished && !terminal).then_some(Step::Wait(Duration::ZERO))
-    }
-
-    async fn terminate(&mut self, pod: &Pod, assignment: &Assignment) -> Result<Step, RuntimeError> {
-        let removed = assignment.removed;
-        let context = self.context.clone();
-        let mut observed = context.runtime.pod(uid(pod)).await?;
-        if !observed.is_stopped() {
-            context.probes.stop_killing(uid(pod));
-            if !removed {
-                self.report(pod, &observed).await;
-            }
-            self.kill(pod, &observed, assignment.grace_seconds()).await;
-            observed = context.runtime.pod(uid(pod)).await?;
-            if !observed.is_stopped() {
-                return Ok(Step::Wait(RETRY));
-            }
-        }
-        context.probes.forget_pod(uid(pod));
-        if !removed && let Some(step) = self.report_as(pod, &observed, true).await {
-            return Ok(step);
-        }
-        if !self.stopped {
-            self.clean_up(pod)?;
-        }
-        if !removed && pod.metadata.deletion_timestamp.is_none() {
-            return Ok(Step::Wait(IDLE));
-        }
-        if !removed && !self.delete(pod).await {
-            return Ok(Step::Wait(RETRY));
-        }
-        self.remove_from_runtime(pod, &observed).await?;
-        Ok(Step::Done)
-    }
-
-    /// Kills the pod; a deletion that shortens the grace period takes effect at once.
-    async fn kill(&mut self, pod: &Pod, observed: &RuntimePod, mut grace: u64) {
-        let context = self.context.clone();
-        info!(pod = name(pod), namespace = namespace(pod), grace, "pod stopping");
-        loop {
-            let killing = pod_executor::kill_pod(&context, pod, observed, Duration::from_secs(grace));
-            tokio::pin!(killing);
-            loop {
-                tokio::select! {
-                    () = &mut killing => return,
-                    changed = self.assignments.changed() => {
-                        if changed.is_err() {
-                            return;
-                        }
-                        let new = self.assignments.borrow_and_update().grace_seconds();
-                        if new < grace {
-                            grace = new;
-                            break;
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    /// Takes away what only a living pod needs.
-    fn clean_up(&mut self, pod: &Pod) -> Result<(), RuntimeError> {
-        if let Err(error) = volumes::tear_down(&self.context.pod_dir(uid(pod))) {
-            warn!(pod = name(pod), namespace = namespace(pod), %error, "pod directory not removed");
-        }
-        self.context.cgroups.remove(uid(pod));
-        self.context.objects.forget_pod(uid(pod));
-        self.context.images.forget_pod(uid(pod));
-        self.stopped = true;
-        Ok(())
-    }
-
-    /// Tells the API server that nothing of the pod is left.
-    async fn delete(&self, pod: &Pod) -> bool {
-        let pods: Api<Pod> = Api::namespaced(self.context.client.clone(), namespace(pod));
-        let parameters = DeleteParams::default()
-            .grace_period(0)
-            .preconditions(Preconditions {
-                uid: pod.metadata.uid.clone(),
-                resource_version: None,
-            });
-        match pods.delete(name(pod), &parameters).await {
-            Ok(_) => true,
-            Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => true,
-            Err(error) => {
-                warn!(pod = name(pod), namespace = namespace(pod), %error, "pod not deleted from the API server");
-                false
-            }
-        }
-    }
-
-    async fn remove_from_runtime(&self, pod: &Pod, observed: &RuntimePod) -> Result<(), RuntimeError> {
-        for container in &observed.containers {
-            self.context.runtime.remove_container(&container.id).await?;
-        }
-        for sandbox in &observed.sandboxes {
-            self.context.runtime.stop_sandbox(&sandbox.id).await?;
-            self.context.runtime.remove_sandbox(&sandbox.id).await?;
-        }
-        let logs = self.context.pod_log_dir(pod);
-        if let Err(error) = std::fs::remove_dir_all(&logs)
-            && error.kind() != std::io::ErrorKind::NotFound
-        {
-            warn!(directory = %logs.display(), %error, "logs not removed");
-        }
-        info!(pod = name(pod), namespace = namespace(pod), "pod removed");
-        Ok(())
     }
 }

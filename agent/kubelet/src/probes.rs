@@ -17,7 +17,7 @@ use tokio::task::AbortHandle;
 
 use crate::context::Context;
 use crate::events::container_reference;
-use crate::pod_actions::{ProbeFailure, ProbeVerdicts};
+use crate::pod_actions::{ProbeFailure, Verdicts};
 use crate::runtime_pod::RuntimePod;
 use state::ProbeState;
 
@@ -126,8 +126,8 @@ impl ProbeManager {
         self.lock().retain(|_, probed| probed.pod_uid != pod_uid);
     }
 
-    pub fn verdicts(&self, pod_uid: &str) -> ProbeVerdicts {
-        let mut verdicts = ProbeVerdicts::default();
+    pub fn verdicts(&self, pod_uid: &str) -> Verdicts {
+        let mut verdicts = Verdicts::default();
         for (id, probed) in self.lock().iter().filter(|(_, probed)| probed.pod_uid == pod_uid) {
             if probed.verdicts.get(&Kind::Liveness) == Some(&false) {
                 verdicts.failures.insert(id.clone(), ProbeFailure::Liveness);

@@ -43,11 +43,20 @@ pub fn qos_class(pod: &Pod) -> QosClass {
     };
     let mut guaranteed = true;
     let mut any = false;
-    for container in spec
-        .containers
-        .iter()
-        .chain(spec.init_containers.iter().flatten())
-    {
+    // Resources of the pod itself outrank its containers'.
+    let whole = spec.resources.clone().map(|resources| Container {
+        resources: Some(resources),
+        ..Default::default()
+    });
+    let containers: Vec<&Container> = match &whole {
+        Some(whole) => vec![whole],
+        None => spec
+            .containers
+            .iter()
+            .chain(spec.init_containers.iter().flatten())
+            .collect(),
+    };
+    for container in containers {
         for name in ["cpu", "memory"] {
             let (request, limit) = (amount(requests(container), name), amount(limits(container), name));
             any |= request.is_some() || limit.is_some();

@@ -144,10 +144,10 @@ impl Runtime {
         Ok(())
     }
 
-    pub async fn run_sandbox(&self, config: v1::PodSandboxConfig) -> Result<String> {
+    pub async fn run_sandbox(&self, config: v1::PodSandboxConfig, handler: String) -> Result<String> {
         let request = v1::RunPodSandboxRequest {
             config: Some(config),
-            runtime_handler: String::new(),
+            runtime_handler: handler,
         };
         Ok(self
             .runtime()
@@ -286,6 +286,32 @@ impl Runtime {
             .await?
             .into_inner()
             .stats)
+    }
+
+    pub async fn container_stats_of(&self, id: &str) -> Result<Option<v1::ContainerStats>> {
+        let request = v1::ContainerStatsRequest {
+            container_id: id.to_owned(),
+        };
+        Ok(self
+            .runtime()
+            .container_stats(timed(request))
+            .await?
+            .into_inner()
+            .stats)
+    }
+
+    pub async fn update_container_resources(
+        &self,
+        id: &str,
+        resources: v1::LinuxContainerResources,
+    ) -> Result<()> {
+        let request = v1::UpdateContainerResourcesRequest {
+            container_id: id.to_owned(),
+            linux: Some(resources),
+            ..Default::default()
+        };
+        self.runtime().update_container_resources(timed(request)).await?;
+        Ok(())
     }
 
     pub async fn events(&self) -> Result<tonic::Streaming<v1::ContainerEventResponse>> {
@@ -533,5 +559,6 @@ fn observed_container(status: v1::ContainerStatus, sandbox_id: String) -> Observ
             .get(MESSAGE_POLICY)
             .is_some_and(|p| p == "FallbackToLogsOnError"),
         sandbox_id,
+        user: status.user.and_then(|user| user.linux),
     }
 }

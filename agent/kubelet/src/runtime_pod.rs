@@ -33,6 +33,7 @@ pub struct ObservedContainer {
     pub message_file: String,
     pub message_from_logs: bool,
     pub sandbox_id: String,
+    pub user: Option<cri_api::v1::LinuxContainerUser>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]

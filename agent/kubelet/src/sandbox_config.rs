@@ -79,7 +79,10 @@ pub fn sandbox_config(context: &Context, pod: &Pod, attempt: u32) -> PodSandboxC
         annotations,
         linux: Some(LinuxPodSandboxConfig {
             cgroup_parent: context.cgroups.parent(pod),
-            security_context: Some(security_context::sandbox_security(&spec)),
+            security_context: Some(security_context::sandbox_security(
+                &spec,
+                config.settings.seccomp_default,
+            )),
             sysctls,
             resources: Some(LinuxContainerResources {
                 cpu_period: resources::CPU_PERIOD,

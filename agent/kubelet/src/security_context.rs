@@ -59,11 +59,12 @@ pub fn namespaces(spec: &PodSpec) -> NamespaceOption {
     }
 }
 
-fn seccomp(profile: Option<&SeccompProfile>, privileged: bool) -> Option<SecurityProfile> {
+fn seccomp(profile: Option<&SeccompProfile>, privileged: bool, default: bool) -> Option<SecurityProfile> {
     let kind = match profile.map(|profile| profile.type_.as_str()) {
         _ if privileged => ProfileType::Unconfined,
         Some("RuntimeDefault") => ProfileType::RuntimeDefault,
         Some("Localhost") => ProfileType::Localhost,
+        None if default => ProfileType::RuntimeDefault,
         _ => ProfileType::Unconfined,
     };
     let localhost_ref = profile
@@ -103,7 +104,7 @@ fn is_privileged(container: &Container) -> bool {
         == Some(true)
 }
 
-pub fn sandbox_security(spec: &PodSpec) -> LinuxSandboxSecurityContext {
+pub fn sandbox_security(spec: &PodSpec, seccomp_default: bool) -> LinuxSandboxSecurityContext {
     let context = spec.security_context.as_ref();
     let privileged = spec
         .containers
@@ -124,6 +125,7 @@ pub fn sandbox_security(spec: &PodSpec) -> LinuxSandboxSecurityContext {
         seccomp: seccomp(
             context.and_then(|context| context.seccomp_profile.as_ref()),
             privileged,
+            seccomp_default,
         ),
         ..Default::default()
     }
@@ -171,6 +173,7 @@ pub fn container_security(
     spec: &PodSpec,
     container: &Container,
     image: &ImageUser,
+    seccomp_default: bool,
 ) -> LinuxContainerSecurityContext {
     let default = SecurityContext::default();
     let own = container.security_context.as_ref().unwrap_or(&default);
@@ -215,7 +218,7 @@ pub fn container_security(
         } else {
             paths(&READONLY_PATHS)
         },
-        seccomp: seccomp(profile, privileged),
+        seccomp: seccomp(profile, privileged, seccomp_default),
         ..Default::default()
     }
 }
@@ -295,7 +298,7 @@ mod tests {
             },
         );
         let spec = pod.spec.unwrap();
-        let security = container_security(&spec, &spec.containers[0], &ImageUser::default());
+        let security = container_security(&spec, &spec.containers[0], &ImageUser::default(), false);
         assert_eq!(security.run_as_user.unwrap().value, 2);
         assert_eq!(security.supplemental_groups, [9]);
         assert!(security.masked_paths.contains(&"/proc/cmdline".to_owned()));
@@ -309,10 +312,10 @@ mod tests {
         };
         let pod = pod(PodSecurityContext::default(), own);
         let spec = pod.spec.unwrap();
-        let security = container_security(&spec, &spec.containers[0], &ImageUser::default());
+        let security = container_security(&spec, &spec.containers[0], &ImageUser::default(), false);
         assert!(
             security.privileged && security.masked_paths.is_empty() && security.readonly_paths.is_empty()
         );
-        assert!(sandbox_security(&spec).privileged);
+        assert!(sandbox_security(&spec, false).privileged);
     }
 }

@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::allocation::Allocations;
 use crate::cgroups::Cgroups;
 use crate::context::Context;
 use crate::events::EventRecorder;
@@ -59,6 +60,7 @@ pub async fn run(client: kube::Client, config: Config, stop: CancellationToken) 
         &config.root_dir,
         format!("{runtime_name}://{}", version.runtime_version),
     );
+    let allocations = config.root_dir.join("allocations");
     let (services, writer) = reflector::store();
     let context = Arc::new(Context {
         events: EventRecorder::start(client.clone(), &config.node_name),
@@ -69,7 +71,11 @@ pub async fn run(client: kube::Client, config: Config, stop: CancellationToken) 
         cgroups: Cgroups::new(&config.cgroup_root),
         pressures: Pressures::default(),
         image_history: ImageHistory::default(),
-        allocatable: node::allocatable(&machine),
+        allocations: Allocations::load(&allocations).map_err(|source| Error::Directory {
+            path: allocations,
+            source,
+        })?,
+        allocatable: node::allocatable(&machine, &config.settings),
         memory_capacity: i64::try_from(machine.memory_bytes).unwrap_or(i64::MAX),
         node_dns: dns::parse_resolv_conf(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default()),
         client,
@@ -181,6 +187,7 @@ pub mod testing {
             cgroup_root: "/sys/fs/cgroup".into(),
             client_ca_pem: String::new(),
             serving_certificate: Arc::new(NoCertificate),
+            settings: Default::default(),
         }
     }
 }

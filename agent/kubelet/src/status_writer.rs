@@ -31,7 +31,17 @@ fn patch(uid: &str, old: &PodStatus, new: &PodStatus) -> Option<Value> {
                 .collect()
         };
         let gone = &keys(old.get(list)) - &keys(new.get(list));
+        let before = old.get(list).and_then(Value::as_array).into_iter().flatten();
+        let before: Vec<&Map<String, Value>> = before.filter_map(Value::as_object).collect();
         if let Some(Value::Array(items)) = status.get_mut(list) {
+            for item in items.iter_mut().filter_map(Value::as_object_mut) {
+                let same = before
+                    .iter()
+                    .find(|old| old.get(merge_key) == item.get(merge_key));
+                for key in same.into_iter().flat_map(|old| old.keys()) {
+                    item.entry(key).or_insert(Value::Null);
+                }
+            }
             items.extend(
                 gone.iter()
                     .map(|key| json!({ "$patch": "delete", merge_key: key })),
@@ -106,6 +116,18 @@ mod tests {
             "podIPs": [{ "ip": "10.0.0.3" }, { "$patch": "delete", "ip": "10.0.0.2" }],
         } });
         assert_eq!(patch("u", &old, &new), Some(expected));
+    }
+
+    #[test]
+    fn vanished_fields_of_a_condition_become_null() {
+        let mut old = status("Running", None, &[("Ready", "False")]);
+        old.conditions.as_mut().unwrap()[0].reason = Some("ContainersNotReady".into());
+        let new = status("Running", None, &[("Ready", "True")]);
+        let sent = &patch("u", &old, &new).unwrap()["status"]["conditions"];
+        assert_eq!(
+            *sent,
+            json!([{ "type": "Ready", "status": "True", "reason": null }])
+        );
     }
 
     #[test]

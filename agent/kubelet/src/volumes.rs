@@ -3,6 +3,7 @@
 mod atomic_writer;
 mod directories;
 mod projections;
+pub mod sub_path;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -69,6 +70,10 @@ pub struct VolumeContext<'a> {
 pub async fn set_up(pod: &Pod, context: &VolumeContext<'_>) -> Result<HashMap<String, PathBuf>, VolumeError> {
     let mut paths = HashMap::new();
     for volume in pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()) {
+        // The runtime mounts these from the image.
+        if volume.image.is_some() {
+            continue;
+        }
         let path = set_up_one(pod, volume, context)
             .await
             .map_err(|error| VolumeError::SetUp {
@@ -113,36 +118,6 @@ async fn set_up_one(pod: &Pod, volume: &Volume, context: &VolumeContext<'_>) -> 
     Ok(path)
 }
 
-/// The host path for one mount: the volume, or what `subPath` names inside it, which must not lead out of it.
-pub fn mount_source(volume: &Path, sub_path: &str) -> Result<PathBuf, String> {
-    if sub_path.is_empty() {
-        return Ok(volume.to_owned());
-    }
-    let escapes = Path::new(sub_path)
-        .components()
-        .any(|part| !matches!(part, std::path::Component::Normal(_)));
-    if escapes {
-        return Err(format!(
-            "subPath {sub_path:?} must be relative and without \"..\""
-        ));
-    }
-    let target = volume.join(sub_path);
-    let describe = |error: std::io::Error| format!("{}: {error}", target.display());
-    let root = volume.canonicalize().map_err(describe)?;
-    // Every existing ancestor must stay inside before anything is created below it.
-    let mut existing = target.clone();
-    while existing.symlink_metadata().is_err() {
-        existing.pop();
-    }
-    if !existing.canonicalize().map_err(describe)?.starts_with(&root) {
-        return Err(format!("subPath {sub_path:?} leads out of the volume"));
-    }
-    if existing != target {
-        std::fs::create_dir_all(&target).map_err(describe)?;
-    }
-    target.canonicalize().map_err(describe)
-}
-
 #[cfg(test)]
 pub mod testing {
     //! Temporary directories for the crate's tests.
@@ -170,32 +145,5 @@ pub mod testing {
         fn drop(&mut self) {
             let _ = std::fs::remove_dir_all(&self.0);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sub_paths_stay_inside() {
-        let dir = testing::TempDir::new("subpath");
-        let volume = dir.path().join("volume");
-        std::fs::create_dir_all(volume.join("a")).unwrap();
-        std::fs::create_dir_all(dir.path().join("secret")).unwrap();
-        std::os::unix::fs::symlink(dir.path().join("secret"), volume.join("link")).unwrap();
-        std::os::unix::fs::symlink("a", volume.join("inner")).unwrap();
-        for (sub_path, inside) in [
-            ("a", true),
-            ("a/new/deep", true),
-            ("inner", true),
-            ("link", false),
-            ("link/x", false),
-            ("../secret", false),
-        ] {
-            assert_eq!(mount_source(&volume, sub_path).is_ok(), inside, "{sub_path}");
-        }
-        assert!(volume.join("a/new/deep").is_dir());
-        assert!(!dir.path().join("secret/x").exists());
     }
 }

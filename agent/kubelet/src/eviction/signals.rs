@@ -4,6 +4,23 @@ use std::collections::HashMap;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+/// An amount or a percentage of the capacity.
+pub fn threshold(text: &str, capacity: u64) -> Option<u64> {
+    match text.strip_suffix('%') {
+        Some(percent) => {
+            let percent: f64 = percent.trim().parse().ok()?;
+            #[allow(
+                clippy::cast_possible_truncation,
+                clippy::cast_precision_loss,
+                clippy::cast_sign_loss
+            )]
+            let share = (capacity as f64 * percent / 100.0) as u64;
+            Some(share)
+        }
+        None => u64::try_from(text.parse::<api::quantity::Quantity>().ok()?.value()).ok(),
+    }
+}
+
 /// `memory.available<100Mi`, less on machines that have little.
 const MEMORY_AVAILABLE: u64 = 100 << 20;
 /// A pressure is reported this long after it was last seen (upstream's `evictionPressureTransitionPeriod`).

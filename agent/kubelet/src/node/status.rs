@@ -13,16 +13,14 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Wire;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
 use super::machine::Machine;
-use crate::{Config, KUBELET_VERSION};
+use crate::eviction;
+use crate::{Config, KUBELET_VERSION, Settings};
 
-/// Upstream's `nodeStatusMaxImages` and `maxPods`.
+/// Upstream's `nodeStatusMaxImages`.
 const MAX_IMAGES: usize = 50;
 const MAX_NAMES_PER_IMAGE: usize = 5;
-const MAX_PODS: i64 = 110;
 /// The condition that is ours: whether the kernel parameters are in effect as given.
 const PARAMETERS: &str = "IronletParameters";
-/// Upstream's hard eviction thresholds are withheld from pods.
-const EVICTION_MEMORY: i64 = 100 << 20;
 
 pub struct Facts<'a> {
     pub machine: &'a Machine,
@@ -41,7 +39,7 @@ fn units(value: u64, format: Format) -> Wire {
     Quantity::from_units(i64::try_from(value).unwrap_or(i64::MAX), format).to_wire()
 }
 
-fn capacity(machine: &Machine) -> BTreeMap<String, Wire> {
+fn capacity(machine: &Machine, settings: &Settings) -> BTreeMap<String, Wire> {
     let kibibytes = |bytes: u64| Wire(format!("{}Ki", bytes / 1024));
     BTreeMap::from([
         ("cpu".to_owned(), units(machine.cpus, Format::DecimalSI)),
@@ -49,21 +47,48 @@ fn capacity(machine: &Machine) -> BTreeMap<String, Wire> {
         ("ephemeral-storage".to_owned(), kibibytes(machine.storage_bytes)),
         ("hugepages-1Gi".to_owned(), Wire("0".into())),
         ("hugepages-2Mi".to_owned(), Wire("0".into())),
-        ("pods".to_owned(), units(MAX_PODS as u64, Format::DecimalSI)),
+        ("pods".to_owned(), Wire(settings.max_pods.to_string())),
     ])
 }
 
-/// Capacity less what eviction keeps free.
-pub fn allocatable(machine: &Machine) -> BTreeMap<String, Wire> {
-    let mut resources = capacity(machine);
-    let memory = i64::try_from(machine.memory_bytes).unwrap_or(i64::MAX);
-    let memory = (memory - EVICTION_MEMORY).max(0) / 1024;
-    resources.insert("memory".into(), Wire(format!("{memory}Ki")));
-    resources.insert(
-        "ephemeral-storage".into(),
-        units(machine.storage_bytes / 10 * 9, Format::DecimalSI),
-    );
+/// Capacity less what the node keeps for itself and what eviction keeps free.
+pub fn allocatable(machine: &Machine, settings: &Settings) -> BTreeMap<String, Wire> {
+    let mut resources = capacity(machine, settings);
+    for (name, signal) in [
+        ("cpu", ""),
+        ("memory", "memory.available"),
+        ("ephemeral-storage", "nodefs.available"),
+    ] {
+        let Some(whole) = resources.get(name).map(Quantity::of) else {
+            continue;
+        };
+        let threshold = settings.eviction_hard.get(signal);
+        let kept =
+            threshold.and_then(|text| eviction::threshold(text, u64::try_from(whole.value()).unwrap_or(0)));
+        let kept = Quantity::from_units(i64::try_from(kept.unwrap_or(0)).unwrap_or(0), Format::DecimalSI);
+        let left = whole - settings.reserved(name) - kept;
+        let left = if left.is_negative() { Quantity::ZERO } else { left };
+        let wire = match name {
+            "memory" => Wire(format!("{}Ki", left.value() / 1024)),
+            "cpu" => left.to_wire(),
+            _ => units(u64::try_from(left.value()).unwrap_or(0), Format::DecimalSI),
+        };
+        resources.insert(name.to_owned(), wire);
+    }
     resources
+}
+
+/// Extended resources that others have told the API server of stay.
+fn with_extended(
+    mut own: BTreeMap<String, Wire>,
+    old: Option<&BTreeMap<String, Wire>>,
+) -> BTreeMap<String, Wire> {
+    for (name, amount) in old.into_iter().flatten() {
+        if name.contains('/') && !name.starts_with("kubernetes.io/") {
+            own.entry(name.clone()).or_insert_with(|| amount.clone());
+        }
+    }
+    own
 }
 
 /// The node as first registered. Its readiness taints are the node lifecycle controller's.
@@ -103,8 +128,11 @@ pub fn node_status(facts: &Facts, old: &NodeStatus, now: Timestamp) -> NodeStatu
             address("InternalIP", facts.config.node_ip.to_string()),
             address("Hostname", facts.config.node_name.clone()),
         ]),
-        capacity: Some(capacity(machine)),
-        allocatable: Some(facts.allocatable.clone()),
+        capacity: Some(with_extended(
+            capacity(machine, &facts.config.settings),
+            old.capacity.as_ref(),
+        )),
+        allocatable: Some(with_extended(facts.allocatable.clone(), old.allocatable.as_ref())),
         conditions: Some(conditions(facts, old, now)),
         daemon_endpoints: Some(NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint {
@@ -296,7 +324,7 @@ mod tests {
             config: &config,
             images: &[],
             not_ready: not_ready.map(Into::into),
-            allocatable: &allocatable(&machine),
+            allocatable: &allocatable(&machine, &config.settings),
             disk_pressure: false,
             memory_pressure: false,
             pid_pressure: false,

@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStatus, PodCondition, PodSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use super::Resize;
 use crate::pod_actions::is_sidecar;
 
 pub(super) struct Facts<'a> {
@@ -14,6 +15,19 @@ pub(super) struct Facts<'a> {
     pub sandbox_ready: bool,
     pub generation: Option<i64>,
 }
+
+/// Conditions that only the kubelet sets.
+pub const OWN: [&str; 7] = [
+    "PodReadyToStartContainers",
+    "Initialized",
+    "Ready",
+    "ContainersReady",
+    "PodScheduled",
+    RESIZE_PENDING,
+    RESIZE_IN_PROGRESS,
+];
+const RESIZE_PENDING: &str = "PodResizePending";
+const RESIZE_IN_PROGRESS: &str = "PodResizeInProgress";
 
 #[derive(Clone)]
 struct Verdict {
@@ -76,7 +90,7 @@ pub(super) fn conditions(facts: &Facts, old: &[PodCondition], now: Timestamp) ->
         .collect();
     let foreign = old
         .iter()
-        .filter(|condition| !own.iter().any(|(kind, _)| *kind == condition.type_));
+        .filter(|condition| !OWN.contains(&condition.type_.as_str()));
     conditions.extend(foreign.cloned());
     conditions
 }
@@ -103,6 +117,43 @@ pub(super) fn add_disruption(
         last_probe_time: None,
         observed_generation: generation,
     });
+}
+
+/// Says that a new size is waited for, or on its way; there is no such condition otherwise.
+pub(super) fn add_resize(
+    conditions: &mut Vec<PodCondition>,
+    resize: &Resize,
+    old: &[PodCondition],
+    generation: Option<i64>,
+    promised: Option<i64>,
+    now: Timestamp,
+) {
+    let mut add = |kind: &str, reason: Option<String>, message: Option<String>, generation| {
+        let before = old.iter().find(|condition| condition.type_ == kind);
+        conditions.push(PodCondition {
+            type_: kind.into(),
+            status: "True".into(),
+            reason,
+            message,
+            last_transition_time: before
+                .and_then(|condition| condition.last_transition_time.clone())
+                .or(Some(Time(now))),
+            last_probe_time: None,
+            observed_generation: generation,
+        });
+    };
+    if let Some((why, of)) = &resize.pending {
+        add(
+            RESIZE_PENDING,
+            Some(why.reason.clone()),
+            Some(why.message.clone()),
+            of.or(generation),
+        );
+    }
+    if resize.under_way {
+        let reason = resize.error.as_ref().map(|_| "Error".to_owned());
+        add(RESIZE_IN_PROGRESS, reason, resize.error.clone(), promised);
+    }
 }
 
 fn listed(names: &[&str]) -> String {

@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
-    ContainerStatus, Pod,
+    ContainerStatus, ContainerUser, LinuxContainerUser, Pod, VolumeMountStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -33,6 +33,7 @@ pub(super) fn statuses(
             let mut status = observed_status(pod, container, has_init, old, observed, inputs);
             apply_waiting(pod, container, init, observed, inputs, &mut status);
             apply_readiness(container, init, observed, inputs, &mut status);
+            apply_resources(container, old, inputs, &mut status);
             status
         })
         .collect();
@@ -84,6 +85,14 @@ fn observed_status(
     status.image_id = newest.image_id.clone();
     status.restart_count = newest.restart_count;
     status.state = Some(state(newest, inputs));
+    status.volume_mounts = volume_mounts(container);
+    status.user = newest.user.as_ref().map(|user| ContainerUser {
+        linux: Some(LinuxContainerUser {
+            uid: user.uid,
+            gid: user.gid,
+            supplemental_groups: Some(user.supplemental_groups.clone()).filter(|groups| !groups.is_empty()),
+        }),
+    });
     status.last_state = runs
         .next()
         .map(|previous| state(previous, inputs))
@@ -226,4 +235,45 @@ fn apply_readiness(
     } else {
         started && run.is_some_and(|run| inputs.ready.contains(&run.id))
     };
+}
+
+fn volume_mounts(container: &Container) -> Option<Vec<VolumeMountStatus>> {
+    let mounts = container
+        .volume_mounts
+        .as_ref()?
+        .iter()
+        .map(|mount| VolumeMountStatus {
+            name: mount.name.clone(),
+            mount_path: mount.mount_path.clone(),
+            read_only: mount.read_only.filter(|read_only| *read_only),
+            recursive_read_only: match mount.recursive_read_only.as_deref() {
+                Some("Enabled" | "IfPossible") => Some("Enabled".into()),
+                other => other.map(Into::into).filter(|_| mount.read_only == Some(true)),
+            },
+            ..Default::default()
+        });
+    Some(mounts.collect())
+}
+
+/// What the container was promised, and what it runs with.
+fn apply_resources(
+    container: &Container,
+    old: Option<&ContainerStatus>,
+    inputs: &Inputs,
+    status: &mut ContainerStatus,
+) {
+    let promised = inputs.allocation.allocated.get(&container.name);
+    let Some(promised) = promised else {
+        status.allocated_resources = old.and_then(|old| old.allocated_resources.clone());
+        status.resources = old.and_then(|old| old.resources.clone());
+        return;
+    };
+    let running = status.state.as_ref().is_some_and(|state| state.running.is_some());
+    let actuated = inputs
+        .allocation
+        .actuated
+        .get(&container.name)
+        .filter(|_| running);
+    status.allocated_resources = promised.requests.clone();
+    status.resources = Some(actuated.unwrap_or(promised).clone());
 }
