@@ -1,331 +1,366 @@
-//! Brings the kernel from the rule set it has to the one it should have, by one
-//! `iptables-restore --noflush` that names only what changed.
+//! Brings the kernel from the rules it has to those it should have. A change names only the chains that changed, and
+//! single rules of the chains that all Services share; a full sync writes everything, a few hundred Services at a time.
 
-use std::collections::BTreeSet;
-use std::fmt::Write;
-use std::process::Stdio;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{DefaultHasher, Hash, Hasher};
 
-use thiserror::Error;
-use tokio::io::AsyncWriteExt;
-use tokio::process::Command;
-
-use crate::ruleset::{Chains, JUMPS, Ruleset, is_per_service};
+use crate::iptables::{self, Changes, IptablesError, Saved};
+use crate::ruleset::{Base, Fragment, JUMPS, Shared, is_per_service};
 use crate::service_map::Family;
+use crate::tracker::Key;
 
-#[derive(Debug, Error)]
-pub enum ApplyError {
-    #[error("cannot run {program}")]
-    Spawn {
-        program: &'static str,
-        #[source]
-        source: std::io::Error,
-    },
-    #[error("{program} failed: {stderr}")]
-    Failed { program: &'static str, stderr: String },
+/// iptables-restore needs quadratic time for the chains of one input.
+const SERVICES_A_TIME: usize = 250;
+/// Finding a rule to delete costs a look at its whole chain; beyond this many the chain is written anew.
+const DELETIONS: usize = 32;
+
+/// What is remembered of a Service's rules: enough to see what changes.
+#[derive(Debug, Default, PartialEq, Eq, Clone)]
+struct Known {
+    chains: BTreeMap<String, u64>,
+    shared: BTreeSet<(Shared, String)>,
+}
+
+impl Known {
+    fn of(fragment: &Fragment) -> Self {
+        let digest = |rules: &Vec<String>| {
+            let mut hasher = DefaultHasher::new();
+            rules.hash(&mut hasher);
+            hasher.finish()
+        };
+        Self {
+            chains: fragment
+                .chains
+                .iter()
+                .map(|(chain, rules)| (chain.clone(), digest(rules)))
+                .collect(),
+            shared: fragment.shared.clone(),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.chains.is_empty() && self.shared.is_empty()
+    }
 }
 
 /// The rules of one family in the kernel, as far as this process knows them.
 pub struct Applied {
     family: Family,
-    known: Option<Ruleset>,
+    base: Base,
+    /// `None`: unknown, only a full sync helps.
+    known: Option<HashMap<Key, Known>>,
+    /// Digest of each of our chains as iptables-save last told it, and the chains that we changed since.
+    seen: HashMap<(String, String), u64>,
+    touched: BTreeSet<(String, String)>,
 }
 
 impl Applied {
-    pub fn new(family: Family) -> Self {
-        Self { family, known: None }
+    pub fn new(family: Family, base: Base) -> Self {
+        Self {
+            family,
+            base,
+            known: None,
+            seen: HashMap::new(),
+            touched: BTreeSet::new(),
+        }
     }
 
-    pub fn family(&self) -> Family {
-        self.family
+    pub fn needs_full(&self) -> bool {
+        self.known.is_none()
     }
 
-    /// Makes the next [`Applied::sync`] read the kernel's state and write everything anew.
+    /// Makes the next sync a full one.
     pub fn forget(&mut self) {
         self.known = None;
     }
 
-    pub async fn sync(&mut self, wanted: Ruleset) -> Result<(), ApplyError> {
-        let input = match &self.known {
-            Some(known) if *known == wanted => return Ok(()),
-            Some(known) => incremental(known, &wanted),
-            None => full(&self.save().await?, &wanted),
+    /// Rules by table, as metrics tell them.
+    pub fn rule_counts(&self) -> [(&'static str, usize); 2] {
+        let known = || self.known.iter().flat_map(HashMap::values);
+        let shared = |table| {
+            known()
+                .flat_map(|k| &k.shared)
+                .filter(|(c, _)| c.place().0 == table)
+                .count()
         };
-        if let Err(error) = self.restore(&input).await {
+        let own = known().map(|k| k.chains.len()).sum::<usize>();
+        [("filter", shared("filter")), ("nat", shared("nat") + own)]
+    }
+
+    /// Applies the new rules of some Services; an empty fragment takes a Service away. Returns the number of lines.
+    pub async fn change(&mut self, changes: &[(Key, Fragment)]) -> Result<usize, IptablesError> {
+        let Some(known) = &self.known else { return Ok(0) };
+        let plan = plan(known, changes, &self.base);
+        let input = plan.nat.render("nat") + &plan.filter.render("filter");
+        if let Err(error) = iptables::restore(self.family, &input).await {
             self.forget();
             return Err(error);
         }
-        self.known = Some(wanted);
-        Ok(())
-    }
-
-    /// False when somebody flushed our tables (upstream's canary chain).
-    pub async fn canary_lives(&self) -> Result<bool, ApplyError> {
-        let program = if self.family == Family::V4 {
-            "iptables"
-        } else {
-            "ip6tables"
-        };
-        let mut command = Command::new(program);
-        command.args(["-w", "5", "-t", "nat", "-S", "KUBE-PROXY-CANARY"]);
-        let output = command
-            .output()
-            .await
-            .map_err(|source| ApplyError::Spawn { program, source })?;
-        Ok(output.status.success())
-    }
-
-    async fn save(&self) -> Result<String, ApplyError> {
-        let program = if self.family == Family::V4 {
-            "iptables-save"
-        } else {
-            "ip6tables-save"
-        };
-        let output = Command::new(program).output().await;
-        let output = output.map_err(|source| ApplyError::Spawn { program, source })?;
-        succeeded(program, &output)?;
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-    }
-
-    async fn restore(&self, input: &str) -> Result<(), ApplyError> {
-        let program = if self.family == Family::V4 {
-            "iptables-restore"
-        } else {
-            "ip6tables-restore"
-        };
-        let spawn = |source| ApplyError::Spawn { program, source };
-        let mut child = Command::new(program)
-            .args(["--noflush", "-w", "5"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(spawn)?;
-        if let Some(mut stdin) = child.stdin.take() {
-            stdin.write_all(input.as_bytes()).await.map_err(spawn)?;
+        self.remember(changes);
+        for (table, changes) in [("nat", &plan.nat), ("filter", &plan.filter)] {
+            self.touched.extend(touched(table, changes));
         }
-        succeeded(program, &child.wait_with_output().await.map_err(spawn)?)
+        Ok(plan.nat.len() + plan.filter.len())
     }
-}
 
-fn succeeded(program: &'static str, output: &std::process::Output) -> Result<(), ApplyError> {
-    if output.status.success() {
-        return Ok(());
+    fn remember(&mut self, changes: &[(Key, Fragment)]) {
+        let known = self.known.get_or_insert_default();
+        for (key, fragment) in changes {
+            let new = Known::of(fragment);
+            match new.is_empty() {
+                true => known.remove(key),
+                false => known.insert(key.clone(), new),
+            };
+        }
     }
-    Err(ApplyError::Failed {
-        program,
-        stderr: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
-    })
-}
 
-fn incremental(known: &Ruleset, wanted: &Ruleset) -> String {
-    let table = |name, known: &Chains, wanted: &Chains| {
-        let changed = wanted
-            .iter()
-            .filter(|(chain, rules)| known.get(*chain) != Some(rules));
-        let gone = known.keys().filter(|c| !wanted.contains_key(*c));
-        render_table(name, changed, gone.map(String::as_str).collect(), &[])
-    };
-    table("nat", &known.nat, &wanted.nat) + &table("filter", &known.filter, &wanted.filter)
-}
-
-/// `saved` is the output of iptables-save: it tells which jumps are missing and which chains are stale.
-fn full(saved: &str, wanted: &Ruleset) -> String {
-    let kernel = Saved::parse(saved);
-    let table = |name: &'static str, wanted: &Chains| {
-        let stale = kernel
+    /// Writes all rules, whatever the kernel has. Each Service's own chains come first; then one input leads traffic
+    /// into them; what nobody wants any more goes last.
+    pub async fn full(
+        &mut self,
+        fragments: impl Iterator<Item = (Key, Fragment)>,
+    ) -> Result<usize, IptablesError> {
+        self.known = None;
+        let saved = iptables::save(self.family).await?;
+        let kernel = Saved::parse(&saved);
+        let mut shared: BTreeMap<Shared, Vec<String>> = BTreeMap::new();
+        let mut known = HashMap::new();
+        let mut own_chains = BTreeSet::new();
+        let mut nat = Changes::default();
+        let mut lines = 0;
+        for (chain, rules) in &self.base.nat {
+            nat.chain(chain, rules);
+        }
+        for (index, (key, fragment)) in fragments.enumerate() {
+            if index > 0 && index % SERVICES_A_TIME == 0 {
+                iptables::restore(self.family, &nat.render("nat")).await?;
+                lines += nat.len();
+                nat = Changes::default();
+            }
+            for (chain, rules) in &fragment.chains {
+                nat.chain(chain, rules);
+                own_chains.insert(chain.clone());
+            }
+            for (chain, rule) in &fragment.shared {
+                shared.entry(*chain).or_default().push(rule.clone());
+            }
+            known.insert(key, Known::of(&fragment));
+        }
+        let mut filter = Changes::default();
+        for (chain, rules) in &self.base.filter {
+            filter.chain(chain, rules);
+        }
+        for chain in Shared::ALL {
+            let table = if chain.place().0 == "nat" {
+                &mut nat
+            } else {
+                &mut filter
+            };
+            let rules = shared.remove(&chain).unwrap_or_default();
+            write_shared(table, chain, &rules, &self.base);
+        }
+        for jump in JUMPS.iter().filter(|jump| !kernel.has_jump(jump)) {
+            let table = if jump.0 == "nat" { &mut nat } else { &mut filter };
+            table.rules.push(format!("-I {} {}", jump.1, jump.2));
+        }
+        iptables::restore(self.family, &(nat.render("nat") + &filter.render("filter"))).await?;
+        lines += nat.len() + filter.len();
+        let stale: Vec<String> = kernel
             .chains
             .iter()
-            .filter(|(t, chain)| *t == name && is_per_service(chain) && !wanted.contains_key(*chain));
-        let jumps: Vec<_> = JUMPS
-            .iter()
-            .filter(|j| j.0 == name && !kernel.has_jump(j))
-            .map(|j| (j.1, j.2))
+            .filter(|(table, chain)| *table == "nat" && is_per_service(chain) && !own_chains.contains(*chain))
+            .map(|(_, chain)| (*chain).to_owned())
             .collect();
-        render_table(
-            name,
-            wanted.iter(),
-            stale.map(|(_, chain)| *chain).collect(),
-            &jumps,
-        )
-    };
-    table("nat", &wanted.nat) + &table("filter", &wanted.filter)
-}
-
-fn render_table<'a>(
-    name: &str,
-    written: impl Iterator<Item = (&'a String, &'a Vec<String>)>,
-    deleted: Vec<&str>,
-    jumps: &[(&str, &str)],
-) -> String {
-    let written: Vec<_> = written.collect();
-    if written.is_empty() && deleted.is_empty() && jumps.is_empty() {
-        return String::new();
-    }
-    let mut out = format!("*{name}\n");
-    for chain in written
-        .iter()
-        .map(|(chain, _)| chain.as_str())
-        .chain(deleted.iter().copied())
-    {
-        let _ = writeln!(out, ":{chain} - [0:0]");
-    }
-    for (chain, rule) in jumps {
-        let _ = writeln!(out, "-I {chain} {rule}");
-    }
-    for (chain, rules) in written {
-        for rule in rules {
-            let _ = writeln!(out, "-A {chain} {rule}");
+        for deleted in stale.chunks(4 * SERVICES_A_TIME) {
+            let changes = Changes {
+                deleted: deleted.to_vec(),
+                ..Changes::default()
+            };
+            iptables::restore(self.family, &changes.render("nat")).await?;
         }
+        self.known = Some(known);
+        self.look(true).await?;
+        Ok(lines)
     }
-    for chain in deleted {
-        let _ = writeln!(out, "-X {chain}");
+
+    /// Whether somebody else changed our chains since the last look.
+    pub async fn drifted(&mut self) -> Result<bool, IptablesError> {
+        self.look(false).await
     }
-    out.push_str("COMMIT\n");
-    out
+
+    async fn look(&mut self, afresh: bool) -> Result<bool, IptablesError> {
+        let saved = iptables::save(self.family).await?;
+        let kernel = Saved::parse(&saved);
+        let now: HashMap<(String, String), u64> = kernel
+            .digests()
+            .filter(|((_, chain), _)| chain.starts_with("KUBE-"))
+            .map(|((table, chain), digest)| ((table.to_owned(), chain.to_owned()), digest))
+            .collect();
+        let known = self
+            .known
+            .iter()
+            .flat_map(HashMap::values)
+            .flat_map(|k| k.chains.keys());
+        let missing = known
+            .into_iter()
+            .any(|chain| !kernel.chains.contains(&("nat", chain.as_str())));
+        let edited = !afresh
+            && self
+                .seen
+                .iter()
+                .any(|(place, digest)| !self.touched.contains(place) && now.get(place) != Some(digest));
+        let cut_off = JUMPS.iter().any(|jump| !kernel.has_jump(jump));
+        self.seen = now;
+        self.touched.clear();
+        Ok(missing || edited || cut_off)
+    }
 }
 
-struct Saved<'a> {
-    chains: BTreeSet<(&'a str, &'a str)>,
-    /// Table, chain and the rest of each rule.
-    rules: Vec<(&'a str, &'a str, &'a str)>,
+fn touched(table: &'static str, changes: &Changes) -> impl Iterator<Item = (String, String)> {
+    let of_rule = |rule: &String| rule.split(' ').nth(1).map(str::to_owned);
+    let ruled = changes.rules.iter().filter_map(of_rule);
+    let whole = changes.chains.iter().chain(&changes.deleted).cloned();
+    whole.chain(ruled).map(move |chain| (table.to_owned(), chain))
 }
 
-impl<'a> Saved<'a> {
-    fn parse(saved: &'a str) -> Self {
-        let mut parsed = Self {
-            chains: BTreeSet::new(),
-            rules: Vec::new(),
-        };
-        let mut table = "";
-        for line in saved.lines() {
-            if let Some(name) = line.strip_prefix('*') {
-                table = name;
-            } else if let Some(chain) = line.strip_prefix(':') {
-                parsed
-                    .chains
-                    .extend(chain.split(' ').next().map(|name| (table, name)));
-            } else if let Some((chain, rule)) = line.strip_prefix("-A ").and_then(|r| r.split_once(' ')) {
-                parsed.rules.push((table, chain, rule));
+fn write_shared(table: &mut Changes, chain: Shared, rules: &[String], base: &Base) {
+    let (_, name) = chain.place();
+    table.chain(name, rules);
+    if chain == Shared::Services {
+        table
+            .rules
+            .extend(base.node_ports.iter().map(|rule| format!("-A {name} {rule}")));
+    }
+}
+
+#[derive(Default)]
+struct Plan {
+    nat: Changes,
+    filter: Changes,
+}
+
+/// What leads from the known rules to those of `changes`.
+fn plan(known: &HashMap<Key, Known>, changes: &[(Key, Fragment)], base: &Base) -> Plan {
+    let mut plan = Plan::default();
+    let none = Known::default();
+    let mut added: BTreeMap<Shared, BTreeSet<&String>> = BTreeMap::new();
+    let mut removed: BTreeMap<Shared, BTreeSet<&String>> = BTreeMap::new();
+    for (key, fragment) in changes {
+        let (old, new) = (known.get(key).unwrap_or(&none), Known::of(fragment));
+        for (chain, rules) in &fragment.chains {
+            if old.chains.get(chain) != new.chains.get(chain) {
+                plan.nat.chain(chain, rules);
             }
         }
-        parsed
+        let gone = old.chains.keys().filter(|chain| !new.chains.contains_key(*chain));
+        plan.nat.deleted.extend(gone.cloned());
+        for (chain, rule) in fragment.shared.difference(&old.shared) {
+            added.entry(*chain).or_default().insert(rule);
+        }
+        for (chain, rule) in old.shared.difference(&fragment.shared) {
+            removed.entry(*chain).or_default().insert(rule);
+        }
     }
-
-    fn has_jump(&self, (table, chain, rule): &(&str, &str, &str)) -> bool {
-        let target = rule.rsplit(' ').next().unwrap_or_default();
-        self.rules
-            .iter()
-            .any(|(t, c, r)| t == table && c == chain && r.rsplit(' ').next() == Some(target))
+    for chain in Shared::ALL {
+        let (place, name) = chain.place();
+        let table = if place == "nat" {
+            &mut plan.nat
+        } else {
+            &mut plan.filter
+        };
+        let added = added.remove(&chain).unwrap_or_default();
+        let removed = removed.remove(&chain).unwrap_or_default();
+        if removed.len() <= DELETIONS {
+            table
+                .rules
+                .extend(removed.iter().map(|rule| format!("-D {name} {rule}")));
+            table
+                .rules
+                .extend(added.iter().map(|rule| format!("-I {name} {rule}")));
+            continue;
+        }
+        let of_chain = known
+            .values()
+            .flat_map(|known| &known.shared)
+            .filter(|(c, _)| *c == chain);
+        let stay = of_chain
+            .map(|(_, rule)| rule)
+            .filter(|rule| !removed.contains(rule));
+        let rules: Vec<String> = stay.chain(added.iter().copied()).cloned().collect();
+        write_shared(table, chain, &rules, base);
     }
+    plan
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn chains(entries: &[(&str, &[&str])]) -> Chains {
-        entries
-            .iter()
-            .map(|(c, rules)| ((*c).to_owned(), rules.iter().map(|r| (*r).to_owned()).collect()))
-            .collect()
+    fn fragment(chains: &[(&str, &str)], shared: &[&str]) -> Fragment {
+        Fragment {
+            chains: chains
+                .iter()
+                .map(|(c, rule)| ((*c).into(), vec![(*rule).into()]))
+                .collect(),
+            shared: shared
+                .iter()
+                .map(|rule| (Shared::Services, (*rule).into()))
+                .collect(),
+        }
+    }
+
+    fn key(name: &str) -> Key {
+        ("ns".into(), name.into())
     }
 
     #[test]
     fn a_change_names_only_what_changed() {
-        let known = Ruleset {
-            nat: chains(&[
-                ("KUBE-SVC-A", &["-j KUBE-SEP-1"]),
-                ("KUBE-SEP-1", &["x"]),
-                ("KUBE-SVC-B", &["y"]),
-            ]),
-            filter: chains(&[("KUBE-SERVICES", &[])]),
-        };
-        let wanted = Ruleset {
-            nat: chains(&[
-                ("KUBE-SVC-A", &["-j KUBE-SEP-2"]),
-                ("KUBE-SEP-2", &["x"]),
-                ("KUBE-SVC-B", &["y"]),
-            ]),
-            filter: known.filter.clone(),
+        let old = fragment(
+            &[
+                ("KUBE-SVC-A", "-j KUBE-SEP-1"),
+                ("KUBE-SEP-1", "x"),
+                ("KUBE-SEP-3", "z"),
+            ],
+            &["a"],
+        );
+        let other = fragment(&[("KUBE-SVC-B", "y")], &["b"]);
+        let known = HashMap::from([(key("a"), Known::of(&old)), (key("b"), Known::of(&other))]);
+        let new = fragment(
+            &[
+                ("KUBE-SVC-A", "-j KUBE-SEP-2"),
+                ("KUBE-SEP-2", "x"),
+                ("KUBE-SEP-3", "z"),
+            ],
+            &["c"],
+        );
+        let changes = plan(&known, &[(key("a"), new)], &Base::default());
+        assert_eq!(
+            changes.nat.render("nat"),
+            "*nat\n:KUBE-SEP-2 - [0:0]\n:KUBE-SVC-A - [0:0]\n:KUBE-SEP-1 - [0:0]\n\
+             -A KUBE-SEP-2 x\n-A KUBE-SVC-A -j KUBE-SEP-2\n-D KUBE-SERVICES a\n-I KUBE-SERVICES c\n\
+             -X KUBE-SEP-1\nCOMMIT\n"
+        );
+        assert_eq!(changes.filter.render("filter"), "");
+        let same = plan(&known, &[(key("b"), other)], &Base::default());
+        assert_eq!(same.nat.render("nat"), "");
+    }
+
+    #[test]
+    fn many_deletions_write_the_chain_anew() {
+        let names: Vec<String> = (0..=DELETIONS).map(|n| format!("s{n}")).collect();
+        let mut known: HashMap<Key, Known> = names
+            .iter()
+            .map(|n| (key(n), Known::of(&fragment(&[], &[n]))))
+            .collect();
+        known.insert(key("stays"), Known::of(&fragment(&[], &["stays"])));
+        let gone: Vec<_> = names.iter().map(|n| (key(n), Fragment::default())).collect();
+        let base = Base {
+            node_ports: vec!["last".into()],
+            ..Base::default()
         };
         assert_eq!(
-            incremental(&known, &wanted),
-            "*nat\n:KUBE-SEP-2 - [0:0]\n:KUBE-SVC-A - [0:0]\n:KUBE-SEP-1 - [0:0]\n\
-             -A KUBE-SEP-2 x\n-A KUBE-SVC-A -j KUBE-SEP-2\n-X KUBE-SEP-1\nCOMMIT\n"
+            plan(&known, &gone, &base).nat.render("nat"),
+            "*nat\n:KUBE-SERVICES - [0:0]\n-A KUBE-SERVICES stays\n-A KUBE-SERVICES last\nCOMMIT\n"
         );
-        assert_eq!(incremental(&known, &known), "");
-    }
-
-    #[test]
-    fn a_full_sync_adds_missing_jumps_and_removes_only_our_stale_chains() {
-        let saved = "*nat\n:PREROUTING ACCEPT [0:0]\n:KUBE-SEP-OLD - [0:0]\n:CNI-X - [0:0]\n\
-                     -A PREROUTING -m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES\nCOMMIT\n";
-        let wanted = Ruleset {
-            nat: chains(&[("KUBE-SERVICES", &[])]),
-            filter: chains(&[]),
-        };
-        let input = full(saved, &wanted);
-        assert!(
-            input.contains("-X KUBE-SEP-OLD\n") && !input.contains("CNI-X"),
-            "{input}"
-        );
-        assert!(
-            !input.contains("-I PREROUTING") && input.contains("-I OUTPUT -m comment"),
-            "{input}"
-        );
-    }
-
-    /// Real iptables in a network namespace of the test's own (needs root).
-    #[test]
-    fn the_kernel_takes_every_kind_of_rule() {
-        use std::io::Write as _;
-        let service = serde_json::from_value(serde_json::json!({
-            "metadata": {"name": "web", "namespace": "default"},
-            "spec": {
-                "type": "LoadBalancer", "clusterIP": "10.96.0.5", "externalIPs": ["203.0.113.9"],
-                "externalTrafficPolicy": "Local", "sessionAffinity": "ClientIP",
-                "loadBalancerSourceRanges": ["203.0.113.0/25"],
-                "ports": [{"port": 80, "nodePort": 30080}, {"name": "dns", "port": 53, "protocol": "UDP"}],
-            },
-            "status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.7"}]}},
-        }))
-        .unwrap();
-        let slice = serde_json::from_value(serde_json::json!({
-            "metadata": {"name": "web-x", "namespace": "default", "labels": {"kubernetes.io/service-name": "web"}},
-            "addressType": "IPv4", "ports": [{"name": "", "port": 8080}],
-            "endpoints": [{"addresses": ["10.244.0.2"], "nodeName": "n1"}, {"addresses": ["10.244.1.2"], "nodeName": "n2"}],
-        }))
-        .unwrap();
-        let map = crate::service_map::build(Family::V4, "n1", [&service].into_iter(), [&slice].into_iter());
-        let wanted = crate::ruleset::render(Family::V4, &map, Some("10.244.0.0/16".parse().unwrap()));
-        let mut child = std::process::Command::new("unshare")
-            .args(["--net", "sh", "-c", "iptables-restore --noflush && iptables-save"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        child
-            .stdin
-            .take()
-            .unwrap()
-            .write_all(full("", &wanted).as_bytes())
-            .unwrap();
-        let output = child.wait_with_output().unwrap();
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-
-        let saved = String::from_utf8_lossy(&output.stdout);
-        assert!(
-            saved.contains("-j DNAT --to-destination 10.244.0.2:8080"),
-            "{saved}"
-        );
-        assert!(saved.contains("--dport 53 -j REJECT"), "{saved}");
-        let again = full(&saved, &wanted);
-        assert!(!again.contains("\n-I "), "jumps are there already: {again}");
     }
 }

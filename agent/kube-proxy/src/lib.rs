@@ -1,188 +1,148 @@
 //! kube-proxy in iptables mode: Services and EndpointSlices in, upstream's chains out.
 //!
-//! watch → [`service_map::build`] → [`ruleset::render`] → [`apply::Applied::sync`]
+//! watches → [`tracker`] → [`service_map`] → [`ruleset`] → [`apply`]
 
 mod apply;
+mod conntrack;
+mod endpoints;
 mod health;
+mod http;
+mod iptables;
+mod metrics;
+mod proxier;
 mod ruleset;
 mod service_map;
+mod sys;
+mod tracker;
 
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use futures::{Stream, StreamExt};
+use futures::StreamExt;
 use ipnet::IpNet;
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::runtime::{WatchStreamExt, reflector, watcher};
+use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
-use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::warn;
 
-use apply::Applied;
-use health::Health;
-use service_map::Family;
+pub use proxier::Proxier;
+pub use tracker::Event;
 
-/// Upstream's default port of `/healthz`.
+/// Upstream's default ports: of `/healthz`, and of `/metrics` on loopback.
 pub const HEALTH_PORT: u16 = 10256;
+pub const METRICS_PORT: u16 = 10249;
 
 /// Several events of one rollout make one change of the rules.
 const COALESCE: Duration = Duration::from_millis(20);
 const RETRY: Duration = Duration::from_secs(2);
-const CANARY: Duration = Duration::from_secs(60);
+/// How often somebody else's changes of our rules are looked for; less often when looking takes long.
+const INSPECT: Duration = Duration::from_secs(30);
+const INSPECT_SHARE: u32 = 50;
+/// Lets connections to 127.0.0.1 be translated to pods: node ports of upstream's iptables mode answer there.
+const ROUTE_LOCALNET: &str = "/proc/sys/net/ipv4/conf/all/route_localnet";
 
 #[derive(Debug, Clone)]
 pub struct Config {
     pub node_name: String,
     /// The pods' networks, one or one of each family: traffic from elsewhere is masqueraded.
     pub cluster_cidrs: Vec<IpNet>,
+    /// Node ports are open at the node's addresses in these networks; at all of them when empty.
+    pub node_port_addresses: Vec<IpNet>,
     pub health_port: u16,
+    pub metrics_port: u16,
 }
 
 /// Keeps the node's rules as Services and EndpointSlices say, until `shutdown`. Rules stay when it ends.
 pub async fn run(client: Client, config: Config, shutdown: CancellationToken) {
-    let changed = Arc::new(Notify::new());
-    let (services, services_task) = watch::<Service>(&client, &changed);
-    let (slices, slices_task) = watch::<EndpointSlice>(&client, &changed);
-    let health = Arc::new(Health::default());
-    let proxy = Proxy {
-        services,
-        slices,
-        config: &config,
-        health: &health,
-    };
+    if let Err(error) = tokio::fs::write(ROUTE_LOCALNET, "1").await {
+        warn!(%error, "node ports will not answer at 127.0.0.1");
+    }
+    let only_own = watcher::Config::default()
+        .any_semantic()
+        .fields(&format!("metadata.name={}", config.node_name));
+    let proxied = watcher::Config::default()
+        .any_semantic()
+        .labels("!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless");
+    let events = futures::stream::select_all([
+        watch::<Service>(&client, proxied.clone())
+            .map(|event| event.map(Event::Service))
+            .boxed(),
+        watch::<EndpointSlice>(&client, proxied)
+            .map(|event| event.map(Event::Slice))
+            .boxed(),
+        watch::<Node>(&client, only_own)
+            .map(|event| event.map(Event::Node))
+            .boxed(),
+    ]);
+    let proxier = Proxier::new(&config);
+    let (health, metrics) = (Arc::clone(&proxier.health), Arc::clone(&proxier.metrics));
+    let at_all = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), config.health_port);
+    let at_loopback = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), config.metrics_port);
+    let health_server = http::serve(
+        at_all,
+        Arc::new(move |path: &str| health.answer(path)),
+        shutdown.clone(),
+    );
+    let metrics_handler = Arc::new(move |path: &str| health::metrics_answer(&metrics, path));
+    let metrics_server = http::serve(at_loopback, metrics_handler, shutdown.clone());
     tokio::select! {
         () = shutdown.cancelled() => {}
-        () = services_task => warn!("the watch of Services ended"),
-        () = slices_task => warn!("the watch of EndpointSlices ended"),
-        () = health::serve(Arc::clone(&health), config.health_port, shutdown.clone()) => {}
-        () = proxy.keep_synced(&changed) => {}
+        () = health_server => {}
+        () = metrics_server => {}
+        () = keep_synced(proxier, events) => warn!("the watches ended"),
     }
 }
 
 fn watch<K>(
     client: &Client,
-    changed: &Arc<Notify>,
-) -> (reflector::Store<K>, impl Future<Output = ()> + use<K>)
+    config: watcher::Config,
+) -> impl StreamExt<Item = watcher::Result<watcher::Event<K>>> + use<K>
 where
-    K: Resource<Scope = kube::core::NamespaceResourceScope> + k8s_openapi::Metadata + Clone + std::fmt::Debug,
-    K: serde::de::DeserializeOwned + Send + Sync + 'static,
-    K::DynamicType: Default + Eq + std::hash::Hash + Clone,
+    K: Resource + k8s_openapi::Metadata + Clone + std::fmt::Debug + Send + 'static,
+    K: serde::de::DeserializeOwned,
+    <K as Resource>::DynamicType: Default,
 {
-    let (reader, writer) = reflector::store::<K>();
-    let stream = watcher(
-        Api::<K>::all(client.clone()),
-        watcher::Config::default().any_semantic(),
-    )
-    .modify(|object| object.managed_fields_mut().clear())
-    .default_backoff()
-    .reflect(writer);
-    (reader, notify_on_events(stream, Arc::clone(changed)))
+    watcher(Api::<K>::all(client.clone()), config)
+        .modify(|object| object.managed_fields_mut().clear())
+        .default_backoff()
 }
 
-async fn notify_on_events<T>(stream: impl Stream<Item = Result<T, watcher::Error>>, changed: Arc<Notify>) {
-    let mut stream = std::pin::pin!(stream);
-    while let Some(event) = stream.next().await {
-        match event {
-            Ok(_) => changed.notify_one(),
-            Err(error) => warn!(%error, "watch failed"),
+async fn keep_synced(
+    mut proxier: Proxier,
+    mut events: impl StreamExt<Item = watcher::Result<Event>> + Unpin,
+) {
+    let mut retry = false;
+    let mut next_look = Instant::now() + INSPECT;
+    loop {
+        tokio::select! {
+            event = events.next() => match event {
+                Some(event) => take(&mut proxier, event),
+                None => return,
+            },
+            () = tokio::time::sleep(RETRY), if retry => {}
+            () = tokio::time::sleep_until(next_look.into()) => {
+                let started = Instant::now();
+                proxier.inspect().await;
+                next_look = Instant::now() + INSPECT.max(started.elapsed() * INSPECT_SHARE);
+            }
         }
+        if !proxier.is_due() {
+            continue;
+        }
+        let deadline = tokio::time::Instant::now() + COALESCE;
+        while let Ok(Some(event)) = tokio::time::timeout_at(deadline, events.next()).await {
+            take(&mut proxier, event);
+        }
+        retry = !proxier.sync().await;
     }
 }
 
-struct Proxy<'a> {
-    services: reflector::Store<Service>,
-    slices: reflector::Store<EndpointSlice>,
-    config: &'a Config,
-    health: &'a Health,
-}
-
-impl Proxy<'_> {
-    async fn keep_synced(&self, changed: &Notify) {
-        // Rules from half a picture would cut running connections' Services off.
-        if self.services.wait_until_ready().await.is_err() || self.slices.wait_until_ready().await.is_err() {
-            return;
-        }
-        let mut families = self.families();
-        let mut canary = tokio::time::interval(CANARY);
-        canary.reset();
-        let mut failed = self.sync(&mut families).await;
-        loop {
-            tokio::select! {
-                () = changed.notified() => {
-                    self.health.pending();
-                    tokio::time::sleep(COALESCE).await;
-                }
-                () = tokio::time::sleep(RETRY), if failed => {}
-                _ = canary.tick() => if !self.forget_flushed(&mut families).await { continue },
-            }
-            failed = self.sync(&mut families).await;
-        }
-    }
-
-    fn families(&self) -> Vec<Applied> {
-        let of = |family| {
-            self.config
-                .cluster_cidrs
-                .iter()
-                .any(|c| Family::of(c.addr()) == family)
-        };
-        let mut families = Vec::new();
-        if of(Family::V4) || self.config.cluster_cidrs.is_empty() {
-            families.push(Applied::new(Family::V4));
-        }
-        if of(Family::V6) {
-            families.push(Applied::new(Family::V6));
-        }
-        families
-    }
-
-    /// Applies the current picture to every family; true when one of them failed.
-    async fn sync(&self, families: &mut [Applied]) -> bool {
-        let (services, slices) = (self.services.state(), self.slices.state());
-        let mut failed = false;
-        for applied in families {
-            let family = applied.family();
-            let (services, slices) = (
-                services.iter().map(AsRef::as_ref),
-                slices.iter().map(AsRef::as_ref),
-            );
-            let map = service_map::build(family, &self.config.node_name, services, slices);
-            let cidr = self
-                .config
-                .cluster_cidrs
-                .iter()
-                .find(|c| Family::of(c.addr()) == family)
-                .copied();
-            match applied.sync(ruleset::render(family, &map, cidr)).await {
-                Ok(()) => debug!(?family, ports = map.len(), "rules are in place"),
-                Err(error) => {
-                    warn!(?family, %error, "cannot apply the rules of Services; trying again");
-                    failed = true;
-                }
-            }
-        }
-        if !failed {
-            self.health.updated();
-        }
-        failed
-    }
-
-    /// True when somebody flushed the tables and the rules must be written anew.
-    async fn forget_flushed(&self, families: &mut [Applied]) -> bool {
-        let mut flushed = false;
-        for applied in families {
-            match applied.canary_lives().await {
-                Ok(true) => {}
-                Ok(false) => {
-                    warn!(family = ?applied.family(), "the rules of Services were flushed by somebody else");
-                    applied.forget();
-                    flushed = true;
-                }
-                Err(error) => warn!(%error, "cannot look for the canary chain"),
-            }
-        }
-        flushed
+fn take(proxier: &mut Proxier, event: watcher::Result<Event>) {
+    match event {
+        Ok(event) => proxier.apply(event),
+        Err(error) => warn!(%error, "watch failed"),
     }
 }

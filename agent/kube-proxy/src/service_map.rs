@@ -1,20 +1,22 @@
-//! Services and EndpointSlices reduced to what rules need: one [`ServicePort`] per port and address
-//! family, with the endpoints that traffic may go to (upstream: pkg/proxy ServicePortMap,
-//! EndpointsMap and CategorizeEndpoints).
+//! A Service and its EndpointSlices reduced to what rules need: one [`ServicePort`] per port and address family, with
+//! the endpoints that traffic may go to (upstream: pkg/proxy ServicePortMap and EndpointsMap).
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Service, ServicePort as ApiServicePort};
 use k8s_openapi::api::discovery::v1::{Endpoint as ApiEndpoint, EndpointPort, EndpointSlice};
 use kube::ResourceExt;
 
-const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
+use crate::endpoints::{self, Candidate, Endpoints};
+
+pub const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 const SERVICE_PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Family {
     V4,
     V6,
@@ -23,6 +25,14 @@ pub enum Family {
 impl Family {
     pub fn of(address: IpAddr) -> Self {
         if address.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+
+    /// As metrics name it (upstream: v1.IPFamily).
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        }
     }
 }
 
@@ -34,6 +44,15 @@ pub enum Protocol {
 }
 
 impl Protocol {
+    /// Its number in IP headers (IANA protocol numbers).
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+            Self::Sctp => 132,
+        }
+    }
+
     fn parse(name: Option<&str>) -> Option<Self> {
         match name.unwrap_or("TCP") {
             "TCP" => Some(Self::Tcp),
@@ -74,6 +93,14 @@ impl fmt::Display for PortName {
     }
 }
 
+/// What this node is to the policies of Services.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NodeFacts {
+    pub name: String,
+    pub zone: Option<String>,
+    pub addresses: Vec<IpAddr>,
+}
+
 /// One port of a Service in one address family.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServicePort {
@@ -82,67 +109,51 @@ pub struct ServicePort {
     pub node_port: Option<u16>,
     pub external_ips: Vec<IpAddr>,
     pub load_balancer_ips: Vec<IpAddr>,
-    pub load_balancer_source_ranges: Vec<String>,
+    pub load_balancer_source_ranges: Vec<IpNet>,
     /// Session affinity by client IP lasts this many seconds.
     pub affinity_seconds: Option<i32>,
     pub internal_local: bool,
     pub external_local: bool,
-    /// Endpoints on any node, and those on this one, that a policy may choose from.
-    pub cluster_endpoints: Vec<SocketAddr>,
-    pub local_endpoints: Vec<SocketAddr>,
+    /// Where a load balancer asks whether this node has endpoints.
+    pub health_check_node_port: Option<u16>,
+    pub endpoints: Endpoints,
 }
 
-pub type ServiceMap = BTreeMap<PortName, ServicePort>;
-
-/// The services of one family as this node sees them.
-pub fn build<'a>(
-    family: Family,
-    node_name: &str,
-    services: impl Iterator<Item = &'a Service>,
-    slices: impl Iterator<Item = &'a EndpointSlice>,
-) -> ServiceMap {
-    let mut by_service: BTreeMap<(String, String), Vec<&EndpointSlice>> = BTreeMap::new();
-    for slice in slices.filter(|s| s.address_type == address_type(family)) {
-        if let Some(service) = slice.labels().get(SERVICE_NAME_LABEL) {
-            by_service
-                .entry((slice.namespace().unwrap_or_default(), service.clone()))
-                .or_default()
-                .push(slice);
-        }
+impl ServicePort {
+    pub fn is_external(&self) -> bool {
+        self.node_port.is_some() || !self.external_ips.is_empty() || !self.load_balancer_ips.is_empty()
     }
-    let mut map = ServiceMap::new();
-    for service in services {
-        let Some(cluster_ip) = proxied_cluster_ip(service, family) else {
+}
+
+pub type Ports = BTreeMap<PortName, ServicePort>;
+
+/// The Service's ports in one family as this node sees them; none when it is not ours to proxy.
+pub fn ports<'a>(
+    family: Family,
+    node: &NodeFacts,
+    service: &Service,
+    slices: impl Iterator<Item = &'a EndpointSlice> + Clone,
+) -> Ports {
+    let Some(cluster_ip) = proxied_cluster_ip(service, family) else {
+        return Ports::new();
+    };
+    let slices = slices.filter(|slice| slice.address_type == family.name());
+    let mut found = Ports::new();
+    for port in service.spec.iter().flat_map(|s| s.ports.iter().flatten()) {
+        let Some(protocol) = Protocol::parse(port.protocol.as_deref()) else {
             continue;
         };
-        let key = (service.namespace().unwrap_or_default(), service.name_any());
-        let slices = by_service.get(&key).map(Vec::as_slice).unwrap_or_default();
-        let ports = service.spec.iter().flat_map(|s| s.ports.iter().flatten());
-        for port in ports {
-            let Some(protocol) = Protocol::parse(port.protocol.as_deref()) else {
-                continue;
-            };
-            let name = PortName {
-                namespace: key.0.clone(),
-                service: key.1.clone(),
-                port: port.name.clone().unwrap_or_default(),
-                protocol,
-            };
-            let endpoints = endpoints_of(&name, slices);
-            map.insert(
-                name,
-                service_port(service, port, cluster_ip, family, node_name, &endpoints),
-            );
-        }
+        let name = PortName {
+            namespace: service.namespace().unwrap_or_default(),
+            service: service.name_any(),
+            port: port.name.clone().unwrap_or_default(),
+            protocol,
+        };
+        let candidates = candidates(&name, slices.clone());
+        let port = service_port(service, port, cluster_ip, family, node, &candidates);
+        found.insert(name, port);
     }
-    map
-}
-
-fn address_type(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "IPv4",
-        Family::V6 => "IPv6",
-    }
+    found
 }
 
 /// The Service's cluster IP of this family, unless the Service is not ours to proxy.
@@ -164,24 +175,22 @@ fn service_port(
     port: &ApiServicePort,
     cluster_ip: IpAddr,
     family: Family,
-    node_name: &str,
-    endpoints: &[Candidate],
+    node: &NodeFacts,
+    candidates: &[Candidate],
 ) -> ServicePort {
     let spec = service.spec.clone().unwrap_or_default();
     let affinity = spec
         .session_affinity_config
         .as_ref()
         .and_then(|c| c.client_ip.as_ref());
-    let ingress = service
-        .status
-        .iter()
-        .filter_map(|s| s.load_balancer.as_ref())
-        .flat_map(|l| l.ingress.iter().flatten());
-    let virtual_ips: Vec<String> = ingress
+    let status = service.status.iter().filter_map(|s| s.load_balancer.as_ref());
+    // With ipMode Proxy the balancer sends to the nodes' own addresses (KEP-1860).
+    let virtual_ips: Vec<String> = status
+        .flat_map(|l| l.ingress.iter().flatten())
         .filter(|i| i.ip_mode.as_deref() != Some("Proxy"))
         .filter_map(|i| i.ip.clone())
         .collect();
-    ServicePort {
+    let mut port = ServicePort {
         cluster_ip,
         port: port.port as u16,
         node_port: port.node_port.filter(|p| *p != 0).map(|p| p as u16),
@@ -192,37 +201,31 @@ fn service_port(
             .then(|| affinity.and_then(|c| c.timeout_seconds).unwrap_or(10_800)),
         internal_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
         external_local: spec.external_traffic_policy.as_deref() == Some("Local"),
-        cluster_endpoints: usable(endpoints.iter()),
-        local_endpoints: usable(endpoints.iter().filter(|e| e.node.as_deref() == Some(node_name))),
-    }
+        health_check_node_port: spec.health_check_node_port.filter(|p| *p != 0).map(|p| p as u16),
+        endpoints: Endpoints::default(),
+    };
+    port.endpoints = endpoints::categorize(candidates, node, &port);
+    port
 }
 
 fn parse_addresses<'a>(addresses: impl Iterator<Item = &'a String>, family: Family) -> Vec<IpAddr> {
-    addresses
+    let mut parsed: Vec<IpAddr> = addresses
         .filter_map(|a| a.parse().ok())
         .filter(|a| Family::of(*a) == family)
-        .collect()
+        .collect();
+    parsed.dedup();
+    parsed
 }
 
-fn source_ranges(ranges: Option<&[String]>, family: Family) -> Vec<String> {
-    let of_family = |r: &&String| r.contains(':') == (family == Family::V6);
+fn source_ranges(ranges: Option<&[String]>, family: Family) -> Vec<IpNet> {
+    let ranges = ranges.unwrap_or_default().iter();
     ranges
-        .unwrap_or_default()
-        .iter()
-        .filter(of_family)
-        .map(|r| r.trim().to_owned())
+        .filter_map(|range| range.trim().parse::<IpNet>().ok())
+        .filter(|range| Family::of(range.addr()) == family)
         .collect()
 }
 
-struct Candidate {
-    address: SocketAddr,
-    node: Option<String>,
-    ready: bool,
-    serving: bool,
-    terminating: bool,
-}
-
-fn endpoints_of(name: &PortName, slices: &[&EndpointSlice]) -> Vec<Candidate> {
+fn candidates<'a>(name: &PortName, slices: impl Iterator<Item = &'a EndpointSlice>) -> Vec<Candidate> {
     let mut found: BTreeMap<SocketAddr, Candidate> = BTreeMap::new();
     for slice in slices {
         let is_ours = |p: &&EndpointPort| {
@@ -249,29 +252,26 @@ fn endpoints_of(name: &PortName, slices: &[&EndpointSlice]) -> Vec<Candidate> {
 fn candidate(endpoint: &ApiEndpoint, port: u16) -> Option<Candidate> {
     let conditions = endpoint.conditions.clone().unwrap_or_default();
     let ready = conditions.ready.unwrap_or(true);
+    let hints = endpoint.hints.clone().unwrap_or_default();
     Some(Candidate {
         address: SocketAddr::new(endpoint.addresses.first()?.parse().ok()?, port),
         node: endpoint.node_name.clone(),
         ready,
         serving: conditions.serving.unwrap_or(ready),
         terminating: conditions.terminating.unwrap_or(false),
+        node_hints: hints
+            .for_nodes
+            .unwrap_or_default()
+            .into_iter()
+            .map(|n| n.name)
+            .collect(),
+        zone_hints: hints
+            .for_zones
+            .unwrap_or_default()
+            .into_iter()
+            .map(|z| z.name)
+            .collect(),
     })
-}
-
-/// The ready endpoints; when there are none, those that still serve while they terminate (KEP-1669).
-fn usable<'a>(candidates: impl Iterator<Item = &'a Candidate> + Clone) -> Vec<SocketAddr> {
-    let ready: Vec<_> = candidates
-        .clone()
-        .filter(|c| c.ready)
-        .map(|c| c.address)
-        .collect();
-    if !ready.is_empty() {
-        return ready;
-    }
-    candidates
-        .filter(|c| c.serving && c.terminating)
-        .map(|c| c.address)
-        .collect()
 }
 
 #[cfg(test)]
@@ -292,46 +292,12 @@ mod tests {
         .unwrap()
     }
 
-    fn only(map: ServiceMap) -> ServicePort {
-        assert_eq!(map.len(), 1);
-        map.into_values().next().unwrap()
-    }
-
-    fn build_one(service: &Service, slice: &EndpointSlice) -> ServiceMap {
-        build(Family::V4, "n1", [service].into_iter(), [slice].into_iter())
-    }
-
-    fn addresses(endpoints: &[SocketAddr]) -> Vec<String> {
-        endpoints.iter().map(ToString::to_string).collect()
-    }
-
-    #[test]
-    fn ready_endpoints_are_used_and_local_ones_known() {
-        let service = service(json!({"clusterIP": "10.96.0.5", "ports": [{"port": 80}]}));
-        let slice = slice(json!([
-            {"addresses": ["10.244.0.2"], "nodeName": "n1", "conditions": {"ready": true}},
-            {"addresses": ["10.244.1.2"], "nodeName": "n2", "conditions": {"ready": true}},
-            {"addresses": ["10.244.1.3"], "nodeName": "n2", "conditions": {"ready": false}},
-        ]));
-        let port = only(build_one(&service, &slice));
-        assert_eq!(
-            addresses(&port.cluster_endpoints),
-            ["10.244.0.2:8080", "10.244.1.2:8080"]
-        );
-        assert_eq!(addresses(&port.local_endpoints), ["10.244.0.2:8080"]);
-    }
-
-    #[test]
-    fn terminating_endpoints_serve_when_nothing_is_ready() {
-        let service = service(json!({"clusterIP": "10.96.0.5", "ports": [{"port": 80}]}));
-        let slice = slice(json!([
-            {"addresses": ["10.244.1.2"], "conditions": {"ready": false, "serving": true, "terminating": true}},
-            {"addresses": ["10.244.1.3"], "conditions": {"ready": false, "serving": false, "terminating": true}},
-        ]));
-        assert_eq!(
-            addresses(&only(build_one(&service, &slice)).cluster_endpoints),
-            ["10.244.1.2:8080"]
-        );
+    fn build_one(service: &Service, slice: &EndpointSlice) -> Ports {
+        let node = NodeFacts {
+            name: "n1".into(),
+            ..NodeFacts::default()
+        };
+        ports(Family::V4, &node, service, [slice].into_iter())
     }
 
     #[test]
@@ -349,5 +315,26 @@ mod tests {
             .labels_mut()
             .insert(SERVICE_PROXY_NAME_LABEL.into(), "other".into());
         assert!(build_one(&foreign, &endpoints).is_empty());
+    }
+
+    #[test]
+    fn an_endpoint_in_two_slices_counts_once_and_balancers_in_front_of_nodes_are_not_ours() {
+        let mut service = service(
+            json!({"type": "LoadBalancer", "clusterIP": "10.96.0.5", "ports": [{"port": 80}],
+            "loadBalancerSourceRanges": [" 203.0.113.0/25 ", "2001:db8::/32"]}),
+        );
+        service.status = serde_json::from_value(json!({"loadBalancer": {"ingress":
+            [{"ip": "203.0.113.7"}, {"ip": "203.0.113.8", "ipMode": "Proxy"}, {"hostname": "x"}]}}))
+        .unwrap();
+        let endpoint = |ready| json!([{"addresses": ["10.244.0.2"], "conditions": {"ready": ready}}]);
+        let slices = [slice(endpoint(true)), slice(endpoint(false))];
+        let ports = ports(Family::V4, &NodeFacts::default(), &service, slices.iter());
+        let port = ports.values().next().unwrap();
+        assert_eq!(port.endpoints.cluster, ["10.244.0.2:8080".parse().unwrap()]);
+        assert_eq!(port.load_balancer_ips, ["203.0.113.7".parse::<IpAddr>().unwrap()]);
+        assert_eq!(
+            port.load_balancer_source_ranges,
+            ["203.0.113.0/25".parse().unwrap()]
+        );
     }
 }

@@ -1,0 +1,163 @@
+//! How this crate speaks to iptables: whole tables read by iptables-save, changes written by `iptables-restore
+//! --noflush`, which takes all of its input or nothing (iptables-restore(8)).
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::process::{Output, Stdio};
+
+use thiserror::Error;
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
+
+use crate::service_map::Family;
+
+#[derive(Debug, Error)]
+pub enum IptablesError {
+    #[error("cannot run {program}")]
+    Spawn {
+        program: &'static str,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("{program} failed: {stderr}")]
+    Failed { program: &'static str, stderr: String },
+}
+
+/// Changes of one table, in the order in which they must be written.
+#[derive(Debug, Default)]
+pub struct Changes {
+    /// Chains to make, or to empty when they are there.
+    pub chains: Vec<String>,
+    /// Whole lines: `-A CHAIN …`, `-I CHAIN …`, `-D CHAIN …`.
+    pub rules: Vec<String>,
+    pub deleted: Vec<String>,
+}
+
+impl Changes {
+    pub fn chain(&mut self, chain: &str, rules: &[String]) {
+        self.chains.push(chain.to_owned());
+        self.rules
+            .extend(rules.iter().map(|rule| format!("-A {chain} {rule}")));
+    }
+
+    pub fn len(&self) -> usize {
+        self.rules.len()
+    }
+
+    pub fn render(&self, table: &str) -> String {
+        if self.chains.is_empty() && self.rules.is_empty() && self.deleted.is_empty() {
+            return String::new();
+        }
+        let mut out = format!("*{table}\n");
+        for chain in self.chains.iter().chain(&self.deleted) {
+            let _ = writeln!(out, ":{chain} - [0:0]");
+        }
+        for rule in &self.rules {
+            out.push_str(rule);
+            out.push('\n');
+        }
+        for chain in &self.deleted {
+            let _ = writeln!(out, "-X {chain}");
+        }
+        out.push_str("COMMIT\n");
+        out
+    }
+}
+
+pub async fn restore(family: Family, input: &str) -> Result<(), IptablesError> {
+    if input.is_empty() {
+        return Ok(());
+    }
+    let program = match family {
+        Family::V4 => "iptables-restore",
+        Family::V6 => "ip6tables-restore",
+    };
+    let spawn = |source| IptablesError::Spawn { program, source };
+    let mut child = Command::new(program)
+        .args(["--noflush", "-w", "5"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(spawn)?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // When it refuses early, what it says matters, not that the pipe broke.
+        let _ = stdin.write_all(input.as_bytes()).await;
+    }
+    succeeded(program, &child.wait_with_output().await.map_err(spawn)?)
+}
+
+pub async fn save(family: Family) -> Result<String, IptablesError> {
+    let program = match family {
+        Family::V4 => "iptables-save",
+        Family::V6 => "ip6tables-save",
+    };
+    let output = Command::new(program).output().await;
+    let output = output.map_err(|source| IptablesError::Spawn { program, source })?;
+    succeeded(program, &output)?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn succeeded(program: &'static str, output: &Output) -> Result<(), IptablesError> {
+    if output.status.success() {
+        return Ok(());
+    }
+    let stderr = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    Err(IptablesError::Failed { program, stderr })
+}
+
+/// What iptables-save told.
+pub struct Saved<'a> {
+    /// Table and chain.
+    pub chains: BTreeSet<(&'a str, &'a str)>,
+    /// Table, chain and the rest of each rule.
+    rules: Vec<(&'a str, &'a str, &'a str)>,
+}
+
+impl<'a> Saved<'a> {
+    pub fn parse(saved: &'a str) -> Self {
+        let mut parsed = Self {
+            chains: BTreeSet::new(),
+            rules: Vec::new(),
+        };
+        let mut table = "";
+        for line in saved.lines() {
+            if let Some(name) = line.strip_prefix('*') {
+                table = name;
+            } else if let Some(chain) = line.strip_prefix(':') {
+                parsed
+                    .chains
+                    .extend(chain.split(' ').next().map(|name| (table, name)));
+            } else if let Some((chain, rule)) = line.strip_prefix("-A ").and_then(|r| r.split_once(' ')) {
+                parsed.rules.push((table, chain, rule));
+            }
+        }
+        parsed
+    }
+
+    pub fn has_jump(&self, (table, chain, rule): &(&str, &str, &str)) -> bool {
+        let target = rule.rsplit(' ').next().unwrap_or_default();
+        self.rules
+            .iter()
+            .any(|(t, c, r)| t == table && c == chain && r.rsplit(' ').next() == Some(target))
+    }
+
+    /// One number for the rules of each chain.
+    pub fn digests(&self) -> impl Iterator<Item = ((&'a str, &'a str), u64)> {
+        let mut digests: std::collections::BTreeMap<_, DefaultHasher> = self
+            .chains
+            .iter()
+            .map(|place| (*place, DefaultHasher::new()))
+            .collect();
+        for (table, chain, rule) in &self.rules {
+            if let Some(digest) = digests.get_mut(&(*table, *chain)) {
+                rule.hash(digest);
+            }
+        }
+        digests
+            .into_iter()
+            .map(|(place, digest)| (place, digest.finish()))
+    }
+}

@@ -1,0 +1,3 @@
+//! The kernel's side of kube-proxy.
+
+pub mod conntrack;
