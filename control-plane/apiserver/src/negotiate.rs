@@ -30,7 +30,7 @@ impl Default for Wanted {
     }
 }
 
-const ACCEPTED: &str = "application/json, application/yaml, application/vnd.kubernetes.protobuf";
+pub const ACCEPTED: &str = "application/json, application/yaml, application/vnd.kubernetes.protobuf";
 
 /// Picks the first clause we can serve. JSON beats protobuf where both are accepted.
 pub fn negotiate(headers: &HeaderMap) -> Result<Wanted, ApiError> {
@@ -85,7 +85,8 @@ fn parse(clause: &str) -> Option<(MediaType, View)> {
     }
     let view = match (view, group, version) {
         ("", ..) => View::Object,
-        ("Table", "meta.k8s.io", "v1") => View::Table,
+        // Upstream's AllowsMediaTypeTransform: tables have no protobuf form.
+        ("Table", "meta.k8s.io", "v1") if media != MediaType::Protobuf => View::Table,
         ("PartialObjectMetadata" | "PartialObjectMetadataList", "meta.k8s.io", "v1") => View::PartialMetadata,
         _ => return None,
     };

@@ -206,6 +206,9 @@ pub struct Continue {
 }
 
 impl Continue {
+    /// In place of a revision: go on in whatever state there is now.
+    pub const INCONSISTENT: Revision = -1;
+
     pub fn new(revision: Revision, start: String) -> Self {
         Self {
             v: "meta.k8s.io/v1".into(),
@@ -230,7 +233,11 @@ impl Continue {
                 token.v
             )));
         }
-        if token.revision <= 0 || token.start.is_empty() || token.start.contains("..") {
+        if token.revision < Self::INCONSISTENT
+            || token.revision == 0
+            || token.start.is_empty()
+            || token.start.contains("..")
+        {
             return Err(bad(
                 "incorrect encoded start resourceVersion or key (version meta.k8s.io/v1)",
             ));

@@ -21,6 +21,8 @@ pub struct ApiError {
     pub message: String,
     /// `status.details`, or null.
     pub details: Box<Value>,
+    /// `status.metadata.continue`: where a list can go on that lost its revision.
+    pub continue_token: String,
 }
 
 impl ApiError {
@@ -30,6 +32,7 @@ impl ApiError {
             reason,
             message: message.into(),
             details: Box::new(Value::Null),
+            continue_token: String::new(),
         }
     }
 
@@ -200,6 +203,9 @@ impl ApiError {
         });
         if !self.details.is_null() {
             status["details"] = (*self.details).clone();
+        }
+        if !self.continue_token.is_empty() {
+            status["metadata"]["continue"] = json!(self.continue_token);
         }
         status
     }

@@ -98,6 +98,9 @@ pub fn decode(
     let kind = catalog.kind(&gvk).ok_or_else(|| unknown_kind(&gvk, expected))?;
     let unknown = fields::check(kind, &mut object).map_err(|problem| handled_as(&gvk, expected, &problem))?;
     strict.extend(unknown);
+    if media == MediaType::Json && strict.len() > 1 && kind.custom.is_none() {
+        strict = json::in_document_order(body, &strict);
+    }
     object["apiVersion"] = gvk.api_version().into();
     object["kind"] = gvk.kind.clone().into();
     Ok(Decoded { gvk, object, strict })
@@ -135,15 +138,13 @@ pub fn encode_watch_event_protobuf(event_type: &str, envelope: &[u8]) -> Vec<u8>
     out
 }
 
-/// A patch body: JSON or YAML, no kind needed.
-pub fn parse_patch(media: MediaType, body: &[u8]) -> Result<Value, CodecError> {
-    let parsed = match media {
-        MediaType::Yaml => json::from_yaml(body),
-        MediaType::Json | MediaType::Protobuf => json::from_json(body),
+/// A patch body: JSON or YAML, no kind needed. Keys given twice come beside it.
+pub fn parse_patch(media: MediaType, body: &[u8]) -> Result<(Value, Vec<String>), CodecError> {
+    let (parsed, what) = match media {
+        MediaType::Yaml => (json::from_yaml(body), "YAML"),
+        MediaType::Json | MediaType::Protobuf => (json::from_json(body), "patch"),
     };
-    parsed
-        .map(|(value, _)| value)
-        .map_err(|error| CodecError::BadRequest(format!("error decoding patch: {error}")))
+    parsed.map_err(|error| CodecError::BadRequest(format!("error decoding {what}: {error}")))
 }
 
 /// JSON is YAML too: what the YAML writer cannot express comes out as JSON.

@@ -118,6 +118,8 @@ pub struct ObjectType {
     pub inlines: Vec<Inline>,
     /// Fields are replaced as a whole by server-side apply.
     pub map_atomic: bool,
+    /// Fields that the type does not name may be there, too.
+    pub open: bool,
     /// `group/version/Kind`, `*` for kinds every group version accepts, empty for none.
     pub gvk: String,
     /// The `x-kubernetes-unions` value.

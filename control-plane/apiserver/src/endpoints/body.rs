@@ -31,11 +31,18 @@ pub fn media_type(request: &ResourceRequest) -> Result<MediaType, ApiError> {
     if content_type.is_empty() {
         return Ok(MediaType::Json);
     }
-    MediaType::parse(content_type).ok_or_else(|| {
-        ApiError::unsupported_media_type(
-            "the body of the request was in an unknown format - accepted media types include: application/json, application/yaml, application/vnd.kubernetes.protobuf",
-        )
-    })
+    let is_custom = request.resource.kind.custom.is_some();
+    // What is sent about a custom resource may be protobuf: a Scale, DeleteOptions.
+    let brings_custom =
+        is_custom && request.info.subresource != "scale" && !request.info.verb.starts_with("delete");
+    MediaType::parse(content_type)
+        .filter(|media| !(brings_custom && *media == MediaType::Protobuf))
+        .ok_or_else(|| {
+            let more = if is_custom { "" } else { ", application/vnd.kubernetes.protobuf" };
+            ApiError::unsupported_media_type(format!(
+                "the body of the request was in an unknown format - accepted media types include: application/json, application/yaml{more}"
+            ))
+        })
 }
 
 /// The object in the body, and warnings about it.

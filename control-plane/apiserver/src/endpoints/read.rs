@@ -17,7 +17,7 @@ use crate::request_info::query_values;
 use crate::state::ApiServer;
 use crate::status::ApiError;
 
-const OLD_TOKEN: &str = "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter.";
+const OLD_TOKEN: &str = "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter, or use the continue token in this response to retrieve the remainder of the results. Continuing with the provided token results in an inconsistent list - objects that were created, modified, or deleted between the time the first chunk was returned and now may show up in the list.";
 
 pub async fn get(server: &ApiServer, request: &ResourceRequest) -> Result<Response<Body>, ApiError> {
     let (info, resource) = (&request.info, &request.resource);
@@ -89,18 +89,26 @@ pub async fn list(server: &ApiServer, request: &ResourceRequest) -> Result<Respo
     let cache = server.cache(&resource.group, &resource.plural);
     let listed = if !options.continue_token.is_empty() {
         let token = Continue::decode(&options.continue_token)?;
+        let revision = match token.revision {
+            Continue::INCONSISTENT => server.store.revision().await.map_err(store_error)?,
+            revision => revision,
+        };
         at_revision(
             server,
             &cache,
             &selection,
-            token.revision,
+            revision,
             Some(&token.start),
             options.limit,
         )
         .await
         .map_err(|error| {
             if error.reason == "Expired" {
-                ApiError::expired(OLD_TOKEN)
+                let rest = Continue::new(Continue::INCONSISTENT, token.start.clone());
+                ApiError {
+                    continue_token: rest.encode(),
+                    ..ApiError::expired(OLD_TOKEN)
+                }
             } else {
                 error
             }

@@ -6,6 +6,7 @@ use schema::Resource;
 
 use super::{ResourceRequest, body, respond};
 use crate::connect::Body;
+use crate::negotiate::{ACCEPTED, View};
 use crate::options::WriteOptions;
 use crate::state::ApiServer;
 use crate::status::{ApiError, Cause};
@@ -18,6 +19,9 @@ pub fn is_review(resource: &Resource) -> bool {
 }
 
 pub async fn answer(server: &ApiServer, request: &ResourceRequest) -> Result<Response<Body>, ApiError> {
+    if request.wanted.view == View::Table {
+        return Err(ApiError::not_acceptable(ACCEPTED));
+    }
     let options = WriteOptions::parse(&request.query, "CreateOptions")?;
     let catalog = server.registry.catalog();
     let (review, warnings) = body::decode(

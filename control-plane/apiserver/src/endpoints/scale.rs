@@ -54,7 +54,7 @@ pub async fn answer(server: &ApiServer, request: &ResourceRequest) -> Result<Res
                 if patch_type == PatchType::Apply {
                     return Err(unsupported());
                 }
-                let patch =
+                let (patch, _) =
                     schema::codec::parse_patch(MediaType::Json, &request.body).map_err(body::codec_error)?;
                 let (kind, resource) = (kind.clone(), resource.clone());
                 Box::new(move |current| {

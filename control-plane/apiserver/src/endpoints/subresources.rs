@@ -133,11 +133,15 @@ fn assign(pod: &Value, binding: &Value, node: &str) -> Result<Value, ApiError> {
     }
     object::field(&mut pod, "spec").insert("nodeName".into(), json!(node));
     let now = object::time(jiff::Timestamp::now());
+    let generation = pod["metadata"]["generation"].clone();
     let status = object::field(&mut pod, "status");
     let conditions = status.entry("conditions").or_insert_with(|| json!([]));
     if let Some(conditions) = conditions.as_array_mut() {
         conditions.retain(|condition| condition["type"] != "PodScheduled");
-        conditions.push(json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now}));
+        conditions.push(
+            json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now,
+            "observedGeneration": generation}),
+        );
     }
     Ok(pod)
 }

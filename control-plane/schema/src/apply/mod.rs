@@ -16,7 +16,7 @@ use thiserror::Error;
 use crate::catalog::Kind;
 use crate::fields;
 use managers::{Identity, Managers, Operation, Owned};
-use set::{FieldSet, display};
+use set::{FieldSet, PathElement, display};
 use walk::{Comparison, Scope, compare};
 
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
@@ -340,7 +340,9 @@ fn prune(scope: Scope<'_>, merged: Value, managers: &Managers, last: &FieldSet) 
     let full = |set: &FieldSet| set.with_structs(&kind.types, root);
     let present = |object: &Value| full(&walk::present(scope, object));
     let without = |gone: &FieldSet| walk::without(kind, root, &merged, gone).unwrap_or_else(|| json!({}));
-    let last = full(last);
+    let mut last = full(last);
+    // The system's metadata, which nobody owns, stays.
+    last.keep(&PathElement::field("metadata"));
     let mut pruned = without(&last);
     let managed = managers
         .values()

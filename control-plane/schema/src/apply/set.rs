@@ -107,6 +107,13 @@ impl FieldSet {
         }
     }
 
+    /// Without the element itself; what is below it stays a member.
+    pub fn keep(&mut self, element: &PathElement) {
+        if let Some(node) = self.0.get_mut(element) {
+            node.member = false;
+        }
+    }
+
     pub fn union(&self, other: &Self) -> Self {
         let mut union = self.clone();
         for (element, theirs) in &other.0 {

@@ -44,7 +44,10 @@ impl<'a> Shape<'a> {
     /// Below an object; `None` for a field that the schema does not know.
     pub fn child(self, types: &'a Types, name: &str) -> Option<Self> {
         match self {
-            Self::Struct(id) => types.field(id, name).map(|field| Self::of_field(types, field)),
+            Self::Struct(id) => match types.field(id, name) {
+                Some(field) => Some(Self::of_field(types, field)),
+                None => types.get(id).open.then_some(Self::Deduced),
+            },
             Self::Map(value) => Some(Self::of_type(types, value)),
             Self::Deduced => Some(Self::Deduced),
             Self::Leaf | Self::Set | Self::ListMap(..) => None,

@@ -242,7 +242,7 @@ impl<'a> Collect<'a> {
                     }
                     self.path.push(PathElement::field(name));
                     let child = shape.child(types, name);
-                    if child.is_none() && self.scope.kind.custom.is_none() {
+                    if child.is_none() {
                         self.refuse("field not declared in schema")?;
                     }
                     self.value(child.unwrap_or(Shape::Deduced), value)?;

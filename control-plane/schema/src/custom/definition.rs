@@ -2,10 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{path::JsonPath, structural};
+use super::{naming, path::JsonPath, structural};
 use crate::validate::{self, Cause};
-
-const APPROVED: &str = "api-approved.kubernetes.io";
 
 /// Upstream's defaults of `spec`.
 pub(crate) fn defaults(spec: &mut Map<String, Value>) {
@@ -93,27 +91,15 @@ pub(crate) fn check(definition: &Value) -> Vec<Cause> {
 
 /// Groups of Kubernetes itself need its approval.
 fn approval(definition: &Value) -> Option<Cause> {
-    let group = text(&definition["spec"], "group");
-    let protected = [".k8s.io", ".kubernetes.io"]
-        .iter()
-        .any(|end| group.ends_with(end))
-        || group == "k8s.io";
-    let field = format!("metadata.annotations[{APPROVED}]");
-    let value = definition["metadata"]["annotations"].get(APPROVED);
-    let link = "see https://github.com/kubernetes/enhancements/pull/1111";
-    match value.and_then(Value::as_str) {
-        _ if !protected => None,
-        None | Some("") => {
-            let why = format!("protected groups must have approval annotation \"{APPROVED}\", {link}");
-            Some(Cause::required(&field, &why))
+    let [_, _, reason, message] = naming::approval(definition)?;
+    let field = format!("metadata.annotations[{}]", naming::APPROVED);
+    match reason.as_str() {
+        "MissingAnnotation" => Some(Cause::required(&field, &message)),
+        "InvalidAnnotation" => {
+            let given = &definition["metadata"]["annotations"][naming::APPROVED];
+            Some(Cause::invalid(&field, given, &message))
         }
-        Some(text) if text.starts_with("unapproved") || text.contains("://") => None,
-        Some(text) => {
-            let why = format!(
-                "protected groups must have approval annotation \"{APPROVED}\" with either a URL or a reason starting with \"unapproved\", {link}"
-            );
-            Some(Cause::invalid(&field, &json!(text), &why))
-        }
+        _ => None,
     }
 }
 

@@ -2,6 +2,8 @@
 
 use serde_json::{Value, json};
 
+pub(super) const APPROVED: &str = "api-approved.kubernetes.io";
+
 /// `spec.names` as they can be granted, and the conditions that tell so, without times.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Naming {
@@ -67,10 +69,11 @@ pub fn decide(definition: &Value, others: &[&Value]) -> Naming {
     }
     let was_established = condition(definition, "Established").is_some_and(|known| known["status"] == "True");
     let row = |parts: [&str; 4]| parts.map(str::to_owned);
-    let mut conditions = vec![match &conflict {
+    let mut conditions: Vec<[String; 4]> = approval(definition).into_iter().collect();
+    conditions.push(match &conflict {
         None => row(["NamesAccepted", "True", "NoConflicts", "no conflicts found"]),
         Some((reason, message)) => row(["NamesAccepted", "False", reason, message]),
-    }];
+    });
     let established = was_established || conflict.is_none();
     if established {
         let message = "the initial names have been accepted";
@@ -88,6 +91,43 @@ pub fn decide(definition: &Value, others: &[&Value]) -> Naming {
         conditions,
         established,
     }
+}
+
+/// Groups of the community need its approval (upstream's `GetAPIApprovalState`).
+pub(super) fn approval(definition: &Value) -> Option<[String; 4]> {
+    let group = definition["spec"]["group"].as_str().unwrap_or_default();
+    let protected = ["k8s.io", "kubernetes.io"];
+    let is_of = |of: &&str| {
+        group
+            .strip_suffix(*of)
+            .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+    };
+    protected.iter().find(|of| is_of(of))?;
+    let annotation = definition["metadata"]["annotations"][APPROVED]
+        .as_str()
+        .unwrap_or_default();
+    let (status, reason, message) = if annotation.is_empty() {
+        ("False", "MissingAnnotation", approval_message(""))
+    } else if annotation.starts_with("unapproved") {
+        (
+            "False",
+            "UnapprovedAnnotation",
+            format!("not approved: {annotation:?}"),
+        )
+    } else if annotation.contains("://") {
+        ("True", "ApprovedAnnotation", format!("approved in {annotation}"))
+    } else {
+        let either = " with either a URL or a reason starting with \"unapproved\"";
+        ("False", "InvalidAnnotation", approval_message(either))
+    };
+    let name = "KubernetesAPIApprovalPolicyConformant";
+    Some([name, status, reason, &message].map(str::to_owned))
+}
+
+fn approval_message(more: &str) -> String {
+    format!(
+        "protected groups must have approval annotation \"{APPROVED}\"{more}, see https://github.com/kubernetes/enhancements/pull/1111"
+    )
 }
 
 pub fn condition<'a>(definition: &'a Value, name: &str) -> Option<&'a Value> {

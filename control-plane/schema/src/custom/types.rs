@@ -33,6 +33,7 @@ impl Builder {
         self.objects.push(ObjectType {
             name: name.to_owned(),
             map_atomic: schema["x-kubernetes-map-type"] == "atomic",
+            open: preserves(schema),
             ..ObjectType::default()
         });
         let mut fields = Vec::new();
@@ -59,7 +60,7 @@ impl Builder {
         if flag(schema, "x-kubernetes-int-or-string") {
             return FieldType::IntOrString;
         }
-        if preserves(schema) {
+        if preserves(schema) && !schema["properties"].is_object() && !embeds(schema) {
             return FieldType::RawExtension;
         }
         match schema["type"].as_str().unwrap_or_default() {
@@ -118,6 +119,7 @@ mod tests {
             "ports": {"type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"],
                 "items": {"type": "object", "properties": {"name": {"type": "string"}, "port": {"x-kubernetes-int-or-string": true}}}},
             "labels": {"type": "object", "additionalProperties": {"type": "string"}},
+            "half": {"type": "object", "x-kubernetes-preserve-unknown-fields": true, "properties": {"set": {"type": "array", "x-kubernetes-list-type": "set", "items": {"type": "string"}}}},
             "free": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}}}});
         let builtin = Types::builtin();
         let (types, root) = of_schema(&builtin, &schema, "com.example.v1.Widget");
@@ -138,6 +140,10 @@ mod tests {
             Some(&FieldType::Map(Box::new(FieldType::String)))
         );
         assert_eq!(types.descend(root, "spec.free"), Some(&FieldType::RawExtension));
+        let Some(FieldType::Object(half)) = types.descend(root, "spec.half") else {
+            panic!("what is known of it has a shape");
+        };
+        assert!(types.get(*half).open && !types.get(root).open);
         assert_eq!(
             types.descend(root, "metadata.labels"),
             Some(&FieldType::Map(Box::new(FieldType::String))),

@@ -9,6 +9,7 @@ mod metadata;
 mod names;
 mod pods;
 mod rbac;
+mod resize;
 mod services;
 mod settings;
 mod structure;
@@ -22,6 +23,7 @@ use crate::custom::definition;
 pub use cause::{Cause, CauseReason, aggregate};
 pub(crate) use names::dns_1035_problem;
 pub use names::{dns_label_problem, dns_subdomain_problem, label_value_problem, qualified_name_problem};
+pub use resize::qos_class;
 
 const DEFINITIONS: (&str, &str) = ("apiextensions.k8s.io", "customresourcedefinitions");
 
@@ -78,8 +80,13 @@ pub fn update_subresource(resource: &Resource, subresource: &str, object: &Value
     if key(resource) == DEFINITIONS {
         causes.extend(definition::check_update(object));
     }
-    if let (("", "pods"), "ephemeralcontainers") = (key(resource), subresource) {
-        causes.extend(pods::ephemeral_update(object, old));
+    match (key(resource), subresource) {
+        (("", "pods"), "ephemeralcontainers") => causes.extend(pods::ephemeral_update(object, old)),
+        (("", "pods"), "resize") => {
+            causes.extend(resize::check(object, old));
+            causes.extend(contents(resource, object));
+        }
+        _ => {}
     }
     causes
 }

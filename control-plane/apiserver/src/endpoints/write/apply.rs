@@ -7,12 +7,36 @@ use schema::apply::{ApplyError, Writer};
 use super::create::create_as;
 use super::ownership::{Track, manager, reset_fields};
 use super::*;
+use crate::options::FieldValidation;
 
-pub async fn apply(server: &ApiServer, intent: Intent<'_>, force: bool) -> Result<Written, ApiError> {
-    let (request, resource) = (intent.request, intent.resource());
-    let config = schema::codec::parse_patch(MediaType::Yaml, &request.body)
+pub async fn apply(
+    server: &ApiServer,
+    intent: Intent<'_>,
+    force: bool,
+    validation: FieldValidation,
+) -> Result<(Written, Vec<String>), ApiError> {
+    let (config, mut duplicates) = schema::codec::parse_patch(MediaType::Yaml, &intent.request.body)
         .map_err(|error| ApiError::bad_request(error.to_string()))?;
     check(intent, &config)?;
+    match (validation, duplicates.first()) {
+        (FieldValidation::Strict, Some(told)) => {
+            return Err(ApiError::bad_request(format!(
+                "error strict decoding YAML: error converting YAML to JSON: {told}"
+            )));
+        }
+        (FieldValidation::Ignore, _) => duplicates.clear(),
+        _ => {}
+    }
+    Ok((configure(server, intent, config, force).await?, duplicates))
+}
+
+async fn configure(
+    server: &ApiServer,
+    intent: Intent<'_>,
+    config: Value,
+    force: bool,
+) -> Result<Written, ApiError> {
+    let (request, resource) = (intent.request, intent.resource());
     let mut config = conversion::to_stored(resource, config);
     object::metadata(&mut config).insert("name".into(), json!(request.info.name));
     adopt_namespace(&mut config, intent.namespace())?;

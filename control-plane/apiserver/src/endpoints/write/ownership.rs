@@ -9,6 +9,7 @@ use super::Intent;
 use crate::endpoints::ResourceRequest;
 use crate::negotiate::header;
 use crate::object;
+use crate::registry::strategy;
 use crate::request_info::query_values;
 use crate::status::{ApiError, Cause};
 
@@ -120,10 +121,9 @@ pub fn check_options(request: &ResourceRequest, kind: &str, is_apply: bool) -> R
 /// What a request cannot change on this path (upstream's `GetResetFields`).
 pub fn reset_fields(request: &ResourceRequest, subresource: &str) -> &'static [&'static str] {
     let resource = &request.resource;
-    let reports_metadata = resource.group.is_empty() && matches!(resource.plural.as_str(), "pods" | "nodes");
     match subresource {
-        "status" if reports_metadata => &["spec"],
-        "status" => &["spec", "metadata"],
+        "status" if strategy::metadata_through(resource, subresource).is_empty() => &["spec", "metadata"],
+        "status" => &["spec"],
         "" | "scale" if resource.subresource("status").is_some() => &["status"],
         _ => &[],
     }

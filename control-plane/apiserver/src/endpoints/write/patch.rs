@@ -9,6 +9,7 @@ use super::apply::apply;
 use super::ownership::check_options;
 use super::*;
 use crate::negotiate::header;
+use crate::options::FieldValidation;
 
 pub async fn patch(server: &ApiServer, request: &ResourceRequest) -> Result<Response<Body>, ApiError> {
     let options = WriteOptions::parse(&request.query, "PatchOptions")?;
@@ -35,10 +36,11 @@ pub async fn patch(server: &ApiServer, request: &ResourceRequest) -> Result<Resp
         dry_run: options.dry_run,
     };
     if is_apply {
-        let written = apply(server, intent, force).await?;
-        return answer(server, request, &written, &[]);
+        let (written, warnings) = apply(server, intent, force, options.field_validation).await?;
+        return answer(server, request, &written, &warnings);
     }
-    let patch = schema::codec::parse_patch(MediaType::Json, &request.body).map_err(body::codec_error)?;
+    let (patch, duplicates) =
+        schema::codec::parse_patch(MediaType::Json, &request.body).map_err(body::codec_error)?;
     let kind = &request.resource.kind;
     let warnings = std::sync::Mutex::new(Vec::new());
     let written = update_object(server, intent, |current| {
@@ -47,8 +49,14 @@ pub async fn patch(server: &ApiServer, request: &ResourceRequest) -> Result<Resp
             let code = StatusCode::from_u16(error.code).unwrap_or(StatusCode::BAD_REQUEST);
             ApiError::new(code, error.reason, error.message)
         })?;
-        let problems = schema::fields::check(kind, &mut patched).map_err(ApiError::bad_request)?;
-        let found = body::strictness(kind, problems, options.field_validation)?;
+        let shown = patched.clone();
+        let mut problems = duplicates.clone();
+        problems.extend(schema::fields::check(kind, &mut patched).map_err(ApiError::bad_request)?);
+        let found = match options.field_validation {
+            FieldValidation::Strict if !problems.is_empty() => return Err(not_strict(&shown, &problems)),
+            FieldValidation::Ignore => Vec::new(),
+            FieldValidation::Warn | FieldValidation::Strict => problems,
+        };
         *warnings.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = found;
         if object::name(&patched) != object::name(&current)
             || object::namespace(&patched) != object::namespace(&current)
@@ -64,4 +72,18 @@ pub async fn patch(server: &ApiServer, request: &ResourceRequest) -> Result<Resp
         .into_inner()
         .unwrap_or_else(std::sync::PoisonError::into_inner);
     answer(server, request, &written, &warnings)
+}
+
+/// A patch is refused as a field named `patch` of nothing in particular.
+fn not_strict(patched: &Value, problems: &[String]) -> ApiError {
+    let cause = Cause {
+        reason: "FieldValueInvalid",
+        message: format!(
+            "Invalid value: {:?}: strict decoding error: {}",
+            patched.to_string(),
+            problems.join(", ")
+        ),
+        field: "patch".into(),
+    };
+    ApiError::invalid("", "", "", vec![cause])
 }

@@ -240,6 +240,9 @@ fn prepare_update(intent: Intent<'_>, object: &mut Value, old: &Value) {
         if subresource == "status" {
             object::copy_field(object, &wanted, "status");
         }
+        for field in strategy::metadata_through(resource, subresource) {
+            object::copy_metadata(object, &wanted, field);
+        }
         intent
             .strategy()
             .prepare_for_subresource(subresource, object, &wanted, old);

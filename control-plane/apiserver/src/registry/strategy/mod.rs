@@ -112,15 +112,47 @@ pub fn creates_on_update(group: &str, plural: &str) -> bool {
     }
 }
 
-/// An update must say which state it changes.
+/// An update must say which state it changes (upstream's `AllowUnconditionalUpdate` is false).
 pub fn needs_revision(resource: &Resource) -> bool {
-    resource.kind.custom.is_some() || resource.group == "apiextensions.k8s.io"
+    let plural = resource.plural.as_str();
+    match resource.group.as_str() {
+        "admissionregistration.k8s.io"
+        | "apiextensions.k8s.io"
+        | "apiregistration.k8s.io"
+        | "coordination.k8s.io"
+        | "node.k8s.io" => true,
+        "policy" => plural == "poddisruptionbudgets",
+        "storage.k8s.io" => !matches!(plural, "storageclasses" | "volumeattributesclasses"),
+        _ => resource.kind.custom.is_some(),
+    }
+}
+
+/// The metadata that a write through a sub-resource may change (upstream's strategies reset the rest).
+pub fn metadata_through(resource: &Resource, subresource: &str) -> &'static [&'static str] {
+    let all = &["labels", "annotations", "finalizers", "ownerReferences"];
+    match (subresource, resource.group.as_str(), resource.plural.as_str()) {
+        ("status", ..) if resource.kind.custom.is_some() => &[],
+        ("status", "", "pods") => &["labels", "annotations", "finalizers"],
+        ("status", "apps", "deployments") => &["annotations", "finalizers", "ownerReferences"],
+        (
+            "status",
+            "admissionregistration.k8s.io"
+            | "apiextensions.k8s.io"
+            | "apiregistration.k8s.io"
+            | "flowcontrol.apiserver.k8s.io"
+            | "resource.k8s.io"
+            | "storage.k8s.io",
+            _,
+        ) => &[],
+        ("status" | "approval" | "finalize", ..) => all,
+        _ => &[],
+    }
 }
 
 /// A delete answers with the object instead of a Status.
 pub fn returns_deleted(group: &str, plural: &str) -> bool {
-    group.is_empty()
-        && matches!(
+    match group {
+        "" => matches!(
             plural,
             "pods"
                 | "services"
@@ -129,7 +161,11 @@ pub fn returns_deleted(group: &str, plural: &str) -> bool {
                 | "persistentvolumeclaims"
                 | "podtemplates"
                 | "resourcequotas"
-        )
+        ),
+        "storage.k8s.io" => plural != "csistoragecapacities",
+        "resource.k8s.io" => true,
+        _ => false,
+    }
 }
 
 /// What differs in `object` from `old` besides metadata and status.

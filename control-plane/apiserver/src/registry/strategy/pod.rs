@@ -1,6 +1,7 @@
 //! Pods: phase and quality of service at birth, and which part each sub-resource may change.
 
 use auth::UserInfo;
+use schema::validate::qos_class;
 use serde_json::{Value, json};
 
 use super::Strategy;
@@ -28,9 +29,6 @@ impl Strategy for Pod {
     fn prepare_for_subresource(&self, subresource: &str, object: &mut Value, wanted: &Value, old: &Value) {
         match subresource {
             "status" => {
-                for field in ["labels", "annotations"] {
-                    object::copy_metadata(object, wanted, field);
-                }
                 if text(object, "/status/qosClass").is_empty() {
                     object::field(object, "status")
                         .insert("qosClass".into(), old["status"]["qosClass"].clone());
@@ -73,71 +71,27 @@ impl Strategy for Pod {
 }
 
 fn resize(object: &mut Value, wanted: &Value) {
-    let wanted = wanted["spec"]["containers"]
-        .as_array()
-        .cloned()
-        .unwrap_or_default();
-    let Some(containers) = object["spec"]["containers"].as_array_mut() else {
-        return;
-    };
-    for container in containers {
-        let same = wanted
-            .iter()
-            .find(|candidate| candidate["name"] == container["name"]);
-        for field in ["resources", "resizePolicy"] {
-            if let Some(value) = same.and_then(|c| c.get(field)) {
-                container[field] = value.clone();
+    for list in ["containers", "initContainers"] {
+        let wanted = wanted["spec"][list].as_array().cloned().unwrap_or_default();
+        let Some(containers) = object["spec"].get_mut(list).and_then(Value::as_array_mut) else {
+            continue;
+        };
+        for container in containers {
+            let same = wanted
+                .iter()
+                .find(|candidate| candidate["name"] == container["name"]);
+            for field in ["resources", "resizePolicy"] {
+                if let Some(value) = same.and_then(|c| c.get(field)) {
+                    container[field] = value.clone();
+                }
             }
         }
     }
 }
 
-/// Upstream: `qos.ComputePodQOS`.
-fn qos_class(pod: &Value) -> &'static str {
-    let containers = ["containers", "initContainers"]
-        .into_iter()
-        .flat_map(|field| pod["spec"][field].as_array())
-        .flatten();
-    let mut guaranteed = true;
-    let mut any = false;
-    for container in containers {
-        let resources = &container["resources"];
-        for resource in ["cpu", "memory"] {
-            let (request, limit) = (&resources["requests"][resource], &resources["limits"][resource]);
-            any |= is_set(request) || is_set(limit);
-            guaranteed &= is_set(limit) && (request.is_null() || request == limit);
-        }
-    }
-    match (any, guaranteed) {
-        (false, _) => "BestEffort",
-        (true, true) => "Guaranteed",
-        (true, false) => "Burstable",
-    }
-}
-
-fn is_set(quantity: &Value) -> bool {
-    !quantity.is_null() && quantity != "0" && quantity != 0
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn quality_of_service() {
-        let both = json!({"cpu": "1", "memory": "1Gi"});
-        for (resources, expected) in [
-            (json!({}), "BestEffort"),
-            (json!({"requests": {"cpu": "1"}}), "Burstable"),
-            (json!({"limits": both}), "Guaranteed"),
-            (json!({"limits": both, "requests": both}), "Guaranteed"),
-            (json!({"limits": both, "requests": {"cpu": "500m"}}), "Burstable"),
-            (json!({"limits": {"cpu": "1"}}), "Burstable"),
-        ] {
-            let pod = json!({"spec": {"containers": [{"resources": resources}]}});
-            assert_eq!(qos_class(&pod), expected, "{resources}");
-        }
-    }
 
     #[test]
     fn ephemeral_containers_go_through_their_subresource() {
