@@ -6,7 +6,7 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Endpoints, Namespace, Node, PersistentVolumeClaim, Pod, ResourceQuota, Secret, Service,
+    ConfigMap, Endpoints, Namespace, Node, PersistentVolumeClaim, Pod, ReplicationController, ResourceQuota, Secret, Service,
     ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -58,6 +58,7 @@ caches! {
     endpoints: Endpoints = Config::default(), |_| {};
     deployments: Deployment = Config::default(), |_| {};
     replica_sets: ReplicaSet = Config::default(), |_| {};
+    replication_controllers: ReplicationController = Config::default(), |_| {};
     jobs: Job = Config::default(), |_| {};
     persistent_volume_claims: PersistentVolumeClaim = Config::default(), |_| {};
     stateful_sets: StatefulSet = Config::default(), |_| {};

@@ -75,6 +75,10 @@ const CONTROLLERS: &[(&str, Start)] = &[
     ("node-lifecycle-controller", node_lifecycle::start),
     ("pod-garbage-collector-controller", pod_garbage_collector::start),
     ("replicaset-controller", replicaset::start),
+    (
+        "replicationcontroller-controller",
+        replicaset::start_replication_controllers,
+    ),
     ("resourcequota-controller", resourcequota::start),
     (
         "root-ca-certificate-publisher-controller",

@@ -6,6 +6,7 @@ use crate::cache::{Cache, Object};
 use crate::caches::Caches;
 use crate::key::Key;
 use crate::queue::Queue;
+use api::selector::Labels;
 use api::owner::{Claim, claim, controller_of, controller_ref};
 use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
@@ -18,7 +19,7 @@ pub fn watch<K: Object>(
     caches: &Caches,
     queue: &Arc<Queue>,
     owners: &Arc<Cache<K>>,
-    selector: fn(&K) -> Option<&LabelSelector>,
+    selects: fn(&K, Option<&Labels>) -> bool,
 ) {
     let to = queue.clone();
     owners.on(move |change| to.add(change.key.clone()));
@@ -29,7 +30,7 @@ pub fn watch<K: Object>(
         }
         if let Some(pod) = change.new.filter(|pod| controller_of(&pod.metadata).is_none()) {
             for owner in owners.list_in(&change.key.namespace) {
-                if api::selector::matches_some(selector(&owner), pod.metadata.labels.as_ref()) {
+                if selects(&owner, pod.metadata.labels.as_ref()) {
                     to.add(Key::of(owner.meta()));
                 }
             }

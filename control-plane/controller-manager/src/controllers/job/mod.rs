@@ -36,8 +36,9 @@ struct Orphans {
 pub fn start(context: &Context) -> Result<Running, StartError> {
     let queue = Arc::new(Queue::default());
     let caches = &context.caches;
-    owned::watch(caches, &queue, &caches.jobs, |job| {
-        job.spec.as_ref().and_then(|s| s.selector.as_ref())
+    owned::watch(caches, &queue, &caches.jobs, |job, labels| {
+        let selector = job.spec.as_ref().and_then(|s| s.selector.as_ref());
+        api::selector::matches_some(selector, labels)
     });
     let orphans = Arc::new(Queue::default());
     let to = orphans.clone();

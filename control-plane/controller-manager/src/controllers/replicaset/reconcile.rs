@@ -1,15 +1,15 @@
 //! Creates missing pods, deletes surplus ones, claims orphans, and reports (upstream's `syncReplicaSet`).
 
+use super::kinds::Replicated;
 use super::ranking::rank;
-use crate::action::{Action, Announce, owner_references_patch, reference};
+use crate::action::Action;
+use crate::controllers::owned::{claim_all, create, delete, pod_of};
 use api::condition::{self, Condition};
-use api::owner::{Claim, claim, controller_ref};
 use api::pod::{is_active, is_available, is_ready, is_terminating};
-use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus};
+use k8s_openapi::api::apps::v1::{ReplicaSetCondition, ReplicaSetSpec, ReplicaSetStatus};
 use k8s_openapi::api::core::v1::Pod;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
-use serde_json::json;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,61 +18,43 @@ const BURST: usize = 500;
 /// Conditions and events have room for this many bytes of an error.
 const LONGEST_MESSAGE: usize = 1024;
 
-pub struct Observed {
-    pub set: Arc<ReplicaSet>,
+pub struct Observed<K> {
+    pub set: Arc<K>,
     /// Pods that refer to the set as their controller, and those of its namespace that refer to none.
     pub pods: Vec<Arc<Pod>>,
-    /// Pods of all ReplicaSets of the same workload.
+    /// Pods of all sets of the same workload.
     pub related: Vec<Arc<Pod>>,
     /// Why the last plan failed.
     pub failure: Option<String>,
 }
 
-pub fn reconcile(observed: &Observed, now: Timestamp) -> Vec<Action> {
+pub fn reconcile<K: Replicated>(observed: &Observed<K>, now: Timestamp) -> Vec<Action> {
     let set = &*observed.set;
-    let Some(spec) = &set.spec else { return Vec::new() };
+    let Some(spec) = set.wanted() else { return Vec::new() };
     let mut plan = Vec::new();
-    let mut owned = Vec::new();
-    for pod in &observed.pods {
-        let matches = api::selector::matches(&spec.selector, pod.metadata.labels.as_ref());
-        match claim(&set.metadata, &pod.metadata, matches) {
-            Claim::Keep => owned.push(pod.clone()),
-            Claim::Adopt if is_active(pod) => {
-                let reference = controller_ref("apps/v1", "ReplicaSet", &set.metadata);
-                let patch = owner_references_patch(&pod.metadata, |list| list.push(json!(reference)));
-                plan.push(Action::patch_as_seen(&**pod, patch));
-                owned.push(pod.clone());
-            }
-            Claim::Release => {
-                let patch = owner_references_patch(&pod.metadata, |list| {
-                    list.retain(|r| r["uid"] != json!(set.metadata.uid))
-                });
-                plan.push(Action::patch_as_seen(&**pod, patch));
-            }
-            Claim::Adopt | Claim::Ignore => {}
-        }
-    }
+    let owned = claim_all(set, &spec.selector, &observed.pods, is_active, &mut plan);
     let terminating = owned
         .iter()
         .filter(|p| is_terminating(p) && !api::pod::is_terminal(p))
         .count();
     let mut active: Vec<Arc<Pod>> = owned.into_iter().filter(|p| is_active(p)).collect();
     let wanted = usize::try_from(spec.replicas.unwrap_or(1)).unwrap_or_default();
-    let status = status(
-        set,
-        &active,
+    let counted = Counted {
+        active: &active,
         terminating,
-        observed.failure.as_deref(),
+        failure: observed.failure.as_deref().filter(|_| active.len() != wanted),
         wanted,
-        now,
-    );
-    let old = set.status.clone().unwrap_or_default();
+    };
+    let old = set.reported();
+    let status = counted.status(set.meta().generation, &spec, &old, now);
+    let (old, status) = (K::report(old), K::report(status));
     if old != status {
         plan.push(Action::patch_status(set, &old, &status));
     }
-    if set.metadata.deletion_timestamp.is_none() {
+    if set.meta().deletion_timestamp.is_none() {
         if active.len() < wanted {
-            plan.extend((active.len()..wanted).take(BURST).map(|_| create(set)));
+            let pod = pod_of(set, &spec.template.unwrap_or_default());
+            plan.extend((active.len()..wanted).take(BURST).map(|_| create(set, &pod)));
         } else if active.len() > wanted {
             let surplus = (active.len() - wanted).min(BURST);
             if surplus < active.len() {
@@ -82,95 +64,56 @@ pub fn reconcile(observed: &Observed, now: Timestamp) -> Vec<Action> {
         }
     }
     let min_ready = spec.min_ready_seconds.unwrap_or_default();
-    if min_ready > 0 && status.ready_replicas != status.available_replicas {
+    if min_ready > 0 && status["readyReplicas"] != status["availableReplicas"] {
         plan.extend(soonest_available(&active, min_ready, now).map(Action::Requeue));
     }
     plan
 }
 
-fn status(
-    set: &ReplicaSet,
-    active: &[Arc<Pod>],
+struct Counted<'a> {
+    active: &'a [Arc<Pod>],
     terminating: usize,
-    failure: Option<&str>,
+    failure: Option<&'a str>,
     wanted: usize,
-    now: Timestamp,
-) -> ReplicaSetStatus {
-    let old = set.status.clone().unwrap_or_default();
-    let spec = set.spec.clone().unwrap_or_default();
-    let template_labels = spec
-        .template
-        .as_ref()
-        .and_then(|t| t.metadata.as_ref())
-        .and_then(|m| m.labels.clone())
-        .unwrap_or_default();
-    let count =
-        |f: &dyn Fn(&Pod) -> bool| i32::try_from(active.iter().filter(|p| f(p)).count()).unwrap_or(i32::MAX);
-    let nonzero = |n: i32| (n > 0).then_some(n);
-    let mut conditions = old.conditions.unwrap_or_default();
-    match failure {
-        Some(message) => {
-            let reason = if active.len() < wanted {
-                "FailedCreate"
-            } else {
-                "FailedDelete"
-            };
-            let message: String = message.chars().take(LONGEST_MESSAGE).collect();
-            let failed = ReplicaSetCondition::new("ReplicaFailure", "True", reason, &message, &Time(now));
-            condition::set(&mut conditions, failed);
+}
+
+impl Counted<'_> {
+    fn status(
+        &self,
+        generation: Option<i64>,
+        spec: &ReplicaSetSpec,
+        old: &ReplicaSetStatus,
+        now: Timestamp,
+    ) -> ReplicaSetStatus {
+        let template = spec.template.as_ref().and_then(|t| t.metadata.as_ref());
+        let template_labels = template.and_then(|m| m.labels.clone()).unwrap_or_default();
+        let number = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
+        let count = |f: &dyn Fn(&Pod) -> bool| number(self.active.iter().filter(|p| f(p)).count());
+        let nonzero = |n: i32| (n > 0).then_some(n);
+        let min_ready = spec.min_ready_seconds.unwrap_or_default();
+        let mut conditions = old.conditions.clone().unwrap_or_default();
+        match self.failure {
+            Some(message) => {
+                let missing = self.active.len() < self.wanted;
+                let reason = if missing { "FailedCreate" } else { "FailedDelete" };
+                let message: String = message.chars().take(LONGEST_MESSAGE).collect();
+                let failed = ReplicaSetCondition::new("ReplicaFailure", "True", reason, &message, &Time(now));
+                condition::set(&mut conditions, failed);
+            }
+            None => conditions.retain(|c| c.type_ != "ReplicaFailure"),
         }
-        None => conditions.retain(|c| c.type_ != "ReplicaFailure"),
+        ReplicaSetStatus {
+            replicas: count(&|_| true),
+            fully_labeled_replicas: nonzero(count(&|p| {
+                api::selector::matches_map(&template_labels, p.metadata.labels.as_ref())
+            })),
+            ready_replicas: nonzero(count(&is_ready)),
+            available_replicas: nonzero(count(&|p| is_available(p, min_ready, now))),
+            terminating_replicas: Some(number(self.terminating)),
+            observed_generation: generation,
+            conditions: (!conditions.is_empty()).then_some(conditions),
+        }
     }
-    ReplicaSetStatus {
-        replicas: count(&|_| true),
-        fully_labeled_replicas: nonzero(count(&|p| {
-            api::selector::matches_map(&template_labels, p.metadata.labels.as_ref())
-        })),
-        ready_replicas: nonzero(count(&is_ready)),
-        available_replicas: nonzero(count(&|p| {
-            is_available(p, spec.min_ready_seconds.unwrap_or_default(), now)
-        })),
-        terminating_replicas: Some(i32::try_from(terminating).unwrap_or(i32::MAX)),
-        observed_generation: set.metadata.generation,
-        conditions: (!conditions.is_empty()).then_some(conditions),
-    }
-}
-
-fn create(set: &ReplicaSet) -> Action {
-    let template = set
-        .spec
-        .as_ref()
-        .and_then(|s| s.template.clone())
-        .unwrap_or_default();
-    let meta = template.metadata.unwrap_or_default();
-    let pod = Pod {
-        metadata: ObjectMeta {
-            generate_name: Some(format!("{}-", set.metadata.name.as_deref().unwrap_or_default())),
-            namespace: set.metadata.namespace.clone(),
-            labels: meta.labels,
-            annotations: meta.annotations,
-            finalizers: meta.finalizers,
-            owner_references: Some(vec![controller_ref("apps/v1", "ReplicaSet", &set.metadata)]),
-            ..ObjectMeta::default()
-        },
-        spec: template.spec,
-        status: None,
-    };
-    Action::create(&pod).announced(Announce {
-        about: reference(set),
-        success: ("SuccessfulCreate", "Created pod: "),
-        failure: ("FailedCreate", "Error creating: "),
-        source: "",
-    })
-}
-
-fn delete(set: &ReplicaSet, pod: &Pod) -> Action {
-    Action::delete(pod).announced(Announce {
-        about: reference(set),
-        success: ("SuccessfulDelete", "Deleted pod: "),
-        failure: ("FailedDelete", "Error deleting: "),
-        source: "",
-    })
 }
 
 fn soonest_available(active: &[Arc<Pod>], min_ready: i32, now: Timestamp) -> Option<Duration> {
@@ -186,7 +129,9 @@ fn soonest_available(active: &[Arc<Pod>], min_ready: i32, now: Timestamp) -> Opt
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::{Value, from_value};
+    use k8s_openapi::api::apps::v1::ReplicaSet;
+    use k8s_openapi::api::core::v1::ReplicationController;
+    use serde_json::{Value, from_value, json};
 
     fn set(replicas: i32, status: Value) -> Arc<ReplicaSet> {
         Arc::new(
@@ -317,5 +262,34 @@ mod tests {
             (&json!("ReplicaFailure"), &json!("FailedCreate"))
         );
         assert_eq!(condition["message"], "exceeded quota");
+    }
+
+    #[test]
+    fn a_replication_controller_is_worked_the_same_way() {
+        let set: ReplicationController = from_value(json!({
+            "metadata": {"name": "web", "namespace": "n", "uid": "rs", "generation": 1},
+            "spec": {"replicas": 2, "selector": {"app": "web"},
+                "template": {"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "c"}]}}},
+        }))
+        .unwrap();
+        let observed = Observed {
+            set: Arc::new(set),
+            pods: vec![pod("a", web(), None), pod("b", json!({"app": "other"}), None)],
+            related: vec![],
+            failure: None,
+        };
+        let plan = reconcile(&observed, "2026-01-01T01:00:00Z".parse().unwrap());
+        let [
+            Action::Patch { patch: adoption, .. },
+            Action::Patch { patch: status, .. },
+            Action::Create { body, .. },
+        ] = &plan[..]
+        else {
+            panic!("{plan:?}")
+        };
+        assert_eq!(adoption["metadata"]["ownerReferences"][0]["kind"], "ReplicationController");
+        assert_eq!(status["status"]["readyReplicas"], 1);
+        assert_eq!(status["status"].get("terminatingReplicas"), None);
+        assert_eq!(body["metadata"]["ownerReferences"][0]["apiVersion"], "v1");
     }
 }

@@ -23,8 +23,8 @@ struct StatefulSets {
 pub fn start(context: &Context) -> Result<Running, StartError> {
     let queue = Arc::new(Queue::default());
     let caches = &context.caches;
-    owned::watch(caches, &queue, &caches.stateful_sets, |set| {
-        set.spec.as_ref().map(|s| &s.selector)
+    owned::watch(caches, &queue, &caches.stateful_sets, |set, labels| {
+        api::selector::matches_some(set.spec.as_ref().map(|s| &s.selector), labels)
     });
     let to = queue.clone();
     caches.controller_revisions.on(move |change| {
