@@ -4,10 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use crate::iptables::{self, Changes, IptablesError, Saved};
 use crate::ruleset::{Base, Fragment, JUMPS, Shared, is_per_service};
-use crate::service_map::Family;
 use crate::tracker::Key;
+use netfilter::Family;
+use netfilter::iptables::{self, Changes, IptablesError, Saved};
 
 /// iptables-restore needs quadratic time for the chains of one input.
 const SERVICES_A_TIME: usize = 250;

@@ -4,10 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use netfilter::Family;
+use netfilter::conntrack::{self, Flow};
 use tracing::{debug, warn};
 
-use crate::service_map::{Family, PortName, Ports, Protocol, ServicePort};
-use crate::sys::conntrack::{self, Flow};
+use crate::service_map::{PortName, Ports, Protocol, ServicePort};
 
 /// Destinations of one port of a Service, and the endpoints that may answer there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -104,18 +105,19 @@ mod tests {
             node_port: Some(30053),
             serving: BTreeSet::from(["10.244.0.2".parse().unwrap()]),
         };
-        let cases = [
-            (Flow::test(17, "10.96.0.5", 53, "10.244.0.2"), false),
-            (Flow::test(17, "10.96.0.5", 53, "10.244.0.9"), true),
+        for (protocol, destination, port, reply_source, want) in [
+            (17, "10.96.0.5", 53, "10.244.0.2", false),
+            (17, "10.96.0.5", 53, "10.244.0.9", true),
             // Sent before there was any endpoint: nobody translated it.
-            (Flow::test(17, "10.96.0.5", 53, "10.96.0.5"), true),
-            (Flow::test(6, "10.96.0.5", 53, "10.244.0.9"), false),
-            (Flow::test(17, "10.96.0.5", 54, "10.244.0.9"), false),
-            (Flow::test(17, "10.96.0.6", 53, "10.244.0.9"), false),
-            (Flow::test(17, "192.168.76.11", 30053, "10.244.0.9"), true),
-            (Flow::test(17, "192.168.76.11", 30053, "10.244.0.2"), false),
-        ];
-        for (flow, want) in cases {
+            (17, "10.96.0.5", 53, "10.96.0.5", true),
+            (6, "10.96.0.5", 53, "10.244.0.9", false),
+            (17, "10.96.0.5", 54, "10.244.0.9", false),
+            (17, "10.96.0.6", 53, "10.244.0.9", false),
+            (17, "192.168.76.11", 30053, "10.244.0.9", true),
+            (17, "192.168.76.11", 30053, "10.244.0.2", false),
+        ] {
+            let destination = (destination.parse().unwrap(), port);
+            let flow = Flow::imagined(protocol, destination, reply_source.parse().unwrap());
             let found = !stale(vec![flow.clone()], std::slice::from_ref(&frontend)).is_empty();
             assert_eq!(found, want, "{flow:?}");
         }

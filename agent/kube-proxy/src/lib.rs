@@ -7,12 +7,10 @@ mod conntrack;
 mod endpoints;
 mod health;
 mod http;
-mod iptables;
 mod metrics;
 mod proxier;
 mod ruleset;
 mod service_map;
-mod sys;
 mod tracker;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};

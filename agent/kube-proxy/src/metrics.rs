@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::service_map::Family;
+use netfilter::Family;
 
 /// Upper bounds of the histograms' buckets, in seconds (upstream: ExponentialBuckets(0.001, 2, 15)).
 const BUCKETS: usize = 15;

@@ -11,11 +11,12 @@ use crate::Config;
 use crate::apply::Applied;
 use crate::conntrack::{self, Frontend, Served};
 use crate::health::{Health, ServicePorts};
-use crate::iptables::IptablesError;
 use crate::metrics::{self, Metrics};
 use crate::ruleset::{self, Fragment};
-use crate::service_map::{Family, Ports};
+use crate::service_map::Ports;
 use crate::tracker::{Event, Key, Tracker};
+use netfilter::Family;
+use netfilter::iptables::IptablesError;
 
 /// Rules for everything, whatever we believe of the kernel (upstream's full sync).
 const FULL: Duration = Duration::from_secs(3600);

@@ -7,7 +7,9 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 use sha2::{Digest, Sha256};
 
-use crate::service_map::{Family, NodeFacts, PortName, Ports, ServicePort};
+use netfilter::Family;
+
+use crate::service_map::{NodeFacts, PortName, Ports, ServicePort};
 
 /// Chain name → rules, without the leading `-A CHAIN`.
 pub type Chains = BTreeMap<String, Vec<String>>;

@@ -7,8 +7,9 @@ use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::ResourceExt;
 use kube::runtime::watcher;
+use netfilter::Family;
 
-use crate::service_map::{self, Family, NodeFacts, Ports, SERVICE_NAME_LABEL};
+use crate::service_map::{self, NodeFacts, Ports, SERVICE_NAME_LABEL};
 
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 /// Load balancers shall turn away from such a node (upstream: ToBeDeletedTaint).

@@ -44,6 +44,8 @@ ip netns add outside
 ip link add uplink type veth peer name eth0 netns outside
 ip addr add 192.168.76.11/24 dev uplink
 ip link set uplink up
+ip route add default via 192.168.76.1
+ip -6 route add default dev uplink
 ip -n outside addr add 192.168.76.1/24 dev eth0
 ip -n outside link set eth0 up
 ip -n outside link set lo up

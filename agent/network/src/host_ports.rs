@@ -1,11 +1,14 @@
 //! Host ports: the nat chain `IRONLET-HOSTPORTS` as a whole, rendered from all attachments.
 
 use std::fmt::{self, Write};
+use std::io;
 use std::net::IpAddr;
 
+use netfilter::Family;
+use netfilter::conntrack;
+use netfilter::iptables::{self, IptablesError, Jump};
 use serde::{Deserialize, Serialize};
 
-use crate::iptables::{self, Family, IptablesError};
 use crate::pod_network::Attachment;
 
 pub const CHAIN: &str = "IRONLET-HOSTPORTS";
@@ -16,6 +19,17 @@ pub enum Protocol {
     Tcp,
     Udp,
     Sctp,
+}
+
+impl Protocol {
+    /// Its number, when it knows no connections.
+    fn number(self) -> Option<u8> {
+        match self {
+            Self::Tcp => None,
+            Self::Udp => Some(17),
+            Self::Sctp => Some(132),
+        }
+    }
 }
 
 impl fmt::Display for Protocol {
@@ -61,12 +75,19 @@ pub fn render<'a>(family: Family, attachments: impl Iterator<Item = &'a Attachme
             let PortMapping {
                 protocol, host_port, ..
             } = port;
-            // A pod that reaches itself through its own host port needs a source it can answer to.
-            let _ = writeln!(
-                out,
-                "-A {CHAIN} -s {pod} {to}-p {protocol} -m {protocol} --dport {host_port} -j MARK --set-xmark 0x4000/0x4000\n\
-                 -A {CHAIN} {to}-p {protocol} -m {protocol} --dport {host_port} -j DNAT --to-destination {target}"
-            );
+            let matched = format!("{to}-p {protocol} -m {protocol} --dport {host_port}");
+            // A pod that reaches itself through its own host port, and the node's loopback, need a source to answer to.
+            let masqueraded = [
+                Some(pod.to_string()),
+                pod.is_ipv4().then(|| "127.0.0.0/8".to_owned()),
+            ];
+            for source in masqueraded.into_iter().flatten() {
+                let _ = writeln!(
+                    out,
+                    "-A {CHAIN} -s {source} {matched} -j MARK --set-xmark 0x4000/0x4000"
+                );
+            }
+            let _ = writeln!(out, "-A {CHAIN} {matched} -j DNAT --to-destination {target}");
         }
     }
     out.push_str("COMMIT\n");
@@ -77,8 +98,29 @@ pub fn render<'a>(family: Family, attachments: impl Iterator<Item = &'a Attachme
 pub async fn apply(family: Family, attachments: &[Attachment]) -> Result<(), IptablesError> {
     iptables::restore(family, &render(family, attachments.iter())).await?;
     let jump = ["-m", "addrtype", "--dst-type", "LOCAL", "-j", CHAIN];
-    iptables::ensure_jump(family, "PREROUTING", &jump).await?;
-    iptables::ensure_jump(family, "OUTPUT", &jump).await
+    let into = |chain| Jump {
+        chain,
+        first: false,
+        rule: &jump,
+    };
+    iptables::ensure_jumps(family, "nat", &[into("PREROUTING"), into("OUTPUT")]).await
+}
+
+/// Makes the kernel forget datagram flows to these host ports that somebody else answered: they have no end of their
+/// own. Blocks.
+pub fn forget_flows(family: Family, attachment: &Attachment) -> io::Result<()> {
+    let mut flows = conntrack::list(family)?;
+    flows.retain(|flow| {
+        attachment.port_mappings.iter().any(|mapping| {
+            mapping.protocol.number() == Some(flow.protocol)
+                && mapping.host_port == flow.destination_port
+                && mapping
+                    .host_ip
+                    .is_none_or(|ip| ip.is_unspecified() || ip == flow.destination)
+                && !attachment.addresses.contains(&flow.reply_source)
+        })
+    });
+    conntrack::delete(family, &flows)
 }
 
 #[cfg(test)]
@@ -121,8 +163,10 @@ mod tests {
             "*nat\n\
              :IRONLET-HOSTPORTS - [0:0]\n\
              -A IRONLET-HOSTPORTS -s 10.244.1.2 -p tcp -m tcp --dport 8080 -j MARK --set-xmark 0x4000/0x4000\n\
+             -A IRONLET-HOSTPORTS -s 127.0.0.0/8 -p tcp -m tcp --dport 8080 -j MARK --set-xmark 0x4000/0x4000\n\
              -A IRONLET-HOSTPORTS -p tcp -m tcp --dport 8080 -j DNAT --to-destination 10.244.1.2:80\n\
              -A IRONLET-HOSTPORTS -s 10.244.1.2 -d 192.168.76.11 -p udp -m udp --dport 53 -j MARK --set-xmark 0x4000/0x4000\n\
+             -A IRONLET-HOSTPORTS -s 127.0.0.0/8 -d 192.168.76.11 -p udp -m udp --dport 53 -j MARK --set-xmark 0x4000/0x4000\n\
              -A IRONLET-HOSTPORTS -d 192.168.76.11 -p udp -m udp --dport 53 -j DNAT --to-destination 10.244.1.2:53\n\
              COMMIT\n"
         );

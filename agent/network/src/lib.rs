@@ -6,7 +6,6 @@
 
 mod addresses;
 mod host_ports;
-mod iptables;
 mod masquerade;
 mod pod_network;
 mod routes;
@@ -14,6 +13,5 @@ mod sys;
 
 pub use addresses::AddressError;
 pub use host_ports::{PortMapping, Protocol};
-pub use iptables::IptablesError;
 pub use pod_network::{Attachment, NetworkError, PodNetwork};
 pub use routes::{RoutesConfig, run_routes};

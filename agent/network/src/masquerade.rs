@@ -3,8 +3,8 @@
 use std::fmt::Write;
 
 use ipnet::IpNet;
-
-use crate::iptables::{self, Family, IptablesError};
+use netfilter::Family;
+use netfilter::iptables::{self, IptablesError, Jump};
 
 pub const CHAIN: &str = "IRONLET-POSTROUTING";
 
@@ -41,7 +41,12 @@ pub async fn apply(
     cluster_cidrs: &[IpNet],
 ) -> Result<(), IptablesError> {
     iptables::restore(family, &render(family, pod_cidrs, cluster_cidrs)).await?;
-    iptables::ensure_jump(family, "POSTROUTING", &["-j", CHAIN]).await
+    let jump = Jump {
+        chain: "POSTROUTING",
+        first: false,
+        rule: &["-j", CHAIN],
+    };
+    iptables::ensure_jumps(family, "nat", &[jump]).await
 }
 
 #[cfg(test)]

@@ -8,6 +8,8 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
+use netfilter::Family;
+use netfilter::iptables::IptablesError;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::sync::Mutex;
@@ -15,7 +17,6 @@ use tracing::warn;
 
 use crate::addresses::{self, AddressError};
 use crate::host_ports::{self, PortMapping};
-use crate::iptables::{Family, IptablesError};
 use crate::sys::links::{self, Pair};
 
 pub const BRIDGE: &str = "ironlet0";
@@ -159,6 +160,7 @@ impl PodNetwork {
             .map_err(link("connect the pod to the bridge"))?;
         if !attachment.port_mappings.is_empty() {
             apply_host_ports(&state).await?;
+            forget_flows(&attachment).await;
         }
         Ok(attachment.addresses)
     }
@@ -231,6 +233,16 @@ async fn apply_host_ports(state: &State) -> Result<(), NetworkError> {
         host_ports::apply(if v6 { Family::V6 } else { Family::V4 }, &all).await?;
     }
     Ok(())
+}
+
+async fn forget_flows(attachment: &Attachment) {
+    for family in attachment.addresses.iter().map(|address| Family::of(*address)) {
+        let of = attachment.clone();
+        let work = tokio::task::spawn_blocking(move || host_ports::forget_flows(family, &of));
+        if let Ok(Err(error)) = work.await {
+            warn!(pod = attachment.pod, %error, "old flows to the pod's host ports may go astray");
+        }
+    }
 }
 
 fn with_gateways(pod_cidrs: &[IpNet], pod: &[IpAddr]) -> Vec<(IpNet, IpAddr)> {

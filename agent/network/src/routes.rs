@@ -9,11 +9,11 @@ use k8s_openapi::api::core::v1::Node;
 use kube::runtime::watcher;
 use kube::runtime::{WatchStreamExt, reflector};
 use kube::{Api, Client, ResourceExt};
+use netfilter::Family;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::addresses;
-use crate::iptables::Family;
 use crate::masquerade;
 use crate::sys;
 

@@ -1,5 +1,5 @@
-//! How this crate speaks to iptables: whole tables read by iptables-save, changes written by `iptables-restore
-//! --noflush`, which takes all of its input or nothing (iptables-restore(8)).
+//! The one way to change iptables: whole tables read by iptables-save, changes written by `iptables-restore --noflush`,
+//! which takes all of its input or nothing (iptables-restore(8)).
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -10,7 +10,7 @@ use thiserror::Error;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
-use crate::service_map::Family;
+use crate::Family;
 
 #[derive(Debug, Error)]
 pub enum IptablesError {
@@ -65,6 +65,15 @@ impl Changes {
     }
 }
 
+/// A rule of a built-in chain that leads into one of ours.
+pub struct Jump<'a> {
+    pub chain: &'a str,
+    /// Before all other rules, or after them.
+    pub first: bool,
+    pub rule: &'a [&'a str],
+}
+
+/// Applies `input` (iptables-save format), all of it or nothing; other chains stay.
 pub async fn restore(family: Family, input: &str) -> Result<(), IptablesError> {
     if input.is_empty() {
         return Ok(());
@@ -87,6 +96,29 @@ pub async fn restore(family: Family, input: &str) -> Result<(), IptablesError> {
         let _ = stdin.write_all(input.as_bytes()).await;
     }
     succeeded(program, &child.wait_with_output().await.map_err(spawn)?)
+}
+
+/// Makes sure that `chain` of `table` begins or ends with jumps by `rules`; where they are already, they stay.
+pub async fn ensure_jumps(family: Family, table: &str, jumps: &[Jump<'_>]) -> Result<(), IptablesError> {
+    let program = match family {
+        Family::V4 => "iptables",
+        Family::V6 => "ip6tables",
+    };
+    let run = async |action: &str, jump: &Jump<'_>| {
+        Command::new(program)
+            .args(["-w", "5", "-t", table, action, jump.chain])
+            .args(jump.rule)
+            .output()
+            .await
+            .map_err(|source| IptablesError::Spawn { program, source })
+    };
+    for jump in jumps {
+        if !run("-C", jump).await?.status.success() {
+            let action = if jump.first { "-I" } else { "-A" };
+            succeeded(program, &run(action, jump).await?)?;
+        }
+    }
+    Ok(())
 }
 
 pub async fn save(family: Family) -> Result<String, IptablesError> {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 
-use crate::service_map::Family;
+use crate::Family;
 
 /// Subsystem and message, as nfnetlink's header wants them.
 const GET: u16 = 1 << 8 | 1;
@@ -39,15 +39,16 @@ pub struct Flow {
     tuple: Vec<u8>,
 }
 
-#[cfg(test)]
 impl Flow {
-    pub fn test(protocol: u8, destination: &str, destination_port: u16, reply_source: &str) -> Self {
+    /// An entry that the kernel knows nothing of, to decide about.
+    pub fn imagined(protocol: u8, destination: (IpAddr, u16), reply_source: IpAddr) -> Self {
+        let (destination, destination_port) = destination;
         Self {
             protocol,
-            destination: destination.parse().unwrap(),
+            destination,
             destination_port,
-            reply_source: reply_source.parse().unwrap(),
-            tuple: vec![],
+            reply_source,
+            tuple: Vec::new(),
         }
     }
 }

@@ -1,3 +1,0 @@
-//! The kernel's side of kube-proxy.
-
-pub mod conntrack;
