@@ -6,8 +6,8 @@ use crate::cache::{Cache, Object};
 use crate::caches::Caches;
 use crate::key::Key;
 use crate::queue::Queue;
-use api::selector::Labels;
 use api::owner::{Claim, claim, controller_of, controller_ref};
+use api::selector::Labels;
 use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use kube::Resource;
@@ -66,6 +66,22 @@ where
     O: Resource<DynamicType = ()>,
     K: Resource<DynamicType = ()> + 'static,
 {
+    claim_with(owner, selector, candidates, None, adopts, plan)
+}
+
+/// The same, for an owner that marks what is its own with a finalizer.
+pub fn claim_with<O, K>(
+    owner: &O,
+    selector: &LabelSelector,
+    candidates: &[Arc<K>],
+    finalizer: Option<&str>,
+    adopts: impl Fn(&K) -> bool,
+    plan: &mut Vec<Action>,
+) -> Vec<Arc<K>>
+where
+    O: Resource<DynamicType = ()>,
+    K: Resource<DynamicType = ()> + 'static,
+{
     let mut owned = Vec::new();
     for object in candidates {
         let matches = api::selector::matches(selector, object.meta().labels.as_ref());
@@ -73,14 +89,24 @@ where
             Claim::Keep => owned.push(object.clone()),
             Claim::Adopt if adopts(object) => {
                 let reference = controller_ref(&O::api_version(&()), &O::kind(&()), owner.meta());
-                let patch = owner_references_patch(object.meta(), |list| list.push(json!(reference)));
+                let mut patch = owner_references_patch(object.meta(), |list| list.push(json!(reference)));
+                if let Some(finalizer) = finalizer {
+                    let others = object.meta().finalizers.iter().flatten().map(String::as_str);
+                    let kept = others.filter(|f| *f != finalizer);
+                    patch["metadata"]["finalizers"] = json!(kept.chain([finalizer]).collect::<Vec<_>>());
+                }
                 plan.push(Action::patch_as_seen(&**object, patch));
                 owned.push(object.clone());
             }
             Claim::Release => {
-                let patch = owner_references_patch(object.meta(), |list| {
+                let mut patch = owner_references_patch(object.meta(), |list| {
                     list.retain(|r| r["uid"] != json!(owner.meta().uid));
                 });
+                if let Some(finalizer) = finalizer {
+                    let others = object.meta().finalizers.iter().flatten();
+                    patch["metadata"]["finalizers"] =
+                        json!(others.filter(|f| *f != finalizer).collect::<Vec<_>>());
+                }
                 plan.push(Action::patch_as_seen(&**object, patch));
             }
             Claim::Adopt | Claim::Ignore => {}

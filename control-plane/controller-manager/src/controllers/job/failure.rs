@@ -14,6 +14,8 @@ const LONGEST_BACKOFF: u64 = 600;
 pub enum Verdict {
     Count,
     Ignore,
+    /// Counts, and its index isn't tried again.
+    FailIndex,
     /// The whole job fails; the message says why.
     FailJob(String),
 }
@@ -27,6 +29,7 @@ pub fn judge(job: &Job, pod: &Pod) -> Verdict {
         };
         return match rule.action.as_str() {
             "Ignore" => Verdict::Ignore,
+            "FailIndex" => Verdict::FailIndex,
             "FailJob" => Verdict::FailJob(format!("{why} matching FailJob rule at index {index}")),
             _ => Verdict::Count,
         };
@@ -98,7 +101,14 @@ pub fn finished_at(pod: &Pod) -> Option<Timestamp> {
         .or_else(|| pod.metadata.creation_timestamp.as_ref().map(|t| t.0))
 }
 
-/// 10 s after the first failure since the last success, doubling up to 10 min.
+/// What is left of 10 s after the first of `failures` in a row, doubling up to 10 min.
+pub fn remaining(failures: u32, last: Timestamp, now: Timestamp) -> Duration {
+    let delay = (FIRST_BACKOFF << failures.saturating_sub(1).min(10)).min(LONGEST_BACKOFF);
+    let waited = u64::try_from(now.as_second() - last.as_second()).unwrap_or_default();
+    Duration::from_secs(delay.saturating_sub(waited))
+}
+
+/// How long the next pod waits: failures since the last success count.
 pub fn backoff(failed: &[&Arc<Pod>], succeeded: &[&Arc<Pod>], now: Timestamp) -> Duration {
     let success = succeeded.iter().filter_map(|p| finished_at(p)).max();
     let failures = failed
@@ -109,9 +119,7 @@ pub fn backoff(failed: &[&Arc<Pod>], succeeded: &[&Arc<Pod>], now: Timestamp) ->
     let Some(last) = last else {
         return Duration::ZERO;
     };
-    let delay = (FIRST_BACKOFF << (count - 1).min(10)).min(LONGEST_BACKOFF);
-    let waited = u64::try_from(now.as_second() - last.as_second()).unwrap_or_default();
-    Duration::from_secs(delay.saturating_sub(waited))
+    remaining(count, last, now)
 }
 
 #[cfg(test)]
@@ -146,6 +154,7 @@ mod tests {
             (json!([codes("NotIn", "FailJob")]), Verdict::Count),
             (json!([codes("NotIn", "FailJob"), disrupted]), Verdict::Ignore),
             (json!([codes("In", "Count"), disrupted]), Verdict::Count),
+            (json!([codes("In", "FailIndex")]), Verdict::FailIndex),
         ] {
             let job: Job = from_value(
                 json!({"metadata": {}, "spec": {"podFailurePolicy": {"rules": rules}, "template": {}}}),

@@ -1,5 +1,6 @@
-//! Completion indexes: on pods, and as the compact text of `status.completedIndexes` ("1,3-5,7").
+//! Completion indexes: on pods, as the compact text of `status.completedIndexes` ("1,3-5,7"), and in success policies.
 
+use k8s_openapi::api::batch::v1::SuccessPolicy;
 use k8s_openapi::api::core::v1::Pod;
 use std::collections::BTreeSet;
 
@@ -44,9 +45,48 @@ pub fn render(indexes: &BTreeSet<i32>) -> String {
     parts.join(",")
 }
 
+/// The number of the first rule that the succeeded indexes fulfil.
+pub fn fulfilled(policy: &SuccessPolicy, succeeded: &BTreeSet<i32>, completions: i32) -> Option<usize> {
+    let enough =
+        |count: Option<i32>, n: usize| count.is_some_and(|c| usize::try_from(c).is_ok_and(|c| n >= c));
+    policy
+        .rules
+        .iter()
+        .position(|rule| match &rule.succeeded_indexes {
+            Some(text) => {
+                let required = parse(text, completions);
+                enough(rule.succeeded_count, required.intersection(succeeded).count())
+                    || required.is_subset(succeeded)
+            }
+            None => enough(rule.succeeded_count, succeeded.len()),
+        })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::{from_value, json};
+
+    #[test]
+    fn success_policies_need_all_of_the_named_or_as_many_as_said() {
+        for (rules, expected) in [
+            (json!([{"succeededIndexes": "0-2"}]), None),
+            (json!([{"succeededIndexes": "0-2", "succeededCount": 2}]), Some(0)),
+            (
+                json!([{"succeededIndexes": "4"}, {"succeededIndexes": "0,2"}]),
+                Some(1),
+            ),
+            (json!([{"succeededCount": 3}]), None),
+            (json!([{"succeededCount": 2}]), Some(0)),
+        ] {
+            let policy: SuccessPolicy = from_value(json!({"rules": rules})).unwrap();
+            assert_eq!(
+                fulfilled(&policy, &BTreeSet::from([0, 2]), 5),
+                expected,
+                "{rules}"
+            );
+        }
+    }
 
     #[test]
     fn text_and_back() {

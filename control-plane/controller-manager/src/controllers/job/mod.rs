@@ -3,6 +3,7 @@
 mod accounting;
 mod failure;
 mod indexes;
+mod per_index;
 mod pods;
 mod reconcile;
 

@@ -2,6 +2,7 @@
 
 use super::TRACKING;
 use super::indexes::COMPLETION_INDEX;
+use super::per_index;
 use crate::controllers::owned::pod_of;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{EnvVar, EnvVarSource, ObjectFieldSelector, Pod, PodTemplateSpec};
@@ -10,7 +11,8 @@ const INDEX_VARIABLE: &str = "JOB_COMPLETION_INDEX";
 /// Room for the random suffix the server adds.
 const LONGEST_PREFIX: usize = 63 - 5;
 
-pub fn make(job: &Job, template: &PodTemplateSpec, index: Option<i32>) -> Pod {
+/// `predecessor` is the failed pod of the same index, where indexes are limited one by one.
+pub fn make(job: &Job, template: &PodTemplateSpec, index: Option<i32>, predecessor: Option<&Pod>) -> Pod {
     let mut pod = pod_of(job, template);
     pod.metadata
         .finalizers
@@ -28,6 +30,7 @@ pub fn make(job: &Job, template: &PodTemplateSpec, index: Option<i32>) -> Pod {
         map.get_or_insert_default()
             .insert(COMPLETION_INDEX.into(), index.to_string());
     }
+    per_index::carry_on(job, predecessor, &mut pod);
     let variable = EnvVar {
         name: INDEX_VARIABLE.into(),
         value_from: Some(EnvVarSource {

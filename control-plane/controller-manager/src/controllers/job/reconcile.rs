@@ -1,10 +1,10 @@
 //! One step of a job towards its end (upstream's `syncJob`).
 
-use super::accounting::{Books, balance, has_failed, is_indexed};
+use super::accounting::{Books, Ending, balance, has_failed, is_indexed};
 use super::failure::backoff;
-use super::{finished, indexes, pods, untrack};
+use super::{TRACKING, finished, indexes, per_index, pods, untrack};
 use crate::action::Action;
-use crate::controllers::owned::{claim_all, create, delete};
+use crate::controllers::owned::{claim_with, create, delete};
 use api::condition::{self, Condition};
 use api::event::{NORMAL, WARNING};
 use api::pod::{is_active, is_ready, is_terminal, is_terminating};
@@ -69,9 +69,15 @@ pub fn reconcile(observed: &Observed, now: Timestamp) -> Vec<Action> {
         return Vec::new();
     };
     let mut plan = Vec::new();
-    let owned = claim_all(job, selector, &observed.pods, |p| !is_terminal(p), &mut plan);
+    let adopts = |p: &Pod| !is_terminal(p);
+    let owned = claim_with(job, selector, &observed.pods, Some(TRACKING), adopts, &mut plan);
     let announced = announced_end(&old);
-    let mut books = balance(job, &owned, announced.is_some());
+    let ending = match announced.as_ref().map(End::condition) {
+        None => Ending::No,
+        Some("Failed") => Ending::Failure,
+        Some(_) => Ending::Success,
+    };
+    let mut books = balance(job, &owned, ending);
     let mut step = Step {
         job,
         spec,
@@ -160,6 +166,30 @@ impl Step<'_> {
             self.words
                 .push(Action::Requeue(Duration::from_secs(left.unsigned_abs())));
         }
+        self.policy(books).or_else(|| self.completion(books))
+    }
+
+    /// What limits per index and the success policy say.
+    fn policy(&self, books: &Books) -> Option<End> {
+        let completions = self.spec.completions.filter(|_| is_indexed(self.job))?;
+        let given_up = i32::try_from(books.given_up.len()).unwrap_or(i32::MAX);
+        if self.spec.max_failed_indexes.is_some_and(|most| given_up > most) {
+            let message = "Job has exceeded the specified maximal number of failed indexes";
+            return Some(End::failure("MaxFailedIndexesExceeded", message));
+        }
+        if given_up > 0 && given_up + books.succeeded >= completions {
+            return Some(End::failure("FailedIndexes", "Job has failed indexes"));
+        }
+        let policy = self.spec.success_policy.as_ref()?;
+        let rule = indexes::fulfilled(policy, &books.completed, completions)?;
+        Some(End {
+            target: "SuccessCriteriaMet",
+            reason: "SuccessPolicy".into(),
+            message: format!("Matched rules at index {rule}"),
+        })
+    }
+
+    fn completion(&self, books: &Books) -> Option<End> {
         let complete = match self.spec.completions {
             Some(completions) => books.succeeded >= completions,
             None => books.succeeded > 0 && self.active.is_empty(),
@@ -205,6 +235,15 @@ impl Step<'_> {
         set(&mut books.status, end.condition());
         if end.condition() == "Complete" {
             books.status.completion_time = Some(Time(self.now));
+            if self
+                .spec
+                .completions
+                .is_some_and(|wanted| books.succeeded > wanted)
+            {
+                let message = "Too many succeeded pods running after completion count reached";
+                self.words
+                    .push(Action::event(self.job, WARNING, "TooManySucceededPods", message));
+            }
             self.words
                 .push(Action::event(self.job, NORMAL, "Completed", "Job completed"));
         } else {
@@ -272,22 +311,30 @@ impl Step<'_> {
             .iter()
             .filter(|p| api::pod::phase(p) == "Succeeded")
             .collect();
+        let limited = per_index::limit(self.job).is_some();
         let wait = backoff(&failed, &succeeded, self.now);
-        if !wait.is_zero() {
+        if !wait.is_zero() && !limited {
             self.words.push(Action::Requeue(wait));
             return;
         }
         let template = &self.spec.template;
-        if indexed {
-            running.extend(leaving.filter_map(|p| indexes::of(p)));
-            let free = (0..completions).filter(|i| !books.completed.contains(i) && !running.contains(i));
-            let made = free
-                .take(missing)
-                .map(|i| create(self.job, &pods::make(self.job, template, Some(i))));
-            self.writes.extend(made);
-        } else {
-            let pod = pods::make(self.job, template, None);
+        if !indexed {
+            let pod = pods::make(self.job, template, None, None);
             self.writes.extend((0..missing).map(|_| create(self.job, &pod)));
+            return;
+        }
+        running.extend(leaving.filter_map(|p| indexes::of(p)));
+        let taken =
+            |i: &i32| books.completed.contains(i) || books.given_up.contains(i) || running.contains(i);
+        for index in (0..completions).filter(|i| !taken(i)).take(missing) {
+            let predecessor = books.predecessors.get(&index);
+            let wait = predecessor.map_or(Duration::ZERO, |p| per_index::wait(p, self.now));
+            if wait.is_zero() {
+                let pod = pods::make(self.job, template, Some(index), predecessor.map(|p| &**p));
+                self.writes.push(create(self.job, &pod));
+            } else {
+                self.words.push(Action::Requeue(wait));
+            }
         }
     }
 
@@ -580,5 +627,99 @@ mod tests {
         world.end("p1", "Failed", 1);
         world.settle(20);
         assert_eq!((world.made, world.status().failed), (2, None));
+    }
+
+    #[test]
+    fn indexes_with_limits_of_their_own_fail_alone() {
+        let spec = json!({"completions": 2, "parallelism": 2, "completionMode": "Indexed",
+            "backoffLimitPerIndex": 1, "backoffLimit": i32::MAX});
+        let mut world = World::new(spec);
+        world.settle(0);
+        world.end("p1", "Failed", 1);
+        assert_eq!(world.settle(1), Some(Duration::from_secs(10)));
+        assert!(
+            is_tracked(&world.observed.pods[0]),
+            "its successor needs the number"
+        );
+        world.end("p2", "Succeeded", 2);
+        world.settle(11);
+        assert_eq!(world.made, 3);
+        let annotations = world.observed.pods[2].metadata.annotations.clone().unwrap();
+        assert_eq!(annotations["batch.kubernetes.io/job-index-failure-count"], "1");
+        assert_eq!(
+            (world.status().failed, world.status().failed_indexes.as_deref()),
+            (Some(1), Some(""))
+        );
+        world.end("p3", "Failed", 12);
+        world.settle(12);
+        let status = world.status();
+        assert_eq!(
+            (
+                status.failed,
+                status.succeeded,
+                status.failed_indexes.as_deref(),
+                status.completed_indexes.as_deref()
+            ),
+            (Some(2), Some(1), Some("0"), Some("1"))
+        );
+        assert_eq!(
+            world.conditions(),
+            ["FailureTarget=True FailedIndexes", "Failed=True FailedIndexes"]
+        );
+        assert_eq!(reconcile(&world.observed, at(100)), []);
+    }
+
+    #[test]
+    fn too_many_failed_indexes_end_the_job() {
+        let spec = json!({"completions": 4, "parallelism": 2, "completionMode": "Indexed",
+            "backoffLimitPerIndex": 0, "maxFailedIndexes": 0, "backoffLimit": i32::MAX});
+        let mut world = World::new(spec);
+        world.settle(0);
+        world.end("p1", "Failed", 1);
+        world.settle(1);
+        assert_eq!(world.conditions()[1], "Failed=True MaxFailedIndexesExceeded");
+        assert_eq!(
+            (world.made, world.status().failed_indexes.as_deref()),
+            (2, Some("0"))
+        );
+    }
+
+    #[test]
+    fn the_success_policy_ends_the_job_early() {
+        let spec = json!({"completions": 5, "parallelism": 2, "completionMode": "Indexed", "backoffLimit": 6,
+            "successPolicy": {"rules": [{"succeededIndexes": "0-2", "succeededCount": 1}]}});
+        let mut world = World::new(spec);
+        world.settle(0);
+        world.end("p2", "Succeeded", 1);
+        world.settle(1);
+        assert_eq!(
+            world.conditions(),
+            [
+                "SuccessCriteriaMet=True SuccessPolicy",
+                "Complete=True SuccessPolicy"
+            ]
+        );
+        let status = world.status();
+        assert_eq!(
+            (status.succeeded, status.failed, status.active),
+            (Some(1), None, None)
+        );
+        assert_eq!(world.observed.pods.len(), 1);
+    }
+
+    #[test]
+    fn an_adopted_pod_is_tracked() {
+        let mut world = World::new(json!({"completions": 1, "parallelism": 1}));
+        world.settle(0);
+        world.pod("p1", |pod| {
+            pod["metadata"]["ownerReferences"] = json!([]);
+            pod["metadata"]["finalizers"] = json!([]);
+        });
+        let plan = reconcile(&world.observed, at(1));
+        let [Action::Patch { patch, .. }] = &plan[..] else {
+            panic!("{plan:?}")
+        };
+        assert_eq!(patch["metadata"]["finalizers"], json!([TRACKING]));
+        assert_eq!(patch["metadata"]["ownerReferences"][0]["uid"], "job");
     }
 }

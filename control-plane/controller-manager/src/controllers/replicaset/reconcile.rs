@@ -30,7 +30,9 @@ pub struct Observed<K> {
 
 pub fn reconcile<K: Replicated>(observed: &Observed<K>, now: Timestamp) -> Vec<Action> {
     let set = &*observed.set;
-    let Some(spec) = set.wanted() else { return Vec::new() };
+    let Some(spec) = set.wanted() else {
+        return Vec::new();
+    };
     let mut plan = Vec::new();
     let owned = claim_all(set, &spec.selector, &observed.pods, is_active, &mut plan);
     let terminating = owned
@@ -287,7 +289,10 @@ mod tests {
         else {
             panic!("{plan:?}")
         };
-        assert_eq!(adoption["metadata"]["ownerReferences"][0]["kind"], "ReplicationController");
+        assert_eq!(
+            adoption["metadata"]["ownerReferences"][0]["kind"],
+            "ReplicationController"
+        );
         assert_eq!(status["status"]["readyReplicas"], 1);
         assert_eq!(status["status"].get("terminatingReplicas"), None);
         assert_eq!(body["metadata"]["ownerReferences"][0]["apiVersion"], "v1");
