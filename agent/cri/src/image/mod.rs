@@ -32,6 +32,17 @@ pub enum ImageError {
     },
     #[error("{0}")]
     Invalid(String),
+    #[error("failed to resolve reference {reference:?}: {}", if *missing { format!("{reference}: not found") } else { source.to_string() })]
+    Unresolved {
+        reference: String,
+        missing: bool,
+        source: Box<ImageError>,
+    },
+    #[error("no match for platform linux/{0} in manifest: not found")]
+    NoPlatform(&'static str),
+    /// A layer went between the look at what is there and its use.
+    #[error("blob {0} was not fetched")]
+    Unfetched(String),
     #[error("layer entry {path:?}: {source}")]
     Entry { path: PathBuf, source: std::io::Error },
 }

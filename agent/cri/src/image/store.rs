@@ -23,6 +23,9 @@ pub struct ImageStore {
     writer: Mutex<()>,
 }
 
+/// Fewer digits of an ID than people are shown are taken for a name.
+const SHORT_ID: usize = 12;
+
 pub fn digest_of(bytes: &[u8]) -> String {
     format!("sha256:{}", hex(&Sha256::digest(bytes)))
 }
@@ -85,7 +88,7 @@ impl ImageStore {
         self.images().get(id).cloned()
     }
 
-    /// Finds an image by ID (whole or the 64 digits), by name and tag, or by name and digest.
+    /// Finds an image by ID (whole, the 64 digits, or the first of them), by name and tag, or by name and digest.
     pub fn find(&self, wanted: &str) -> Option<ImageRecord> {
         let images = self.images();
         let id = if is_hex64(wanted) {
@@ -96,14 +99,7 @@ impl ImageStore {
         if let Some(image) = images.get(&id) {
             return Some(image.clone());
         }
-        let reference = Reference::parse(wanted).ok()?;
-        let matches = |image: &&ImageRecord| match &reference.digest {
-            Some(digest) => image.repo_digests.contains(&reference.with_digest(digest)),
-            None => reference
-                .tagged()
-                .is_some_and(|tagged| image.repo_tags.contains(&tagged)),
-        };
-        images.values().find(matches).cloned()
+        by_name(&images, wanted).or_else(|| by_beginning(&images, wanted)).cloned()
     }
 
     /// Unpacks what is missing of an image and records it under the names. Idempotent.
@@ -147,7 +143,7 @@ impl ImageStore {
                     "diff ID {diff_id:?} is not a sha256 digest"
                 )));
             }
-            if !self.layout.layer_record(diff_id).exists() {
+            if !self.has_layer(diff_id) {
                 self.unpack_layer(blobs.open(&layer.digest)?, diff_id)?;
             }
         }
@@ -162,7 +158,8 @@ impl ImageStore {
         });
         image.pinned |= pinned;
         for name in names {
-            push_new(&mut image.repo_tags, name.tagged());
+            // A name with both is a name by digest, as upstream normalises it.
+            push_new(&mut image.repo_tags, name.tagged().filter(|_| name.digest.is_none()));
             push_new(&mut image.repo_digests, Some(name.with_digest(manifest_digest)));
         }
         self.save(image.clone())?;
@@ -290,6 +287,10 @@ impl ImageStore {
             .collect()
     }
 
+    pub fn has_layer(&self, diff_id: &str) -> bool {
+        self.layout.layer_record(diff_id).exists()
+    }
+
     /// The folders of an image's layers, lowest first.
     pub fn layer_folders(&self, image: &ImageRecord) -> Vec<PathBuf> {
         image
@@ -297,6 +298,30 @@ impl ImageStore {
             .iter()
             .map(|layer| self.layout.layer(layer))
             .collect()
+    }
+}
+
+fn by_name<'a>(images: &'a BTreeMap<String, ImageRecord>, wanted: &str) -> Option<&'a ImageRecord> {
+    let reference = Reference::parse(wanted).ok()?;
+    images.values().find(|image| match &reference.digest {
+        Some(digest) => image.repo_digests.contains(&reference.with_digest(digest)),
+        None => reference
+            .tagged()
+            .is_some_and(|tagged| image.repo_tags.contains(&tagged)),
+    })
+}
+
+/// By the first digits of an ID, when only one image has them.
+fn by_beginning<'a>(images: &'a BTreeMap<String, ImageRecord>, wanted: &str) -> Option<&'a ImageRecord> {
+    let digits = wanted.strip_prefix("sha256:").unwrap_or(wanted);
+    if digits.len() < SHORT_ID || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return None;
+    }
+    let from = format!("sha256:{digits}");
+    let mut found = images.range(from.clone()..).take_while(|(id, _)| id.starts_with(&from));
+    match (found.next(), found.next()) {
+        (Some((_, only)), None) => Some(only),
+        _ => None,
     }
 }
 

@@ -1,7 +1,7 @@
 //! The image service.
 
 use super::{Runtime, blocking, convert, unknown};
-use crate::image::Reference;
+use crate::image::{ImageError, Reference};
 use crate::image::registry::Credentials;
 use crate::state::now_nanos;
 use cri_api::v1;
@@ -50,28 +50,40 @@ impl Runtime {
             Reference::parse(&spec.image).map_err(|error| Status::invalid_argument(error.to_string()))?;
         let credentials = request.auth.map(credentials).transpose()?.unwrap_or_default();
         let started = std::time::Instant::now();
-        let folder = self
-            .layout
-            .temporary()
-            .join(crate::state::new_id().map_err(unknown)?);
-        let fetched = self.registry.fetch(&reference, &credentials, &folder).await;
-        let stored = match fetched {
-            Ok(pulled) => {
-                let (images, name) = (Arc::clone(&self.images), reference.clone());
-                blocking(move || images.add(&pulled.blobs, &pulled.digest, &pulled.manifest, &[name], false))
-                    .await
-            }
-            Err(error) => Err(unknown(format!(
-                "failed to pull and unpack image {:?}: {error}",
-                reference.to_string()
-            ))),
+        let pulled = match self.fetch_and_unpack(&reference, &credentials).await {
+            // A layer was removed while it was thought to be there.
+            Err(ImageError::Unfetched(_)) => self.fetch_and_unpack(&reference, &credentials).await,
+            other => other,
         };
-        if let Err(error) = crate::state::remove_tree(&folder) {
-            tracing::warn!(folder = %folder.display(), %error, "cannot remove fetched blobs");
-        }
-        let id = stored?;
+        let id = pulled.map_err(|error| {
+            let message = format!("failed to pull and unpack image {:?}: {error}", reference.to_string());
+            match error {
+                ImageError::Unresolved { missing: true, .. } | ImageError::NoPlatform(_) => {
+                    Status::not_found(message)
+                }
+                _ => Status::unknown(message),
+            }
+        })?;
         tracing::info!(image = %reference, id, seconds = started.elapsed().as_secs_f32(), "pulled an image");
         Ok(id)
+    }
+
+    async fn fetch_and_unpack(
+        self: &Arc<Self>,
+        reference: &Reference,
+        credentials: &Credentials,
+    ) -> Result<String, ImageError> {
+        let folder = self.layout.temporary();
+        let images = Arc::clone(&self.images);
+        let have = move |diff_id: &str| images.has_layer(diff_id);
+        let pulled = self.registry.fetch(reference, credentials, &folder, &have).await?;
+        let (images, name) = (Arc::clone(&self.images), reference.clone());
+        let stored = tokio::task::spawn_blocking(move || {
+            images.add(&pulled.blobs, &pulled.digest, &pulled.manifest, &[name], false)
+        });
+        stored
+            .await
+            .unwrap_or_else(|error| Err(ImageError::Invalid(format!("unpack: {error}"))))
     }
 
     pub async fn remove_image(self: &Arc<Self>, image: Option<v1::ImageSpec>) -> Result<(), Status> {

@@ -100,6 +100,20 @@ pub fn token_url(realm: &str, service: Option<&str>, scope: Option<&str>, reposi
     format!("{realm}{separator}{}", query.join("&"))
 }
 
+/// The form that trades a refresh token for a token for reading a repository (OAuth 2, RFC 6749 section 6).
+pub fn refresh_form(refresh: &str, service: Option<&str>, scope: Option<&str>, repository: &str) -> String {
+    let scope = scope.map_or_else(|| format!("repository:{repository}:pull"), str::to_owned);
+    [
+        ("grant_type", "refresh_token"),
+        ("client_id", "ironlet"),
+        ("service", service.unwrap_or_default()),
+        ("scope", &scope),
+        ("refresh_token", refresh),
+    ]
+    .map(|(name, value)| format!("{name}={}", escape(value)))
+    .join("&")
+}
+
 pub fn escape(text: &str) -> String {
     text.bytes().fold(String::new(), |mut out, byte| {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
@@ -149,6 +163,14 @@ mod tests {
         ] {
             assert_eq!(parse(header), expected, "{header}");
         }
+    }
+
+    #[test]
+    fn refresh_tokens_are_traded_by_form() {
+        assert_eq!(
+            refresh_form("a/b", Some("r"), None, "x"),
+            "grant_type=refresh_token&client_id=ironlet&service=r&scope=repository%3Ax%3Apull&refresh_token=a%2Fb"
+        );
     }
 
     #[test]

@@ -1,0 +1,31 @@
+//! What the runtime promises, one case each.
+
+mod containers;
+mod images;
+mod sandboxes;
+mod security;
+mod streams;
+
+use crate::node::Node;
+use cri_api::v1::{ContainerConfig, LinuxContainerSecurityContext};
+use futures::future::LocalBoxFuture;
+
+type Case = for<'a> fn(&'a mut Node) -> LocalBoxFuture<'a, ()>;
+
+macro_rules! cases {
+    ($($group:ident: $($name:ident),* $(,)?;)*) => {
+        pub const ALL: &[(&str, Case)] = &[$($((stringify!($name), |node| Box::pin($group::$name(node))),)*)*];
+    };
+}
+
+cases!(
+    images: images_are_imported_once;
+    containers: a_container_runs_and_is_logged, a_missing_program_is_a_start_error, commands_run_beside_a_container, a_stop_asks_before_it_kills, the_servers_death_loses_nothing, volumes_and_pod_files_are_mounted, events_statistics_and_rotation;
+    security: containers_are_confined, a_pod_can_share_its_processes, users_and_groups_follow_the_image;
+    streams: exec_streams_over_websocket, exec_streams_over_spdy, attach_reaches_the_terminal_and_the_input, ports_are_forwarded;
+    sandboxes: sandboxes_tell_their_state;
+);
+
+fn security_of(config: &mut ContainerConfig) -> &mut LinuxContainerSecurityContext {
+    config.linux.as_mut().unwrap().security_context.as_mut().unwrap()
+}
