@@ -1,13 +1,13 @@
 //! The CRI container a specification asks for, once its environment, image and volumes are known.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use cri_api::v1::{
     ContainerConfig, ContainerMetadata, Device, ImageSpec, KeyValue, LinuxContainerConfig, Mount,
     MountPropagation, NamespaceMode, Signal,
 };
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Container, PodSpec, Pod, VolumeDevice};
 
 use crate::container_hash::container_hash;
 use crate::context::{Context, name, namespace, uid};
@@ -16,7 +16,7 @@ use crate::field_path::{Addresses, pod_field};
 use crate::resources::{container_resources, resource_field};
 use crate::runtime;
 use crate::security_context::{ImageUser, container_security};
-use crate::volumes::{VolumeError, sub_path};
+use crate::volumes::{VolumeError, Volumes, sub_path};
 
 /// What is settled before a container can be described.
 pub struct Prepared<'a> {
@@ -24,7 +24,7 @@ pub struct Prepared<'a> {
     pub image_ref: String,
     pub image_user: ImageUser,
     pub env: Vec<(String, String)>,
-    pub volumes: &'a HashMap<String, PathBuf>,
+    pub volumes: &'a Volumes,
     /// Images to mount, by volume name.
     pub images: HashMap<String, ImageSpec>,
     pub pod_dir: &'a Path,
@@ -122,8 +122,8 @@ pub fn container_config(
                 value: value.clone(),
             })
             .collect(),
-        mounts: mounts(pod, &spec, container, prepared, message_path)?,
-        devices: Vec::<Device>::new(),
+        mounts: mounts(&spec, container, prepared, message_path)?,
+        devices: devices(container, prepared.volumes),
         labels,
         annotations,
         log_path: format!("{}/{}.log", container.name, prepared.attempt),
@@ -140,7 +140,6 @@ pub fn container_config(
 }
 
 fn mounts(
-    pod: &Pod,
     spec: &PodSpec,
     container: &Container,
     prepared: &Prepared,
@@ -188,16 +187,16 @@ fn mounts(
         let volume = prepared.volumes.get(&mount.name);
         let volume = volume.ok_or_else(|| fail(format!("volume \"{}\" not found", mount.name)))?;
         let host_path = if sub_path.is_empty() {
-            volume.clone()
+            volume.path.clone()
         } else {
             let place = prepared.pod_dir.join("volume-subpaths").join(&mount.name);
             let place = place.join(&container.name).join(index.to_string());
-            sub_path::bind(volume, &sub_path, &place).map_err(fail)?
+            sub_path::bind(&volume.path, &sub_path, &place).map_err(fail)?
         };
         mounts.push(Mount {
             container_path,
             host_path: host_path.display().to_string(),
-            readonly: mount.read_only == Some(true) || is_read_only(pod, &mount.name),
+            readonly: mount.read_only == Some(true) || volume.read_only,
             propagation: propagation as i32,
             recursive_read_only: matches!(
                 mount.recursive_read_only.as_deref(),
@@ -226,18 +225,18 @@ fn mounts(
     Ok(mounts)
 }
 
-/// Volumes made of projected files are never writable.
-fn is_read_only(pod: &Pod, volume: &str) -> bool {
-    pod.spec
-        .iter()
-        .flat_map(|spec| spec.volumes.iter().flatten())
-        .any(|candidate| {
-            candidate.name == volume
-                && (candidate.config_map.is_some()
-                    || candidate.secret.is_some()
-                    || candidate.projected.is_some()
-                    || candidate.downward_api.is_some())
+/// Volumes that the container wants as devices.
+fn devices(container: &Container, volumes: &Volumes) -> Vec<Device> {
+    let wanted = container.volume_devices.iter().flatten();
+    let device = |wanted: &VolumeDevice| {
+        let volume = volumes.get(&wanted.name)?;
+        Some(Device {
+            container_path: wanted.device_path.clone(),
+            host_path: volume.path.display().to_string(),
+            permissions: if volume.read_only { "r" } else { "mrw" }.to_owned(),
         })
+    };
+    wanted.filter_map(device).collect()
 }
 
 /// Fetches what `env` and `envFrom` refer to; errors are upstream's `CreateContainerConfigError` messages.

@@ -16,6 +16,7 @@ use crate::eviction::Pressures;
 use crate::image_collection::ImageHistory;
 use crate::images::ImagePuller;
 use crate::objects::Objects;
+use crate::plugins::Drivers;
 use crate::probes::ProbeManager;
 use crate::runtime::Runtime;
 
@@ -34,6 +35,7 @@ pub struct Context {
     pub pressures: Pressures,
     pub image_history: ImageHistory,
     pub allocations: Allocations,
+    pub drivers: Drivers,
     pub allocatable: BTreeMap<String, Quantity>,
     pub memory_capacity: i64,
     /// The node's resolver settings, which `dnsPolicy: Default` hands on.

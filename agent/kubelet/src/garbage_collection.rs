@@ -93,11 +93,11 @@ pub async fn collect(context: &Context, pods: &Pods) -> Result<(), runtime::Runt
             .filter_map(|sandbox| identity(&sandbox.labels))
             .map(|pod| pod.uid),
     );
-    remove_directories(context, &wanted);
+    remove_directories(context, &wanted).await;
     Ok(())
 }
 
-fn remove_directories(context: &Context, wanted: &BTreeSet<String>) {
+async fn remove_directories(context: &Context, wanted: &BTreeSet<String>) {
     for entry in std::fs::read_dir(context.config.root_dir.join("pods"))
         .into_iter()
         .flatten()
@@ -106,8 +106,8 @@ fn remove_directories(context: &Context, wanted: &BTreeSet<String>) {
         let uid = entry.file_name().to_string_lossy().into_owned();
         if !wanted.contains(&uid) {
             info!(uid, "removing the directory of a pod that is gone");
-            if let Err(error) = volumes::tear_down(&entry.path()) {
-                warn!(uid, %error, "pod directory not removed");
+            if let Err(error) = volumes::tear_down(context, &entry.path()).await {
+                warn!(uid, error, "pod directory not removed");
             }
             context.cgroups.remove(&uid);
         }

@@ -24,6 +24,7 @@ mod lifecycle;
 mod log_rotation;
 mod node;
 mod objects;
+mod plugins;
 mod pod_actions;
 mod pod_executor;
 mod pod_manager;

@@ -102,6 +102,7 @@ impl NodeLoop {
             disk_pressure: under(&[Signal::Storage, Signal::Inodes]),
             memory_pressure: under(&[Signal::Memory]),
             pid_pressure: under(&[Signal::Pids]),
+            volumes_in_use: crate::volumes::csi::in_use(&self.context.config.root_dir),
             parameter_errors: parameter_errors.as_deref(),
         };
         let now = Timestamp::now();

@@ -100,6 +100,16 @@ impl Objects {
 
     /// A token of the pod's service account, bound to the pod.
     pub async fn token(&self, pod: &Pod, audience: &str, seconds: i64) -> Result<String, ObjectError> {
+        Ok(self.token_until(pod, audience, seconds).await?.0)
+    }
+
+    /// The token and when it ends.
+    pub async fn token_until(
+        &self,
+        pod: &Pod,
+        audience: &str,
+        seconds: i64,
+    ) -> Result<(String, Timestamp), ObjectError> {
         let metadata = &pod.metadata;
         let account = pod
             .spec
@@ -119,7 +129,7 @@ impl Objects {
         if let Some(cached) = self.tokens.lock().unwrap_or_else(|e| e.into_inner()).get(&key)
             && cached.is_fresh(now)
         {
-            return Ok(cached.token.clone());
+            return Ok((cached.token.clone(), cached.expires));
         }
         let request = TokenRequest {
             spec: Some(TokenRequestSpec {
@@ -153,7 +163,7 @@ impl Objects {
             .lock()
             .unwrap_or_else(|e| e.into_inner())
             .insert(key, cached);
-        Ok(token)
+        Ok((token, expires))
     }
 
     pub fn forget_pod(&self, uid: &str) {

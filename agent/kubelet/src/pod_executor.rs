@@ -22,6 +22,7 @@ use crate::pod_status::Waiting;
 use crate::runtime_pod::{ObservedContainer, RuntimePod};
 use crate::sandbox_config::sandbox_config;
 use crate::security_context::verify_non_root;
+use crate::volumes::Volumes;
 use crate::{ephemeral, etc_hosts, lifecycle};
 
 /// A container always gets this long after its `preStop` hook (upstream's minimum).
@@ -92,7 +93,7 @@ pub struct ContainerStart<'a> {
     pub sandbox_attempt: u32,
     pub attempt: u32,
     pub addresses: Addresses,
-    pub volumes: &'a HashMap<String, PathBuf>,
+    pub volumes: &'a Volumes,
     /// The running container whose processes an ephemeral one is to see.
     pub target_id: Option<String>,
 }

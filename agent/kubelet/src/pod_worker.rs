@@ -4,7 +4,6 @@ mod resize;
 mod termination;
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -26,6 +25,7 @@ use crate::runtime::RuntimeError;
 use crate::runtime_pod::{ContainerState, RuntimePod};
 use crate::{ephemeral, status_writer, termination_message, volumes};
 use resize::Settled;
+use volumes::Volumes;
 
 /// What the manager tells a worker.
 #[derive(Clone)]
@@ -67,7 +67,7 @@ pub struct PodWorker {
     written: Option<PodStatus>,
     waiting: HashMap<String, Waiting>,
     back_off: BackOff,
-    volumes: HashMap<String, PathBuf>,
+    volumes: Volumes,
     volumes_at: Option<Instant>,
     failed: Option<Waiting>,
     resize: Resize,
@@ -85,7 +85,7 @@ impl PodWorker {
             written: None,
             waiting: HashMap::new(),
             back_off: BackOff::default(),
-            volumes: HashMap::new(),
+            volumes: Volumes::new(),
             volumes_at: None,
             failed: None,
             resize: Resize::default(),
@@ -261,6 +261,10 @@ impl PodWorker {
             addresses: self.addresses(pod, observed),
             allocatable: &self.context.allocatable,
             pod_dir: &pod_dir,
+            client: &self.context.client,
+            node_name: &self.context.config.node_name,
+            drivers: &self.context.drivers,
+            plugins_dir: self.context.config.root_dir.join("plugins/kubernetes.io/csi"),
         };
         self.volumes = volumes::set_up(pod, &volume_context).await?;
         self.volumes_at = Some(Instant::now());

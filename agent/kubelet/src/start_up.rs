@@ -22,6 +22,7 @@ use crate::image_collection::{self, ImageHistory};
 use crate::images::ImagePuller;
 use crate::node::{self, Machine};
 use crate::objects::Objects;
+use crate::plugins::{self, Drivers};
 use crate::pod_manager::{self, Pods};
 use crate::probes::ProbeManager;
 use crate::runtime::{Runtime, RuntimeError};
@@ -71,6 +72,7 @@ pub async fn run(client: kube::Client, config: Config, stop: CancellationToken) 
         cgroups: Cgroups::new(&config.cgroup_root),
         pressures: Pressures::default(),
         image_history: ImageHistory::default(),
+        drivers: Drivers::default(),
         allocations: Allocations::load(&allocations).map_err(|source| Error::Directory {
             path: allocations,
             source,
@@ -94,6 +96,7 @@ pub async fn run(client: kube::Client, config: Config, stop: CancellationToken) 
         machine.clone(),
         stop.clone(),
     ));
+    loops.spawn(plugins::run(context.clone(), stop.clone()));
     loops.spawn(image_collection::run(context.clone(), stop.clone()));
     loops.spawn(node::run(context.clone(), machine, stop.clone()));
     loops.spawn(node::run_lease(context.clone(), stop.clone()));

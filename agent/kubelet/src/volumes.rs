@@ -1,7 +1,10 @@
 //! Volumes of a pod: made ready on the host before its containers start, kept fresh, taken away at the end.
 
 mod atomic_writer;
+pub mod csi;
+pub mod csi_api;
 mod directories;
+mod persistent;
 mod projections;
 pub mod sub_path;
 
@@ -11,10 +14,11 @@ use std::path::{Path, PathBuf};
 use k8s_openapi::api::core::v1::{Pod, Volume};
 use thiserror::Error;
 
+use crate::context::Context;
 use crate::field_path::Addresses;
 use crate::objects::{ObjectError, Objects};
+use crate::plugins::Drivers;
 
-pub use directories::tear_down;
 
 #[derive(Debug, Error)]
 pub enum VolumeError {
@@ -64,33 +68,51 @@ pub struct VolumeContext<'a> {
         &'a std::collections::BTreeMap<String, k8s_openapi::apimachinery::pkg::api::resource::Quantity>,
     /// The pod's own directory under the kubelet's root.
     pub pod_dir: &'a Path,
+    pub client: &'a kube::Client,
+    pub node_name: &'a str,
+    pub drivers: &'a Drivers,
+    /// Where drivers stage volumes.
+    pub plugins_dir: PathBuf,
+}
+
+/// A volume on the host: a directory or file to mount, or a device.
+#[derive(Clone, Debug)]
+pub struct Ready {
+    pub path: PathBuf,
+    pub read_only: bool,
+}
+
+pub type Volumes = HashMap<String, Ready>;
+
+fn fs_group(pod: &Pod) -> Option<i64> {
+    pod.spec.as_ref()?.security_context.as_ref()?.fs_group
+}
+
+fn fs_group_policy(pod: &Pod) -> Option<&str> {
+    pod.spec.as_ref()?.security_context.as_ref()?.fs_group_change_policy.as_deref()
 }
 
 /// Makes every volume ready, or brings its content up to date; host paths by volume name.
-pub async fn set_up(pod: &Pod, context: &VolumeContext<'_>) -> Result<HashMap<String, PathBuf>, VolumeError> {
-    let mut paths = HashMap::new();
+pub async fn set_up(pod: &Pod, context: &VolumeContext<'_>) -> Result<Volumes, VolumeError> {
+    let mut ready = Volumes::new();
     for volume in pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()) {
         // The runtime mounts these from the image.
         if volume.image.is_some() {
             continue;
         }
-        let path = set_up_one(pod, volume, context)
+        let one = set_up_one(pod, volume, context)
             .await
             .map_err(|error| VolumeError::SetUp {
                 volume: volume.name.clone(),
                 message: error.to_string(),
             })?;
-        paths.insert(volume.name.clone(), path);
+        ready.insert(volume.name.clone(), one);
     }
-    Ok(paths)
+    Ok(ready)
 }
 
-async fn set_up_one(pod: &Pod, volume: &Volume, context: &VolumeContext<'_>) -> Result<PathBuf, SetUpError> {
-    let fs_group = pod
-        .spec
-        .as_ref()
-        .and_then(|spec| spec.security_context.as_ref())
-        .and_then(|sc| sc.fs_group);
+async fn set_up_one(pod: &Pod, volume: &Volume, context: &VolumeContext<'_>) -> Result<Ready, SetUpError> {
+    let fs_group = fs_group(pod);
     let dir = |plugin: &str| {
         context
             .pod_dir
@@ -98,16 +120,35 @@ async fn set_up_one(pod: &Pod, volume: &Volume, context: &VolumeContext<'_>) -> 
             .join(format!("kubernetes.io~{plugin}"))
             .join(&volume.name)
     };
+    let writable = |path| Ready {
+        path,
+        read_only: false,
+    };
+    if let Some(ready) = persistent::set_up(pod, volume, context).await? {
+        return Ok(ready);
+    }
+    if let Some(source) = &volume.csi {
+        let inline = csi::Volume {
+            spec_name: &volume.name,
+            source: csi::Source::Inline(source),
+            access_modes: &[],
+            mount_options: &[],
+            block: false,
+            read_only: source.read_only == Some(true),
+        };
+        return csi::set_up(pod, &inline, context).await;
+    }
+    if let Some(source) = &volume.nfs {
+        return persistent::nfs(&volume.name, source, &[], false, context).await;
+    }
     if let Some(host_path) = &volume.host_path {
-        return directories::host_path(
-            Path::new(&host_path.path),
-            host_path.type_.as_deref().unwrap_or_default(),
-        );
+        let kind = host_path.type_.as_deref().unwrap_or_default();
+        return directories::host_path(Path::new(&host_path.path), kind).map(writable);
     }
     if let Some(empty_dir) = &volume.empty_dir {
         let path = dir("empty-dir");
         directories::empty_dir(&path, empty_dir, fs_group)?;
-        return Ok(path);
+        return Ok(writable(path));
     }
     let (plugin, payload) = projections::payload(pod, volume, context).await?;
     let path = dir(plugin);
@@ -115,7 +156,17 @@ async fn set_up_one(pod: &Pod, volume: &Volume, context: &VolumeContext<'_>) -> 
         directories::memory(&path, None)?;
     }
     atomic_writer::write(&path, &payload, fs_group)?;
-    Ok(path)
+    // Files that are projected are never written to by containers.
+    Ok(Ready {
+        path,
+        read_only: true,
+    })
+}
+
+/// Takes everything of a pod off the host; `pod_dir` is gone when all went well.
+pub async fn tear_down(context: &Context, pod_dir: &Path) -> Result<(), String> {
+    csi::tear_down(context, pod_dir).await?;
+    directories::tear_down(pod_dir).map_err(|error| format!("remove {}: {error}", pod_dir.display()))
 }
 
 #[cfg(test)]

@@ -31,6 +31,7 @@ pub struct Facts<'a> {
     pub disk_pressure: bool,
     pub memory_pressure: bool,
     pub pid_pressure: bool,
+    pub volumes_in_use: std::collections::BTreeSet<String>,
     /// One error a line; none where nobody checked kernel parameters.
     pub parameter_errors: Option<&'a str>,
 }
@@ -140,6 +141,7 @@ pub fn node_status(facts: &Facts, old: &NodeStatus, now: Timestamp) -> NodeStatu
             }),
         }),
         images: Some(images(facts.images)),
+        volumes_in_use: Some(facts.volumes_in_use.iter().cloned().collect()).filter(|used: &Vec<String>| !used.is_empty()),
         node_info: Some(NodeSystemInfo {
             architecture: machine.architecture.clone(),
             boot_id: machine.boot_id.clone(),
@@ -269,6 +271,7 @@ pub fn is_changed(old: &NodeStatus, new: &NodeStatus) -> bool {
             conditions: status.conditions.clone(),
             daemon_endpoints: status.daemon_endpoints.clone(),
             images: status.images.clone(),
+            volumes_in_use: status.volumes_in_use.clone(),
             node_info: status.node_info.clone(),
             ..Default::default()
         };
@@ -328,6 +331,7 @@ mod tests {
             disk_pressure: false,
             memory_pressure: false,
             pid_pressure: false,
+            volumes_in_use: Default::default(),
             parameter_errors,
         };
         node_status(&facts, old, Timestamp::from_second(second).unwrap())

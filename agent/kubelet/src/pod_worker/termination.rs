@@ -8,6 +8,7 @@ use tracing::{info, warn};
 
 use super::{Assignment, IDLE, PodWorker, RETRY, Step};
 use crate::context::{name, namespace, uid};
+use crate::events::pod_reference;
 use crate::runtime::RuntimeError;
 use crate::runtime_pod::RuntimePod;
 use crate::{pod_executor, volumes};
@@ -36,8 +37,8 @@ impl PodWorker {
         if !removed && let Some(step) = self.report_as(pod, &observed, true).await {
             return Ok(step);
         }
-        if !self.stopped {
-            self.clean_up(pod)?;
+        if !self.stopped && !self.clean_up(pod).await {
+            return Ok(Step::Wait(RETRY));
         }
         if !removed && pod.metadata.deletion_timestamp.is_none() {
             return Ok(Step::Wait(IDLE));
@@ -74,17 +75,20 @@ impl PodWorker {
         }
     }
 
-    /// Takes away what only a living pod needs.
-    fn clean_up(&mut self, pod: &Pod) -> Result<(), RuntimeError> {
-        if let Err(error) = volumes::tear_down(&self.context.pod_dir(uid(pod))) {
-            warn!(pod = name(pod), namespace = namespace(pod), %error, "pod directory not removed");
+    /// Takes away what only a living pod needs; false when something of it would not go.
+    async fn clean_up(&mut self, pod: &Pod) -> bool {
+        let context = self.context.clone();
+        if let Err(error) = volumes::tear_down(&context, &context.pod_dir(uid(pod))).await {
+            warn!(pod = name(pod), namespace = namespace(pod), error, "volumes not taken back");
+            context.events.warning(pod_reference(pod), "FailedUnmount", error);
+            return false;
         }
-        self.context.cgroups.remove(uid(pod));
-        self.context.objects.forget_pod(uid(pod));
-        self.context.images.forget_pod(uid(pod));
-        self.context.allocations.release(uid(pod));
+        context.cgroups.remove(uid(pod));
+        context.objects.forget_pod(uid(pod));
+        context.images.forget_pod(uid(pod));
+        context.allocations.release(uid(pod));
         self.stopped = true;
-        Ok(())
+        true
     }
 
     /// Tells the API server that nothing of the pod is left.

@@ -1,7 +1,7 @@
 //! Directory volumes: emptyDir on disk or in memory, hostPath with its type checks, and removing a pod's directory.
 
 use std::fs;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown, lchown};
 use std::path::{Path, PathBuf};
 
 use api::quantity::Quantity;
@@ -108,8 +108,42 @@ fn mountinfo() -> String {
     fs::read_to_string("/proc/self/mountinfo").unwrap_or_default()
 }
 
-fn is_mount_point(path: &Path) -> bool {
+pub fn is_mount_point(path: &Path) -> bool {
     mounts_below(&mountinfo(), path).iter().any(|mount| mount == path)
+}
+
+/// Gives a tree to a group as upstream does: members may read (and write), and new files stay theirs.
+pub fn own(path: &Path, group: i64, policy: Option<&str>, read_only: bool) -> Result<(), SetUpError> {
+    let group = u32::try_from(group).map_err(|_| SetUpError::Refused(format!("fsGroup {group} is too large")))?;
+    let access = if read_only { 0o440 } else { 0o660 };
+    let wanted = |metadata: &fs::Metadata| {
+        let mode = metadata.permissions().mode() & 0o7777;
+        if metadata.is_dir() { mode | access | 0o2110 } else { mode | access }
+    };
+    let root = fs::symlink_metadata(path).map_err(SetUpError::file("stat", path))?;
+    let right = root.gid() == group && wanted(&root) == root.permissions().mode() & 0o7777;
+    if policy == Some("OnRootMismatch") && right {
+        return Ok(());
+    }
+    // The root comes last: where it is right, all below it is.
+    let mut pending = vec![path.to_owned()];
+    let mut found = Vec::new();
+    while let Some(next) = pending.pop() {
+        let metadata = fs::symlink_metadata(&next).map_err(SetUpError::file("stat", &next))?;
+        if metadata.is_dir() {
+            let entries = fs::read_dir(&next).map_err(SetUpError::file("list", &next))?;
+            pending.extend(entries.flatten().map(|entry| entry.path()));
+        }
+        found.push((next, metadata));
+    }
+    for (path, metadata) in found.iter().rev() {
+        lchown(path, None, Some(group)).map_err(SetUpError::file("chown", path))?;
+        if !metadata.is_symlink() {
+            let mode = fs::Permissions::from_mode(wanted(metadata));
+            fs::set_permissions(path, mode).map_err(SetUpError::file("chmod", path))?;
+        }
+    }
+    Ok(())
 }
 
 /// Unmounts what is mounted inside a pod's directory, then removes it.
@@ -177,6 +211,23 @@ mod tests {
             1,
             "no marker inside the volume"
         );
+    }
+
+    #[test]
+    fn trees_are_given_to_a_group() {
+        let dir = TempDir::new("own");
+        let group = fs::metadata(dir.path()).unwrap().gid();
+        fs::create_dir(dir.path().join("sub")).unwrap();
+        fs::write(dir.path().join("sub/file"), "").unwrap();
+        std::os::unix::fs::symlink("/nowhere", dir.path().join("link")).unwrap();
+        let mode = |name: &str| fs::metadata(dir.path().join(name)).unwrap().permissions().mode() & 0o7777;
+        fs::set_permissions(dir.path().join("sub/file"), fs::Permissions::from_mode(0o600)).unwrap();
+        fs::set_permissions(dir.path().join("sub"), fs::Permissions::from_mode(0o755)).unwrap();
+        own(dir.path(), i64::from(group), None, false).unwrap();
+        assert_eq!((mode("sub"), mode("sub/file")), (0o2775, 0o660));
+        fs::set_permissions(dir.path().join("sub"), fs::Permissions::from_mode(0o700)).unwrap();
+        own(dir.path(), i64::from(group), Some("OnRootMismatch"), false).unwrap();
+        assert_eq!(mode("sub"), 0o700, "the root is right, so nobody looks below it");
     }
 
     #[test]
