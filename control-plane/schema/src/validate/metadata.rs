@@ -178,8 +178,7 @@ pub(super) fn labels(labels: &Value, field: &str) -> Vec<Cause> {
 
 fn name_check(resource: &Resource) -> fn(&str) -> Option<String> {
     match (resource.group.as_str(), resource.plural.as_str()) {
-        ("", "namespaces") | ("apps", "statefulsets") => names::dns_label_problem,
-        ("", "services") => names::dns_1035_problem,
+        ("", "namespaces" | "services") | ("apps", "statefulsets") => names::dns_label_problem,
         ("rbac.authorization.k8s.io" | "flowcontrol.apiserver.k8s.io", _) => names::path_segment_problem,
         ("networking.k8s.io", "ipaddresses") => |name| match name.parse::<std::net::IpAddr>() {
             Ok(address) if address.to_string() == name => None,
@@ -202,7 +201,8 @@ mod tests {
             ("", "configmaps", "a.b", true),
             ("", "configmaps", "A", false),
             ("", "namespaces", "a.b", false),
-            ("", "services", "1a", false),
+            ("", "services", "1a", true),
+            ("", "services", "a.b", false),
             ("", "services", "a1", true),
             ("rbac.authorization.k8s.io", "clusterroles", "system:a", true),
             ("rbac.authorization.k8s.io", "clusterroles", "a/b", false),

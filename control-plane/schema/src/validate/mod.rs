@@ -4,14 +4,18 @@
 //! labels and annotations, and one module a family of kinds adds what takes more than one field to judge.
 
 mod cause;
+mod cluster;
 mod immutable;
 mod metadata;
 mod names;
+mod net;
 mod pods;
 mod rbac;
 mod resize;
+mod rules;
 mod services;
 mod settings;
+mod storage;
 mod structure;
 mod workloads;
 
@@ -55,6 +59,11 @@ pub fn update(resource: &Resource, object: &Value, old: &Value) -> Vec<Cause> {
         ("", "nodes") => settings::node_update(object, old),
         ("", "services") => services::update(object, old),
         ("", "persistentvolumeclaims") => settings::claim_update(object, old),
+        ("", "persistentvolumes") => storage::volume_update(object, old),
+        ("", "resourcequotas") => cluster::quota_update(object, old),
+        ("storage.k8s.io", "storageclasses") => storage::class_update(object, old),
+        ("storage.k8s.io", "csinodes") => storage::node_update(object, old),
+        ("scheduling.k8s.io", "priorityclasses") => cluster::priority_class_update(object, old),
         ("apps", "statefulsets") => workloads::stateful_set_update(object, old),
         ("batch", "jobs") => workloads::job_update(object, old),
         ("rbac.authorization.k8s.io", "rolebindings" | "clusterrolebindings") => {
@@ -99,6 +108,24 @@ fn contents(resource: &Resource, object: &Value) -> Vec<Cause> {
         ("", "services") => services::check(object),
         ("", "configmaps") => settings::config_map(object),
         ("", "secrets") => settings::secret(object),
+        ("", "limitranges") => cluster::limit_range(object),
+        ("", "resourcequotas") => cluster::quota(object),
+        ("", "persistentvolumes") => storage::volume(object),
+        ("", "persistentvolumeclaims") => storage::claim_spec(&object["spec"], "spec"),
+        ("storage.k8s.io", "csidrivers") => storage::driver(object),
+        ("storage.k8s.io", "csinodes") => storage::node(object),
+        ("storage.k8s.io", "volumeattachments") => storage::attachment(object),
+        ("scheduling.k8s.io", "priorityclasses") => cluster::priority_class(object),
+        ("certificates.k8s.io", "certificatesigningrequests") => cluster::signing_request(object),
+        ("discovery.k8s.io", "endpointslices") => cluster::endpoint_slice(object),
+        ("networking.k8s.io", "ingresses") => cluster::ingress(object),
+        ("networking.k8s.io", "ingressclasses") => cluster::ingress_class(object),
+        ("networking.k8s.io", "ipaddresses") => cluster::ip_address(object),
+        ("networking.k8s.io", "servicecidrs") => cluster::service_cidr(object),
+        (
+            "admissionregistration.k8s.io",
+            "validatingwebhookconfigurations" | "mutatingwebhookconfigurations",
+        ) => cluster::webhooks(object),
         ("apps", "deployments" | "replicasets" | "daemonsets" | "statefulsets") => {
             workloads::controller(&resource.plural, object)
         }
@@ -251,7 +278,7 @@ mod tests {
                 "certificates.k8s.io",
                 "v1",
                 "certificatesigningrequests",
-                json!({"spec": {"request": "YQ==", "signerName": "kubernetes.io/kubelet-serving", "usages": ["digital signature"]}}),
+                json!({"spec": {"request": "LS0tLS1CRUdJTiBDRVJUSUZJQ0FURSBSRVFVRVNULS0tLS0K", "signerName": "kubernetes.io/kubelet-serving", "usages": ["digital signature"]}}),
             ),
             (
                 "apps",

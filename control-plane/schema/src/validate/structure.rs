@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use serde_json::{Value, json};
 
 use super::cause::Cause;
-use super::{metadata, names};
+use super::{metadata, names, rules};
 use crate::catalog::Kind;
 use crate::facts;
 use crate::types::{Field, FieldType, TypeId, Types};
@@ -89,6 +89,9 @@ impl Walk<'_> {
                 if let Some(value) = value {
                     self.field(field, value, &field_path);
                 }
+            }
+            if let Some(rule) = rules::of_type(&owner.name) {
+                self.causes.extend(rule(object, path));
             }
             if let Some(inner) = inline.filter(|inner| !types.get(*inner).inlines.is_empty()) {
                 for deeper in &types.get(inner).inlines {

@@ -51,7 +51,7 @@ pub(super) fn template(template: &Value, path: &str) -> Vec<Cause> {
 
 pub(super) fn controller(plural: &str, object: &Value) -> Vec<Cause> {
     let spec = &object["spec"];
-    let mut causes = selector_requirements(&spec["selector"], "spec.selector");
+    let mut causes = Vec::new();
     let name = plural.trim_end_matches('s');
     if spec.get("selector").is_some() {
         if is_blank(&spec["selector"]) {
@@ -135,38 +135,6 @@ fn rolling_update(strategy: &Value, path: &str) -> Vec<Cause> {
             &rolling["maxUnavailable"],
             "must not be greater than 100%",
         ));
-    }
-    causes
-}
-
-fn selector_requirements(selector: &Value, path: &str) -> Vec<Cause> {
-    let mut causes = Vec::new();
-    for (index, requirement) in selector["matchExpressions"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .enumerate()
-    {
-        let path = format!("{path}.matchExpressions[{index}]");
-        let empty = requirement["values"].as_array().is_none_or(Vec::is_empty);
-        match requirement["operator"].as_str().unwrap_or_default() {
-            "In" | "NotIn" if empty => causes.push(Cause::required(
-                &format!("{path}.values"),
-                "must be specified when `operator` is 'In' or 'NotIn'",
-            )),
-            "Exists" | "DoesNotExist" if !empty => {
-                causes.push(Cause::forbidden(
-                    &format!("{path}.values"),
-                    "may not be specified when `operator` is 'Exists' or 'DoesNotExist'",
-                ));
-            }
-            "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
-            _ => causes.push(Cause::invalid(
-                &format!("{path}.operator"),
-                &requirement["operator"],
-                "not a valid selector operator",
-            )),
-        }
     }
     causes
 }
