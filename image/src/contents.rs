@@ -2,15 +2,23 @@
 
 use node_config::Role;
 
-/// A kernel flavour: Debian's metapackage, and the modules of our tables that only it needs.
+/// A kernel of Debian's, by its metapackage, and the modules that travel with it.
 pub struct Flavour {
     pub metapackage: &'static str,
+    pub modules: &'static [&'static [ModuleSet]],
 }
 
 /// The cloud flavour: half the unpack work and two seconds less to PID 1 than the generic one, and it has all that a
-/// virtual machine needs. Formats for bare metal add the generic flavour, with its NIC and RAID drivers, here.
-pub const KERNEL: Flavour = Flavour {
+/// virtual machine needs.
+pub const VIRTUAL_MACHINES: Flavour = Flavour {
     metapackage: "linux-image-cloud-amd64",
+    modules: &[MODULES],
+};
+
+/// The generic flavour, with the drivers of servers.
+pub const SERVERS: Flavour = Flavour {
+    metapackage: "linux-image-amd64",
+    modules: &[MODULES, SERVER_MODULES],
 };
 
 /// Modules of one purpose. Dependencies are not listed: they come from modules.dep and modules.softdep.
@@ -143,6 +151,105 @@ pub const MODULES: &[ModuleSet] = &[
         purpose: "watchdog and clock",
         when: Load::Demand,
         names: &["softdog", "i6300esb", "ptp_kvm"],
+    },
+];
+
+/// Drivers of hardware that is not virtual, or is of other hypervisors. Devices ask for them by their modalias.
+pub const SERVER_MODULES: &[ModuleSet] = &[
+    ModuleSet {
+        purpose: "network interfaces of servers",
+        when: Load::Demand,
+        names: &[
+            "atlantic",
+            "be2net",
+            "bnx2",
+            "bnx2x",
+            "bnxt_en",
+            "cxgb4",
+            "e1000",
+            "e1000e",
+            "ena",
+            "enic",
+            "forcedeth",
+            "gve",
+            "hv_netvsc",
+            "i40e",
+            "ice",
+            "igb",
+            "igc",
+            "ixgbe",
+            "mlx4_en",
+            "mlx5_core",
+            "nfp",
+            "qede",
+            "r8169",
+            "sfc",
+            "sky2",
+            "tg3",
+            "vmxnet3",
+            "xen_netfront",
+        ],
+    },
+    ModuleSet {
+        purpose: "links of several interfaces",
+        when: Load::Demand,
+        names: &["bonding", "8021q"],
+    },
+    ModuleSet {
+        purpose: "disks of servers",
+        when: Load::Demand,
+        names: &[
+            "aacraid",
+            "arcmsr",
+            "ata_piix",
+            "hpsa",
+            "hv_storvsc",
+            "isci",
+            "megaraid_sas",
+            "mpi3mr",
+            "mpt3sas",
+            "mptsas",
+            "mptspi",
+            "sata_mv",
+            "sata_sil24",
+            "sdhci_pci",
+            "smartpqi",
+            "sr_mod",
+            "vmd",
+            "vmw_pvscsi",
+            "xen_blkfront",
+        ],
+    },
+    ModuleSet {
+        purpose: "USB: keyboards, disks",
+        when: Load::Demand,
+        names: &[
+            "ehci_pci",
+            "hid_generic",
+            "ohci_pci",
+            "uas",
+            "uhci_hcd",
+            "usb_storage",
+            "usbhid",
+            "xhci_pci",
+        ],
+    },
+    ModuleSet {
+        purpose: "watchdogs and management controllers",
+        when: Load::Demand,
+        names: &[
+            "hpwdt",
+            "iTCO_wdt",
+            "ipmi_devintf",
+            "ipmi_si",
+            "ipmi_watchdog",
+            "sp5100_tco",
+        ],
+    },
+    ModuleSet {
+        purpose: "firmware's variables",
+        when: Load::Boot,
+        names: &["efivarfs"],
     },
 ];
 
@@ -340,6 +447,8 @@ pub const CMDLINE: &str = "console=tty0 console=ttyS0,115200 panic=10 loglevel=4
 /// The parameters that PID 1 puts before the kernel's command line.
 pub const PARAMETERS: &str = "usr/lib/ironlet/cmdline";
 pub const MODULES_LOAD: &str = "usr/lib/ironlet/modules.load";
+/// GRUB's parts, for the installer.
+pub const LOADER: &str = "usr/lib/ironlet/loader";
 pub const IMAGES: &str = "usr/share/ironlet/images";
 pub const DESCRIPTIONS: &str = "usr/share/ironlet/openapi-descriptions.zst";
 
@@ -355,7 +464,7 @@ mod tests {
             assert!(paths.insert(item.path), "{}", item.path);
         }
         let mut modules = BTreeSet::new();
-        for name in MODULES.iter().flat_map(|set| set.names) {
+        for name in MODULES.iter().chain(SERVER_MODULES).flat_map(|set| set.names) {
             assert!(modules.insert(name), "{name}");
         }
     }

@@ -1,8 +1,7 @@
-//! The kernel's initramfs format: cpio "newc" (Documentation/driver-api/early-userspace/buffer-format.rst).
+//! A tree as an initramfs archive.
 
 use crate::tree::{Node, Tree};
-
-const TRAILER: &str = "TRAILER!!!";
+use boot_disk::cpio;
 
 /// Directory, regular file, symbolic link: the `S_IFMT` bits.
 const DIRECTORY: u32 = 0o040_000;
@@ -20,30 +19,13 @@ pub fn archive(tree: &Tree) -> Vec<u8> {
             Node::File(data) => (REGULAR, 1, data),
             Node::Link(target) => (LINK, 1, target.as_bytes()),
         };
-        member(&mut out, path, inode, kind | entry.mode, links, data);
+        let size = u32::try_from(data.len()).expect("a file of an image is below 4 GiB");
+        cpio::header(&mut out, path, inode, kind | entry.mode, links, size);
+        out.extend_from_slice(data);
+        cpio::pad(&mut out);
     }
-    member(&mut out, TRAILER, 0, 0, 1, &[]);
+    cpio::trailer(&mut out);
     out
-}
-
-fn member(out: &mut Vec<u8>, name: &str, inode: u32, mode: u32, links: u32, data: &[u8]) {
-    // magic, ino, mode, uid, gid, nlink, mtime, filesize, devmajor, devminor, rdevmajor, rdevminor, namesize, check
-    let size = u32::try_from(data.len()).expect("a file of an image is below 4 GiB");
-    let name_size = u32::try_from(name.len() + 1).expect("a path is below 4 GiB");
-    let fields = [inode, mode, 0, 0, links, 0, size, 0, 0, 0, 0, name_size, 0];
-    out.extend_from_slice(b"070701");
-    for field in fields {
-        out.extend_from_slice(format!("{field:08x}").as_bytes());
-    }
-    out.extend_from_slice(name.as_bytes());
-    out.push(0);
-    pad(out);
-    out.extend_from_slice(data);
-    pad(out);
-}
-
-fn pad(out: &mut Vec<u8>) {
-    out.resize(out.len().next_multiple_of(4), 0);
 }
 
 #[cfg(test)]

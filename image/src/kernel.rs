@@ -1,7 +1,7 @@
 //! The kernel and its modules: from Debian's packages to the files of one image.
 
 use crate::{
-    contents::{KERNEL, Load, MODULES},
+    contents::{Flavour, Load, ModuleSet},
     modules::{Index, ModuleError},
     packages::{Package, PackageError, Packages},
     run::{RunError, output, run},
@@ -65,11 +65,12 @@ pub struct Kernel {
     pub release: String,
     root: PathBuf,
     index: Index,
+    sets: &'static [&'static [ModuleSet]],
 }
 
 impl Kernel {
-    pub fn find(packages: &Packages) -> Result<Self, KernelError> {
-        let metapackage = packages.find(KERNEL.metapackage)?;
+    pub fn find(packages: &Packages, flavour: &'static Flavour) -> Result<Self, KernelError> {
+        let metapackage = packages.find(flavour.metapackage)?;
         let image = metapackage
             .first_dependency
             .ok_or(KernelError::Metapackage(metapackage.name))?;
@@ -106,7 +107,20 @@ impl Kernel {
             release,
             root,
             index,
+            sets: flavour.modules,
         })
+    }
+
+    fn sets(&self, stage: Load) -> impl Iterator<Item = &'static ModuleSet> {
+        let sets = self.sets.iter().copied().flatten();
+        sets.filter(move |set| set.when == stage)
+    }
+
+    /// The list that PID 1 reads: names to load in this order, one a line; `#` starts a comment.
+    pub fn load_list(&self, stage: Load) -> String {
+        self.sets(stage)
+            .map(|set| format!("# {}\n{}\n", set.purpose, set.names.join("\n")))
+            .collect()
     }
 
     pub fn vmlinuz(&self) -> Result<Vec<u8>, KernelError> {
@@ -117,9 +131,9 @@ impl Kernel {
     /// Adds the modules of these load stages with all they depend on, uncompressed (the archive around them compresses
     /// better, and the kernel loads them faster), and the metadata of exactly these. `work` is an empty directory.
     pub fn add_modules(&self, tree: &mut Tree, stages: &[Load], work: &Path) -> Result<(), KernelError> {
-        let wanted: Vec<&str> = MODULES
+        let wanted: Vec<&str> = stages
             .iter()
-            .filter(|set| stages.contains(&set.when))
+            .flat_map(|stage| self.sets(*stage))
             .flat_map(|set| set.names)
             .copied()
             .collect();
@@ -153,13 +167,6 @@ impl Kernel {
     }
 }
 
-/// The list that PID 1 reads: names to load in this order, one a line; `#` starts a comment.
-pub fn load_list(stage: Load) -> String {
-    let sets = MODULES.iter().filter(|set| set.when == stage);
-    sets.map(|set| format!("# {}\n{}\n", set.purpose, set.names.join("\n")))
-        .collect()
-}
-
 fn decompressed(path: &Path) -> Result<Vec<u8>, KernelError> {
     match path.extension().and_then(|extension| extension.to_str()) {
         Some("ko") => fs::read(path).map_err(io_error("read", path)),
@@ -171,20 +178,5 @@ fn decompressed(path: &Path) -> Result<Vec<u8>, KernelError> {
             zstd::decode_all(data.as_slice()).map_err(io_error("decompress", path))
         }
         _ => Err(KernelError::Compression(path.display().to_string())),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_load_list_is_in_the_tables_order() {
-        assert_eq!(
-            load_list(Load::Early),
-            "# root file system\nloop\nsquashfs\noverlay\n"
-        );
-        assert!(load_list(Load::Boot).contains("# state disk\nvirtio_blk\next4\n"));
-        assert!(!load_list(Load::Boot).contains("softdog"));
     }
 }

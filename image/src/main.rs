@@ -7,6 +7,8 @@ mod cpio;
 mod descriptions;
 mod digest;
 mod elf;
+mod formats;
+mod grub;
 mod kernel;
 mod manifest;
 mod mirrors;
@@ -21,6 +23,7 @@ mod workdir;
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use formats::Format;
 use node_config::Role;
 use std::{
     env, fs,
@@ -38,7 +41,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Build an image: OUT/{vmlinuz,initramfs,cmdline,manifest.json}
+    /// Build an image: OUT/manifest.json and, by format, OUT/{vmlinuz,initramfs,cmdline}, ironlet.iso, disk.raw, pxe/
     Build(BuildArguments),
     /// Take one file out of the newest version of a Debian package (the tests' and qemu/up's kubectl comes this way)
     Fetch(FetchArguments),
@@ -96,15 +99,6 @@ enum Addon {
     Busybox,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Format {
-    /// vmlinuz, initramfs and cmdline, for QEMU and boot loaders
-    Kernel,
-    Iso,
-    Disk,
-    Pxe,
-}
-
 fn role(text: &str) -> Result<Role, String> {
     text.parse().map_err(|_| "expected worker or master".to_owned())
 }
@@ -125,19 +119,13 @@ fn main() -> ExitCode {
 }
 
 fn build(arguments: BuildArguments) -> anyhow::Result<()> {
-    if let Some(format) = arguments.format.iter().find(|format| **format != Format::Kernel) {
-        let name = format
-            .to_possible_value()
-            .map(|value| value.get_name().to_owned())
-            .unwrap_or_default();
-        bail!("--format {name}: not supported by this version, which builds kernel only");
-    }
     let (_, errors) = node_config::parse(&arguments.cmdline);
     if let Some(error) = errors.first() {
         bail!("--cmdline: {error}");
     }
     let request = build::Request {
         role: arguments.role,
+        formats: arguments.format,
         cmdline: arguments.cmdline,
         binaries: match arguments.binaries {
             Some(directory) => directory,

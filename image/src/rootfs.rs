@@ -3,7 +3,7 @@
 use crate::{
     contents::{Content, IMAGES, LIBRARY_DIRECTORY, LIBRARY_PACKAGES, Load, MODULES_LOAD, PARAMETERS, ROOT},
     elf::{self, ElfError},
-    kernel::{Kernel, KernelError, load_list},
+    kernel::{Kernel, KernelError},
     manifest::Versions,
     packages::{PackageError, Packages},
     tree::{Node, Tree, TreeError},
@@ -115,7 +115,7 @@ pub fn build(inputs: &Inputs<'_>, versions: &mut Versions) -> Result<Tree, RootE
         format!("ironlet.role={}\n", inputs.role),
         LAYOUT,
     )?;
-    tree.file(MODULES_LOAD, 0o644, load_list(Load::Boot), LAYOUT)?;
+    tree.file(MODULES_LOAD, 0o644, inputs.kernel.load_list(Load::Boot), LAYOUT)?;
     tree.directory(IMAGES, 0o755, LAYOUT)?;
     inputs
         .kernel

@@ -7,6 +7,7 @@
 pub mod boot;
 pub mod console;
 pub mod disk;
+pub mod install;
 pub mod machine;
 pub mod modules;
 pub mod network;

@@ -8,6 +8,7 @@ use crate::{
     boot::{Boot, SERVICE_CGROUPS},
     console,
     disk::{self, State},
+    install::{self, Outcome},
     network::{self, Snapshot},
     power::{self, Request},
     services::{
@@ -19,6 +20,7 @@ use crate::{
     sys::{clock, process, process::Exit},
     time,
 };
+use node_config::InstallTarget;
 use rustix::fs::StatVfsMountFlags;
 use std::{
     fs,
@@ -52,6 +54,7 @@ enum Health {
 enum Event {
     Exited { pid: u32, exit: Exit },
     Network(Snapshot),
+    Installed(Outcome),
     State(State),
     TimeSet,
     Power(Request),
@@ -83,7 +86,7 @@ impl Machine {
         let (sender, events) = mpsc::channel();
         let (time_servers, servers) = mpsc::channel();
         let logs = Path::new("/run/ironlet/log");
-        let machine = Self {
+        let mut machine = Self {
             facts: Facts {
                 image: boot.image.clone(),
                 ..Facts::default()
@@ -111,18 +114,35 @@ impl Machine {
             network::start(machine.boot.config.clone(), move |snapshot| {
                 send(Event::Network(snapshot))
             });
-            let send = machine.send();
-            let (selector, settled) = (
-                machine.boot.config.disk.clone(),
-                machine.boot.devices_settled.clone(),
-            );
-            disk::start(selector, settled, machine.boot.reaper.clone(), move |state| {
-                send(Event::State(state))
-            });
+            match machine.boot.config.install.clone() {
+                Some(target) => machine.install(target),
+                None => machine.find_state(),
+            }
             let send = machine.send();
             time::follow(servers, move || send(Event::TimeSet));
         }
         machine
+    }
+
+    fn find_state(&self) {
+        let send = self.send();
+        let (selector, settled) = (self.boot.config.disk.clone(), self.boot.devices_settled.clone());
+        disk::start(selector, settled, self.boot.reaper.clone(), move |state| {
+            send(Event::State(state))
+        });
+    }
+
+    /// No service runs before it is done: the machine's state is to begin on the disk.
+    fn install(&mut self, target: InstallTarget) {
+        let send = self.send();
+        let order = install::Order {
+            target,
+            wipe: self.boot.config.wipe,
+            payload: self.boot.payload.take(),
+        };
+        install::start(order, self.boot.devices_settled.clone(), move |outcome| {
+            send(Event::Installed(outcome))
+        });
     }
 
     fn send(&self) -> impl Fn(Event) + Send + Sync + use<> {
@@ -183,18 +203,36 @@ impl Machine {
             Event::Network(snapshot) => self.network_changed(snapshot),
             Event::State(state) => self.state_mounted(&state),
             Event::TimeSet => self.facts.time_settled = true,
+            Event::Installed(Outcome::Present(disk)) => {
+                console::say(format_args!(
+                    "INSTALL: {} has a system already: this boot goes on from its medium (ironlet.wipe=yes and the disk's name overwrite it)",
+                    disk.display()
+                ));
+                self.find_state();
+            }
+            Event::Installed(Outcome::Installed(disk)) => {
+                console::say(format_args!(
+                    "INSTALL: {} is ready: rebooting into it",
+                    disk.display()
+                ));
+                return self.end(Request::Reboot);
+            }
             Event::Power(request) => {
                 if self.ending.is_none() {
                     console::say(match request {
                         Request::PowerOff => "power off requested: stopping services",
                         Request::Reboot => "reboot requested: stopping services",
                     });
-                    self.ending = Some(request);
-                    return ServiceEvent::StopAll;
+                    return self.end(request);
                 }
             }
         }
         ServiceEvent::Tick
+    }
+
+    fn end(&mut self, request: Request) -> ServiceEvent {
+        self.ending = Some(request);
+        ServiceEvent::StopAll
     }
 
     fn network_changed(&mut self, snapshot: Snapshot) {

@@ -37,7 +37,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("kube-proxy", &["netfilter"]),
     ("kubelet", &["api", "api-client", "cri-api", "pki"]),
     ("netfilter", &[]),
-    ("network", &["netfilter"]),
+    ("network", &["api", "netfilter"]),
     ("node-config", &[]),
     ("pki", &[]),
     ("qemu", &["node-config"]),

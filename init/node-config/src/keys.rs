@@ -67,6 +67,10 @@ pub(crate) const KEYS: &[Key] = &[
     key!("ironlet.store", "etcd or embedded", one store),
     key!("ironlet.disk", "/dev/…, LABEL=… or none", one disk),
     key!("ironlet.install", "/dev/… or auto", one install),
+    key!(@ "ironlet.wipe", "yes or no", false,
+        |c, v| { c.wipe = ["no", "yes"].iter().position(|word| *word == v)? == 1; Some(()) },
+        |c| c.wipe.then(|| "yes".to_owned()).into_iter().collect()),
+    key!("ironlet.slot", "A, B or factory", one slot if is_slot),
     key!("ironlet.registry-mirror", "HOST=URL with http:// or https://", many registry_mirrors),
     key!("ironlet.config", "a URL or LABEL=…:PATH", one config),
 ];
@@ -86,6 +90,10 @@ fn joined(values: Vec<String>) -> Vec<String> {
 fn label(text: &str) -> Option<(String, String)> {
     let (key, value) = text.split_once('=')?;
     (is_qualified_name(key) && is_label_value(value)).then(|| (key.to_owned(), value.to_owned()))
+}
+
+fn is_slot(text: &str) -> bool {
+    ["A", "B", "factory"].contains(&text)
 }
 
 fn is_ca_hash(text: &str) -> bool {

@@ -34,6 +34,10 @@ pub struct NodeConfig {
     pub store: Option<StoreKind>,
     pub disk: Option<DiskSelector>,
     pub install: Option<InstallTarget>,
+    /// The disk that `install` names may hold data.
+    pub wipe: bool,
+    /// The installed system that was booted; the boot loader says it.
+    pub slot: Option<String>,
     pub registry_mirrors: Vec<RegistryMirror>,
     pub config: Option<ConfigSource>,
     pub ip: Vec<IpParameter>,

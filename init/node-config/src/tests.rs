@@ -142,6 +142,8 @@ fn bad_values_of_every_key_are_errors() {
         "ironlet.disk=/dev/../etc",
         "ironlet.disk=LABEL=",
         "ironlet.install=yes",
+        "ironlet.wipe=true",
+        "ironlet.slot=C",
         "ironlet.registry-mirror=docker.io",
         "ironlet.registry-mirror=docker.io=ftp://x",
         "ironlet.config=/etc/x",
@@ -311,6 +313,8 @@ impl Dice {
                 _ => DiskSelector::Device(device(d)),
             }),
             install: self.maybe(|d| d.maybe(device).map_or(InstallTarget::Auto, InstallTarget::Device)),
+            wipe: self.roll(2) == 1,
+            slot: self.maybe(|d| d.pick(&["A", "B", "factory"]).to_owned()),
             registry_mirrors: self.some(|d| RegistryMirror {
                 host: d.pick(&["docker.io", "registry:5000"]).to_owned(),
                 url: d

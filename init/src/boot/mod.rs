@@ -9,6 +9,7 @@ mod sysctls;
 
 use crate::{
     console,
+    install::Payload,
     machine::Machine,
     modules,
     services::{reaper::Reaper, table::ImageFacts},
@@ -35,6 +36,8 @@ pub struct Boot {
     pub reaper: Reaper,
     /// The drivers of all devices present are loaded.
     pub devices_settled: Arc<AtomicBool>,
+    /// What an install would write; only while one may be asked for.
+    pub payload: Option<Payload>,
     /// Why no service may run, when the machine is beyond that.
     pub rescue: Option<String>,
 }

@@ -80,6 +80,8 @@ impl Mount {
             Ok(()) => Ok(()),
             // The kernel has mounted it already (CONFIG_DEVTMPFS_MOUNT).
             Err(Errno::BUSY) => Ok(()),
+            // The kernel's module for it is not in the image.
+            Err(Errno::NODEV) if self.optional => Ok(()),
             Err(error) => Err(StepError::at(self.target)(error.into())),
         }
     }

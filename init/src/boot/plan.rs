@@ -33,7 +33,10 @@ pub(super) const STEPS: &[Step] = &[
     Step {
         name: "root",
         on_failure: Rescue,
-        run: |_| root::enter(),
+        run: |boot| {
+            boot.payload = root::enter()?;
+            Ok(())
+        },
     },
     Step {
         name: "parameters",
@@ -87,7 +90,6 @@ type Later = (&'static str, fn(&NodeConfig) -> bool);
 const LATER: &[Later] = &[
     ("bond=", |config| !config.bonds.is_empty()),
     ("vlan=", |config| !config.vlans.is_empty()),
-    ("ironlet.install=", |config| config.install.is_some()),
     ("ironlet.config=", |config| config.config.is_some()),
 ];
 
@@ -106,6 +108,10 @@ fn parameters(boot: &mut Boot) -> Result<(), StepError> {
     told.extend(later.map(|(name, _)| format!("{name}: not supported by this version, and ignored")));
     told.iter()
         .for_each(|error| console::say(format_args!("parameter error: {error}")));
+    if config.install.is_none() {
+        // Its memory is for others.
+        boot.payload = None;
+    }
     boot.config = Arc::new(config);
     fs::create_dir_all("/run/ironlet/log").map_err(StepError::at("/run/ironlet/log"))?;
     let text: String = told.iter().map(|error| format!("{error}\n")).collect();
@@ -244,12 +250,7 @@ mod tests {
 
     #[test]
     fn parameters_of_later_versions_are_not_ignored() {
-        for cmdline in [
-            "bond=bond0:eth0",
-            "vlan=v7:eth0",
-            "ironlet.install=auto",
-            "ironlet.config=https://c/x",
-        ] {
+        for cmdline in ["bond=bond0:eth0", "vlan=v7:eth0", "ironlet.config=https://c/x"] {
             let config = node_config::parse(cmdline).0;
             let named: Vec<_> = LATER
                 .iter()

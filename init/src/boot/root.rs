@@ -5,7 +5,7 @@
 //! memory. Either is moved over `/`.
 
 use super::{StepError, mounts};
-use crate::{console, sys::loop_device};
+use crate::{console, install::Payload, sys::loop_device};
 use rustix::{
     mount::{MountFlags, mount, mount_bind, mount_move},
     process::{chdir, chroot},
@@ -22,11 +22,13 @@ const IMAGE: &str = "/root.sqsh";
 const STAGE: &str = "/stage";
 const NEW_ROOT: &str = "/stage/root";
 
-pub(super) fn enter() -> Result<(), StepError> {
+/// Returns the files that an install would write.
+pub(super) fn enter() -> Result<Option<Payload>, StepError> {
     if !is_first_root()? {
         console::say("the root is a disk or a container's: it stays");
-        return Ok(());
+        return Ok(None);
     }
+    let payload = payload();
     fs::create_dir_all(STAGE).map_err(StepError::at(STAGE))?;
     mount("tmpfs", STAGE, "tmpfs", MountFlags::empty(), c"mode=0755").map_err(at(STAGE))?;
     fs::create_dir_all(NEW_ROOT).map_err(StepError::at(NEW_ROOT))?;
@@ -44,7 +46,19 @@ pub(super) fn enter() -> Result<(), StepError> {
     mount_move(".", "/").map_err(at("/"))?;
     chroot(".").map_err(at("/"))?;
     chdir("/").map_err(at("/"))?;
-    link_modprobe()
+    link_modprobe()?;
+    Ok(payload)
+}
+
+/// Held open, the files outlive the initramfs' content.
+fn payload() -> Option<Payload> {
+    let open = |name: &str| File::open(Path::new("/").join(name)).ok();
+    let [kernel, _] = boot_disk::SYSTEM_FILES;
+    Some(Payload {
+        root: open(boot_disk::ROOT)?,
+        early: open(boot_disk::EARLY)?,
+        kernel: open(kernel)?,
+    })
 }
 
 fn at(path: &str) -> impl FnOnce(rustix::io::Errno) -> StepError {

@@ -1,8 +1,9 @@
 //! The state disk: found, formatted when blank, checked, mounted at /var. Without one, /var is memory, said loudly.
 
+pub mod devices;
 mod find;
 mod prepare;
-mod signature;
+pub mod signature;
 
 use crate::{console, services::reaper::Reaper, sys::clock, thread::keep};
 use node_config::DiskSelector;
@@ -21,7 +22,7 @@ use std::{
 pub const MOUNT_POINT: &str = "/var";
 
 /// The label of the disk that is taken when the command line names none.
-pub const LABEL: &str = "IRONLET-STATE";
+pub const LABEL: &str = boot_disk::STATE_NAME;
 
 /// How long a disk that may or may not exist is waited for.
 const OPTIONAL_WITHIN: Duration = Duration::from_secs(2);

@@ -1,5 +1,6 @@
 //! The kernel facilities that neither std nor rustix wraps, one module each; all `unsafe` is here.
 
+pub mod block;
 pub mod clock;
 pub mod entropy;
 pub mod loop_device;

@@ -1,0 +1,29 @@
+//! Block devices: dropping what the page cache holds of them, and reading their partition tables anew.
+#![allow(unsafe_code)]
+
+use rustix::fd::AsRawFd;
+use std::{fs::File, io};
+
+/// linux/fs.h
+const BLKRRPART: libc::Ioctl = 0x125F;
+const BLKFLSBUF: libc::Ioctl = 0x1261;
+
+/// Makes what was written durable, and the reads that follow come from the device.
+pub fn flush(device: &File) -> io::Result<()> {
+    device.sync_all()?;
+    command(device, BLKFLSBUF)
+}
+
+/// Fails with EBUSY while a partition is in use.
+pub fn read_partitions(device: &File) -> io::Result<()> {
+    command(device, BLKRRPART)
+}
+
+fn command(device: &File, request: libc::Ioctl) -> io::Result<()> {
+    // SAFETY: both requests take no argument.
+    if unsafe { libc::ioctl(device.as_raw_fd(), request, 0) } == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
