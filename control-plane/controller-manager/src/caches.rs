@@ -2,7 +2,7 @@
 
 use crate::cache::{Cache, Object, Observers};
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet};
-use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
@@ -59,6 +59,7 @@ caches! {
     deployments: Deployment = Config::default(), |_| {};
     replica_sets: ReplicaSet = Config::default(), |_| {};
     replication_controllers: ReplicationController = Config::default(), |_| {};
+    cron_jobs: CronJob = Config::default(), |_| {};
     jobs: Job = Config::default(), |_| {};
     persistent_volume_claims: PersistentVolumeClaim = Config::default(), |_| {};
     stateful_sets: StatefulSet = Config::default(), |_| {};

@@ -2,6 +2,7 @@
 
 mod bootstrap_signer;
 mod clusterrole_aggregation;
+mod cronjob;
 mod csr_approving;
 mod csr_cleaner;
 mod csr_signing;
@@ -63,6 +64,7 @@ const CONTROLLERS: &[(&str, Start)] = &[
         "clusterrole-aggregation-controller",
         clusterrole_aggregation::start,
     ),
+    ("cronjob-controller", cronjob::start),
     ("daemonset-controller", daemonset::start),
     ("deployment-controller", deployment::start),
     ("disruption-controller", disruption::start),
