@@ -7,7 +7,7 @@ use cri_api::v1::{
     ContainerConfig, ContainerMetadata, Device, ImageSpec, KeyValue, LinuxContainerConfig, Mount,
     MountPropagation, NamespaceMode, Signal,
 };
-use k8s_openapi::api::core::v1::{Container, PodSpec, Pod, VolumeDevice};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, VolumeDevice};
 
 use crate::container_hash::container_hash;
 use crate::context::{Context, name, namespace, uid};

@@ -19,6 +19,8 @@ use crate::objects::Objects;
 use crate::plugins::Drivers;
 use crate::probes::ProbeManager;
 use crate::runtime::Runtime;
+use crate::server::Rates;
+use crate::static_pods::Mirrors;
 
 pub struct Context {
     pub config: Config,
@@ -36,6 +38,8 @@ pub struct Context {
     pub image_history: ImageHistory,
     pub allocations: Allocations,
     pub drivers: Drivers,
+    pub rates: Rates,
+    pub mirrors: Mirrors,
     pub allocatable: BTreeMap<String, Quantity>,
     pub memory_capacity: i64,
     /// The node's resolver settings, which `dnsPolicy: Default` hands on.

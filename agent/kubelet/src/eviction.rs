@@ -3,9 +3,7 @@
 mod ranking;
 mod signals;
 
-use std::collections::{HashMap, HashSet};
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,7 +18,7 @@ use crate::events::pod_reference;
 use crate::node::Machine;
 use crate::pod_manager::Pods;
 use crate::runtime::{CONTAINER_NAME, RuntimeError, identity};
-use crate::{garbage_collection, image_collection};
+use crate::{disk_usage, garbage_collection, image_collection};
 
 use ranking::{Candidate, Consumer};
 pub use signals::{Pressures, Reading, Signal, threshold};
@@ -166,32 +164,14 @@ fn pod_usage(context: &Context, pod: &Pod, signal: Signal) -> u64 {
         Signal::Memory => 0,
         Signal::Pids => context.cgroups.processes(pod),
         Signal::Storage | Signal::Inodes => {
-            let mut seen = HashSet::new();
             let directories = [
                 context.pod_dir(uid(pod)).join("volumes"),
                 context.pod_log_dir(pod),
             ];
-            let used = directories.iter().map(|path| disk_usage(path, None, &mut seen));
-            let (bytes, inodes) = used.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+            let mut used = disk_usage::Usage::default();
+            directories.iter().for_each(|path| used.add(disk_usage::of(path)));
+            let (bytes, inodes) = (used.bytes, used.inodes);
             if signal == Signal::Storage { bytes } else { inodes }
         }
     }
-}
-
-/// Bytes and inodes below a path on its own file system, each inode counted once.
-fn disk_usage(path: &Path, device: Option<u64>, seen: &mut HashSet<u64>) -> (u64, u64) {
-    let Ok(metadata) = std::fs::symlink_metadata(path) else {
-        return (0, 0);
-    };
-    if device.is_some_and(|device| device != metadata.dev()) || !seen.insert(metadata.ino()) {
-        return (0, 0);
-    }
-    let mut sum = (metadata.blocks() * 512, 1);
-    if metadata.is_dir() {
-        for entry in std::fs::read_dir(path).into_iter().flatten().flatten() {
-            let (bytes, inodes) = disk_usage(&entry.path(), Some(metadata.dev()), seen);
-            sum = (sum.0 + bytes, sum.1 + inodes);
-        }
-    }
-    sum
 }

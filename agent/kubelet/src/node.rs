@@ -21,7 +21,7 @@ use crate::eviction::Signal;
 use crate::runtime::unmet;
 
 pub use lease::run as run_lease;
-pub use machine::{Machine, disk};
+pub use machine::{Machine, NodeUsage, disk, node_usage};
 pub use status::allocatable;
 
 const PERIOD: Duration = Duration::from_secs(10);
@@ -215,6 +215,9 @@ impl NodeLoop {
             .collect();
         if let Some(addresses) = status.get_mut("addresses").and_then(Value::as_array_mut) {
             addresses.extend(gone);
+        }
+        if new.volumes_in_use.is_none() && old.volumes_in_use.is_some() {
+            status["volumesInUse"] = Value::Null;
         }
         let patch = json!({ "status": status });
         let name = &self.context.config.node_name;

@@ -105,7 +105,10 @@ async fn register(context: &Context, socket: &Path) -> Result<String, String> {
     registration::notify(socket, result.as_ref().err().map(String::as_str)).await?;
     result?;
     info!(driver = plugin.name, endpoint = %plugin.endpoint.display(), "volume driver registered");
-    context.drivers.lock().insert(plugin.name.clone(), plugin.endpoint);
+    context
+        .drivers
+        .lock()
+        .insert(plugin.name.clone(), plugin.endpoint);
     Ok(plugin.name)
 }
 
@@ -123,6 +126,9 @@ mod tests {
         let _sockets = ["x.sock", "a/y.sock", "a/.hidden/z.sock"]
             .map(|name| UnixListener::bind(dir.path().join(name)).unwrap());
         let found = sockets(dir.path());
-        assert_eq!(found, ["a/y.sock", "x.sock"].map(|name| dir.path().join(name)).into());
+        assert_eq!(
+            found,
+            ["a/y.sock", "x.sock"].map(|name| dir.path().join(name)).into()
+        );
     }
 }

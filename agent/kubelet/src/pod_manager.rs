@@ -13,9 +13,10 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::context::{Context, name, namespace, uid};
+use crate::context::{Context, is_static, name, namespace, uid};
 use crate::pod_worker::{Assignment, PodWorker};
 use crate::runtime::{self, PodIdentity};
+use crate::static_pods::{self, is_mirror};
 
 /// How often CRI is asked for everything: often while it sends no events, seldom when it does.
 const RELIST: Duration = Duration::from_secs(1);
@@ -55,10 +56,22 @@ impl Pods {
             .find(of)
     }
 
+    fn wake_named(&self, pod: &Pod) {
+        if let Some(found) = self.find(namespace(pod), name(pod)) {
+            self.wake(uid(&found));
+        }
+    }
+
     fn wake(&self, uid: &str) {
         if let Some(entry) = self.lock().get(uid) {
             entry.wake.notify_one();
         }
+    }
+
+    pub fn static_pods(&self) -> Vec<Pod> {
+        let mut all = self.all();
+        all.retain(is_static);
+        all
     }
 
     fn uids(&self) -> BTreeSet<String> {
@@ -66,7 +79,7 @@ impl Pods {
     }
 
     /// Hands the pod to its worker, hiring one for a pod not seen before.
-    fn assign(&self, context: &Arc<Context>, pod: Pod, removed: bool) {
+    pub fn assign(&self, context: &Arc<Context>, pod: Pod, removed: bool) {
         let key = uid(&pod).to_owned();
         let mut entries = self.lock();
         if let Some(entry) = entries.get(&key) {
@@ -111,7 +124,7 @@ impl Pods {
         }
     }
 
-    fn mark_removed(&self, uid: &str) {
+    pub fn mark_removed(&self, uid: &str) {
         if let Some(entry) = self.lock().get(uid) {
             entry
                 .assignment
@@ -136,13 +149,16 @@ pub async fn follow_api(context: Arc<Context>, pods: Pods, synced: watch::Sender
                     watcher::Event::Init => {
                         listed.clear();
                         found.clear();
+                        context.mirrors.forget_all();
                     }
+                    watcher::Event::InitApply(pod) if is_mirror(&pod) => context.mirrors.note(pod),
                     watcher::Event::InitApply(pod) => {
                         listed.insert(uid(&pod).to_owned());
                         found.push(pod);
                     }
                     watcher::Event::InitDone => {
                         // Who came first is admitted first, and what pods had that are gone is free.
+                        listed.extend(pods.static_pods().iter().map(|pod| uid(pod).to_owned()));
                         context.allocations.retain(&listed);
                         found.sort_by_key(|pod| pod.metadata.creation_timestamp.clone().map(|at| at.0));
                         for pod in found.drain(..) {
@@ -152,6 +168,17 @@ pub async fn follow_api(context: Arc<Context>, pods: Pods, synced: watch::Sender
                             pods.mark_removed(&gone);
                         }
                         synced.send_replace(true);
+                        for mirror in context.mirrors.all() {
+                            remove_stale_mirror(&context, &pods, mirror).await;
+                        }
+                    }
+                    watcher::Event::Apply(pod) if is_mirror(&pod) => {
+                        context.mirrors.note(pod.clone());
+                        remove_stale_mirror(&context, &pods, pod).await;
+                    }
+                    watcher::Event::Delete(pod) if is_mirror(&pod) => {
+                        context.mirrors.forget(&pod);
+                        pods.wake_named(&pod);
                     }
                     watcher::Event::Apply(pod) => pods.assign(&context, pod, false),
                     watcher::Event::Delete(pod) => pods.assign(&context, pod, true),
@@ -164,6 +191,18 @@ pub async fn follow_api(context: Arc<Context>, pods: Pods, synced: watch::Sender
                 back_off = (back_off * 2).min(Duration::from_secs(10));
             }
         }
+    }
+}
+
+/// A mirror that shows nothing, or that a user has deleted, goes at once.
+async fn remove_stale_mirror(context: &Context, pods: &Pods, mirror: Pod) {
+    let shown = pods
+        .find(namespace(&mirror), name(&mirror))
+        .is_some_and(|pod| is_static(&pod));
+    if (!shown || mirror.metadata.deletion_timestamp.is_some())
+        && let Err(error) = static_pods::delete(context, &mirror).await
+    {
+        warn!(pod = name(&mirror), namespace = namespace(&mirror), %error, "mirror pod not deleted");
     }
 }
 

@@ -3,7 +3,7 @@
 mod resize;
 mod termination;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use tokio::sync::{Notify, watch};
 use tracing::{debug, warn};
 
 use crate::back_off::{BackOff, go_duration};
-use crate::context::{Context, format_pod, name, namespace, uid};
+use crate::context::{Context, format_pod, is_static, name, namespace, uid};
 use crate::events::{container_reference, pod_reference};
 use crate::field_path::Addresses;
 use crate::objects::REFRESH;
@@ -23,7 +23,7 @@ use crate::pod_status::{EVICTED, Inputs, OWN_CONDITIONS, Resize, Waiting, pod_st
 use crate::probes::Target;
 use crate::runtime::RuntimeError;
 use crate::runtime_pod::{ContainerState, RuntimePod};
-use crate::{ephemeral, status_writer, termination_message, volumes};
+use crate::{ephemeral, static_pods, status_writer, termination_message, volumes};
 use resize::Settled;
 use volumes::Volumes;
 
@@ -59,6 +59,8 @@ enum Step {
     Done,
 }
 
+type Metadata = (Option<BTreeMap<String, String>>, Option<BTreeMap<String, String>>);
+
 pub struct PodWorker {
     context: Arc<Context>,
     assignments: watch::Receiver<Assignment>,
@@ -69,6 +71,8 @@ pub struct PodWorker {
     back_off: BackOff,
     volumes: Volumes,
     volumes_at: Option<Instant>,
+    /// Labels and annotations that downward API volumes show.
+    shown: Metadata,
     failed: Option<Waiting>,
     resize: Resize,
     /// All containers have ended for good.
@@ -87,6 +91,7 @@ impl PodWorker {
             back_off: BackOff::default(),
             volumes: Volumes::new(),
             volumes_at: None,
+            shown: Metadata::default(),
             failed: None,
             resize: Resize::default(),
             finished: false,
@@ -272,7 +277,10 @@ impl PodWorker {
     }
 
     async fn refresh_volumes(&mut self, pod: &Pod, observed: &RuntimePod) -> Step {
-        let due = self.volumes_at.is_none_or(|at| at.elapsed() >= REFRESH);
+        let metadata = (pod.metadata.labels.clone(), pod.metadata.annotations.clone());
+        let relabelled = metadata != self.shown;
+        self.shown = metadata;
+        let due = relabelled || self.volumes_at.is_none_or(|at| at.elapsed() >= REFRESH);
         if due && let Err(error) = self.set_up_volumes(pod, observed).await {
             self.volumes_at = Some(Instant::now());
             self.context
@@ -525,8 +533,19 @@ impl PodWorker {
                 .and_then(|status| status.phase.clone())
                 .or(Some("Pending".into()));
         }
-        let old = pod.status.clone().unwrap_or_default();
-        match status_writer::write(&context.client, &pod, &old, &status).await {
+        let (shown, old) = if is_static(&pod) {
+            match static_pods::mirror(&context, &pod).await {
+                Ok(mirror) => (mirror.clone(), mirror.status.unwrap_or_default()),
+                Err(error) => {
+                    debug!(pod = name(&pod), %error, "mirror pod not there");
+                    self.written = Some(status);
+                    return (finished && !terminal).then_some(Step::Wait(Duration::ZERO));
+                }
+            }
+        } else {
+            (pod.clone(), pod.status.clone().unwrap_or_default())
+        };
+        match status_writer::write(&context.client, &shown, &old, &status).await {
             Ok(Some(written)) => self.written = Some(written),
             Ok(None) => {}
             Err(error) => {

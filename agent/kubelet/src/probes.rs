@@ -5,7 +5,7 @@ mod grpc;
 mod http;
 mod state;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -48,9 +48,21 @@ impl Kind {
 
 const KINDS: [Kind; 3] = [Kind::Startup, Kind::Liveness, Kind::Readiness];
 
+/// What results of probes are counted by.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Counted {
+    pub namespace: String,
+    pub pod: String,
+    pub pod_uid: String,
+    pub container: String,
+    pub kind: &'static str,
+    pub result: &'static str,
+}
+
 #[derive(Default)]
 pub struct ProbeManager {
     probed: Arc<Mutex<HashMap<String, Probed>>>,
+    counts: Mutex<BTreeMap<Counted, u64>>,
 }
 
 /// A container under observation.
@@ -121,8 +133,33 @@ impl ProbeManager {
         }
     }
 
+    pub fn counts(&self) -> BTreeMap<Counted, u64> {
+        self.counts.lock().unwrap_or_else(|e| e.into_inner()).clone()
+    }
+
+    fn count(&self, target: &Target, kind: Kind, success: bool) {
+        let metadata = &target.pod.metadata;
+        let counted = Counted {
+            namespace: metadata.namespace.clone().unwrap_or_default(),
+            pod: metadata.name.clone().unwrap_or_default(),
+            pod_uid: metadata.uid.clone().unwrap_or_default(),
+            container: target.container.name.clone(),
+            kind: kind.name(),
+            result: if success { "successful" } else { "failed" },
+        };
+        *self
+            .counts
+            .lock()
+            .unwrap_or_else(|e| e.into_inner())
+            .entry(counted)
+            .or_default() += 1;
+    }
+
     /// Forgets everything about the pod.
     pub fn forget_pod(&self, pod_uid: &str) {
+        let mut counts = self.counts.lock().unwrap_or_else(|e| e.into_inner());
+        counts.retain(|counted, _| counted.pod_uid != pod_uid);
+        drop(counts);
         self.lock().retain(|_, probed| probed.pod_uid != pod_uid);
     }
 
@@ -188,6 +225,7 @@ async fn run(context: Arc<Context>, probed: Arc<Mutex<HashMap<String, Probed>>>,
             continue;
         }
         let outcome = check::probe(&context, &target, &probe, timeout).await;
+        context.probes.count(&target, kind, outcome.is_ok());
         if let Err(message) = &outcome {
             let about = container_reference(&target.pod, target.list, &target.container.name);
             context.events.warning(

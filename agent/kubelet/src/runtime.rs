@@ -288,6 +288,16 @@ impl Runtime {
             .stats)
     }
 
+    pub async fn pod_stats(&self) -> Result<Vec<v1::PodSandboxStats>> {
+        let request = timed(v1::ListPodSandboxStatsRequest::default());
+        Ok(self
+            .runtime()
+            .list_pod_sandbox_stats(request)
+            .await?
+            .into_inner()
+            .stats)
+    }
+
     pub async fn container_stats_of(&self, id: &str) -> Result<Option<v1::ContainerStats>> {
         let request = v1::ContainerStatsRequest {
             container_id: id.to_owned(),

@@ -5,6 +5,7 @@ mod auth;
 mod log_lines;
 mod logs;
 mod metrics;
+mod stats;
 mod streaming;
 
 use std::convert::Infallible;
@@ -29,6 +30,8 @@ use tracing::{debug, warn};
 
 use crate::context::Context;
 use crate::pod_manager::Pods;
+
+pub use stats::Rates;
 
 pub type Body = UnsyncBoxBody<Bytes, Infallible>;
 pub type Answer = Response<Body>;
@@ -195,9 +198,19 @@ impl Server {
             ["pods"] if get => json(&serde_json::json!({
                 "kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": self.pods.all(),
             })),
-            ["metrics"] if get => metrics::kubelet(&self.pods),
-            ["metrics", "resource"] if get => metrics::resource(&self.context).await,
-            ["stats", "summary"] if get => metrics::summary(&self.context, &self.pods).await,
+            ["metrics"] if get => metrics::kubelet(&self.context, &self.pods),
+            ["metrics", "resource"] if get => metrics::resource(&self.context, &self.pods).await,
+            ["metrics", "cadvisor"] if get => metrics::cadvisor(&self.context, &self.pods).await,
+            ["metrics", "probes"] if get => metrics::probes(&self.context),
+            ["stats", "summary"] if get => {
+                let pairs = query(request.uri().query());
+                let narrow = pairs
+                    .iter()
+                    .any(|(key, value)| key == "only_cpu_and_memory" && value == "true");
+                stats::summary(&self.context, &self.pods, narrow).await
+            }
+            ["configz"] if get => json(&serde_json::json!({ "kubeletconfig": self.context.config.settings })),
+            ["logs", rest @ ..] if get => logs::of_node(rest).await,
             ["containerLogs", namespace, pod, container] if get => {
                 logs::answer(
                     &self.context,

@@ -38,7 +38,7 @@ pub struct Settings {
     #[serde(with = "go_duration")]
     pub node_status_report_frequency: Duration,
     pub node_lease_duration_seconds: i32,
-    #[serde(with = "go_duration")]
+    #[serde(with = "go_duration", rename = "imageMinimumGCAge")]
     pub image_minimum_gc_age: Duration,
     #[serde(rename = "imageGCHighThresholdPercent")]
     pub image_gc_high_threshold_percent: u64,

@@ -26,7 +26,8 @@ use crate::plugins::{self, Drivers};
 use crate::pod_manager::{self, Pods};
 use crate::probes::ProbeManager;
 use crate::runtime::{Runtime, RuntimeError};
-use crate::server::{self, ServerError};
+use crate::server::{self, Rates, ServerError};
+use crate::static_pods::{self, Mirrors};
 use crate::{Config, dns, garbage_collection, log_rotation};
 
 #[derive(Debug, Error)]
@@ -73,6 +74,8 @@ pub async fn run(client: kube::Client, config: Config, stop: CancellationToken) 
         pressures: Pressures::default(),
         image_history: ImageHistory::default(),
         drivers: Drivers::default(),
+        rates: Rates::default(),
+        mirrors: Mirrors::default(),
         allocations: Allocations::load(&allocations).map_err(|source| Error::Directory {
             path: allocations,
             source,
@@ -96,6 +99,7 @@ pub async fn run(client: kube::Client, config: Config, stop: CancellationToken) 
         machine.clone(),
         stop.clone(),
     ));
+    loops.spawn(static_pods::run(context.clone(), pods.clone(), stop.clone()));
     loops.spawn(plugins::run(context.clone(), stop.clone()));
     loops.spawn(image_collection::run(context.clone(), stop.clone()));
     loops.spawn(node::run(context.clone(), machine, stop.clone()));

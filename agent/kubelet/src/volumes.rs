@@ -19,7 +19,6 @@ use crate::field_path::Addresses;
 use crate::objects::{ObjectError, Objects};
 use crate::plugins::Drivers;
 
-
 #[derive(Debug, Error)]
 pub enum VolumeError {
     #[error("MountVolume.SetUp failed for volume \"{volume}\" : {message}")]
@@ -89,7 +88,12 @@ fn fs_group(pod: &Pod) -> Option<i64> {
 }
 
 fn fs_group_policy(pod: &Pod) -> Option<&str> {
-    pod.spec.as_ref()?.security_context.as_ref()?.fs_group_change_policy.as_deref()
+    pod.spec
+        .as_ref()?
+        .security_context
+        .as_ref()?
+        .fs_group_change_policy
+        .as_deref()
 }
 
 /// Makes every volume ready, or brings its content up to date; host paths by volume name.

@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::Path;
 
+use jiff::Timestamp;
+
 use crate::eviction::{Reading, Signal};
 
 #[derive(Clone, Debug, Default)]
@@ -110,6 +112,90 @@ impl Machine {
     }
 }
 
+/// What the whole machine uses now.
+#[derive(Clone, Debug, Default)]
+pub struct NodeUsage {
+    pub started: Timestamp,
+    pub cpu_nanoseconds: u64,
+    pub memory_available: u64,
+    pub memory_used: u64,
+    pub memory_working_set: u64,
+    pub memory_rss: u64,
+    pub page_faults: u64,
+    pub major_page_faults: u64,
+    pub max_pids: Option<u64>,
+    pub tasks: Option<u64>,
+    pub interfaces: Vec<Interface>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    pub name: String,
+    pub rx_bytes: u64,
+    pub rx_errors: u64,
+    pub tx_bytes: u64,
+    pub tx_errors: u64,
+}
+
+/// The counters of `/proc/net/dev` but loopback's.
+fn interfaces(text: &str) -> Vec<Interface> {
+    let lines = text.lines().filter_map(|line| line.split_once(':'));
+    let parsed = lines.filter_map(|(name, counters)| {
+        let counters: Vec<u64> = counters
+            .split_whitespace()
+            .filter_map(|word| word.parse().ok())
+            .collect();
+        Some(Interface {
+            name: name.trim().to_owned(),
+            rx_bytes: *counters.first()?,
+            rx_errors: *counters.get(2)?,
+            tx_bytes: *counters.get(8)?,
+            tx_errors: *counters.get(10)?,
+        })
+    });
+    parsed.filter(|interface| interface.name != "lo").collect()
+}
+
+/// Time that processors were busy, from the first line of `/proc/stat`, whose unit is a hundredth of a second.
+fn busy_nanoseconds(stat: &str) -> u64 {
+    let first = stat.lines().next().unwrap_or_default();
+    let ticks: Vec<u64> = first
+        .split_whitespace()
+        .skip(1)
+        .filter_map(|word| word.parse().ok())
+        .collect();
+    let busy: u64 = [0, 1, 2, 5, 6, 7].iter().filter_map(|at| ticks.get(*at)).sum();
+    busy * 10_000_000
+}
+
+pub fn node_usage() -> NodeUsage {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let (memory, stat, vmstat) = (read("/proc/meminfo"), read("/proc/stat"), read("/proc/vmstat"));
+    let kilobytes = |field: &str| meminfo(&memory, field).unwrap_or(0);
+    let counter = |text: &str, key: &str| {
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
+        line.and_then(|number| number.trim().parse::<u64>().ok())
+            .unwrap_or(0)
+    };
+    let (total, available) = (kilobytes("MemTotal"), kilobytes("MemAvailable"));
+    let booted = i64::try_from(counter(&stat, "btime")).unwrap_or(0);
+    NodeUsage {
+        started: Timestamp::from_second(booted).unwrap_or_default(),
+        cpu_nanoseconds: busy_nanoseconds(&stat),
+        memory_available: available,
+        memory_used: total.saturating_sub(kilobytes("MemFree")),
+        memory_working_set: total.saturating_sub(available),
+        memory_rss: kilobytes("AnonPages"),
+        page_faults: counter(&vmstat, "pgfault"),
+        major_page_faults: counter(&vmstat, "pgmajfault"),
+        max_pids: first_line("/proc/sys/kernel/pid_max").parse().ok(),
+        tasks: tasks(&first_line("/proc/loadavg")),
+        interfaces: interfaces(&read("/proc/net/dev")),
+    }
+}
+
 /// The room on the file system of a directory.
 pub fn disk(directory: &Path) -> Option<Reading> {
     let fs = rustix::fs::statvfs(directory).ok()?;
@@ -135,6 +221,24 @@ mod tests {
             os_release("NAME=x\nPRETTY_NAME=\"Iron let\"\n", "PRETTY_NAME").as_deref(),
             Some("Iron let")
         );
+    }
+
+    #[test]
+    fn counters_of_the_machine() {
+        assert_eq!(
+            busy_nanoseconds("cpu  1 2 3 400 5 6 7 8 0 0\ncpu0 1\n"),
+            27 * 10_000_000
+        );
+        let text = "Inter-|   Receive\n face |bytes\n    lo: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16\n\
+                    eth0: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16\n";
+        let expected = Interface {
+            name: "eth0".into(),
+            rx_bytes: 1,
+            rx_errors: 3,
+            tx_bytes: 9,
+            tx_errors: 11,
+        };
+        assert_eq!(interfaces(text), [expected]);
     }
 
     #[test]

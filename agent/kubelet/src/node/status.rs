@@ -141,7 +141,8 @@ pub fn node_status(facts: &Facts, old: &NodeStatus, now: Timestamp) -> NodeStatu
             }),
         }),
         images: Some(images(facts.images)),
-        volumes_in_use: Some(facts.volumes_in_use.iter().cloned().collect()).filter(|used: &Vec<String>| !used.is_empty()),
+        volumes_in_use: Some(facts.volumes_in_use.iter().cloned().collect())
+            .filter(|used: &Vec<String>| !used.is_empty()),
         node_info: Some(NodeSystemInfo {
             architecture: machine.architecture.clone(),
             boot_id: machine.boot_id.clone(),

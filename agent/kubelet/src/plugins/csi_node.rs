@@ -49,23 +49,32 @@ pub async fn add(context: &Context, driver: &str, socket: &Path) -> Result<(), S
     if info.node_id.is_empty() {
         return Err(format!("driver {driver} has no id for this node"));
     }
-    let segments = info.accessible_topology.map(|topology| topology.segments).unwrap_or_default();
+    let segments = info
+        .accessible_topology
+        .map(|topology| topology.segments)
+        .unwrap_or_default();
     if !segments.is_empty() {
         let nodes: Api<Node> = Api::all(context.client.clone());
         let patch = Patch::Merge(json!({ "metadata": { "labels": segments } }));
-        let patched = nodes.patch(&context.config.node_name, &PatchParams::default(), &patch).await;
+        let patched = nodes
+            .patch(&context.config.node_name, &PatchParams::default(), &patch)
+            .await;
         patched.map_err(|error| error.to_string())?;
     }
     let mut keys: Vec<String> = segments.into_keys().collect();
     keys.sort();
-    let count = i32::try_from(info.max_volumes_per_node).ok().filter(|count| *count > 0);
+    let count = i32::try_from(info.max_volumes_per_node)
+        .ok()
+        .filter(|count| *count > 0);
     let listed = CSINodeDriver {
         name: driver.to_owned(),
         node_id: info.node_id,
         topology_keys: (!keys.is_empty()).then_some(keys),
         allocatable: count.map(|count| VolumeNodeResources { count: Some(count) }),
     };
-    update(context, driver, Some(listed)).await.map_err(|error| error.to_string())
+    update(context, driver, Some(listed))
+        .await
+        .map_err(|error| error.to_string())
 }
 
 pub async fn remove(context: &Context, driver: &str) -> Result<(), kube::Error> {
@@ -82,7 +91,10 @@ async fn update(context: &Context, name: &str, driver: Option<CSINodeDriver>) ->
             break;
         }
         let node = &context.config.node_name;
-        match objects(context).replace(node, &PostParams::default(), &object).await {
+        match objects(context)
+            .replace(node, &PostParams::default(), &object)
+            .await
+        {
             Err(kube::Error::Api(status)) if status.code == 409 && attempt < ATTEMPTS => {}
             other => return other.map(drop),
         }

@@ -79,7 +79,12 @@ impl PodWorker {
     async fn clean_up(&mut self, pod: &Pod) -> bool {
         let context = self.context.clone();
         if let Err(error) = volumes::tear_down(&context, &context.pod_dir(uid(pod))).await {
-            warn!(pod = name(pod), namespace = namespace(pod), error, "volumes not taken back");
+            warn!(
+                pod = name(pod),
+                namespace = namespace(pod),
+                error,
+                "volumes not taken back"
+            );
             context.events.warning(pod_reference(pod), "FailedUnmount", error);
             return false;
         }

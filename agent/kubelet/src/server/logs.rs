@@ -68,6 +68,42 @@ pub async fn answer(
     }
 }
 
+/// Files of the node's own logs, `/logs/…` being `/var/log/…`.
+pub async fn of_node(parts: &[&str]) -> Answer {
+    let missing = || text(StatusCode::NOT_FOUND, "404 page not found\n");
+    if parts.contains(&"..") {
+        return missing();
+    }
+    let path = parts
+        .iter()
+        .fold(PathBuf::from("/var/log"), |path, part| path.join(part));
+    let Ok(metadata) = tokio::fs::metadata(&path).await else {
+        return missing();
+    };
+    if !metadata.is_dir() {
+        return match tokio::fs::read(&path).await {
+            Ok(bytes) => text(StatusCode::OK, String::from_utf8_lossy(&bytes).into_owned()),
+            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+        };
+    }
+    let mut names: Vec<String> = Vec::new();
+    for entry in std::fs::read_dir(&path).into_iter().flatten().flatten() {
+        let slash = if entry.path().is_dir() { "/" } else { "" };
+        names.push(format!("{}{slash}", entry.file_name().to_string_lossy()));
+    }
+    names.sort();
+    let links = names
+        .iter()
+        .map(|name| format!("<a href=\"{name}\">{name}</a>\n"));
+    let mut answer = text(
+        StatusCode::OK,
+        format!("<pre>\n{}</pre>\n", links.collect::<String>()),
+    );
+    let html = http::HeaderValue::from_static("text/html; charset=utf-8");
+    answer.headers_mut().insert(http::header::CONTENT_TYPE, html);
+    answer
+}
+
 /// The run whose log is asked for, or upstream's words why there is none.
 fn choose_run<'a>(
     pod: &Pod,

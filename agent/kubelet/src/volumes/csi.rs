@@ -49,7 +49,10 @@ pub enum Source<'a> {
 }
 
 fn hash(text: &str) -> String {
-    Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
+    Sha256::digest(text)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 /// The name under which controllers attach a volume (upstream's `getAttachmentName`).
@@ -73,22 +76,35 @@ fn refused(message: impl Into<String>) -> SetUpError {
     SetUpError::Refused(message.into())
 }
 
-pub async fn set_up(pod: &Pod, volume: &Volume<'_>, context: &VolumeContext<'_>) -> Result<Ready, SetUpError> {
+pub(super) async fn set_up(
+    pod: &Pod,
+    volume: &Volume<'_>,
+    context: &VolumeContext<'_>,
+) -> Result<Ready, SetUpError> {
     let (driver, attributes, fs_type) = match &volume.source {
         Source::Persistent(csi) => (&csi.driver, &csi.volume_attributes, &csi.fs_type),
         Source::Inline(csi) => (&csi.driver, &csi.volume_attributes, &csi.fs_type),
     };
     let socket = context.drivers.socket(driver).ok_or_else(|| {
-        refused(format!("kubernetes.io/csi: driver name {driver} not found in the list of registered CSI drivers"))
+        refused(format!(
+            "kubernetes.io/csi: driver name {driver} not found in the list of registered CSI drivers"
+        ))
     })?;
     let object: Api<CSIDriver> = Api::all(context.client.clone());
-    let object = object.get_opt(driver).await.map_err(|error| refused(error.to_string()))?;
+    let object = object
+        .get_opt(driver)
+        .await
+        .map_err(|error| refused(error.to_string()))?;
     let spec = object.map(|object| object.spec).unwrap_or_default();
     let inline = matches!(volume.source, Source::Inline(_));
     let lifecycle = if inline { "Ephemeral" } else { "Persistent" };
-    let modes = spec.volume_lifecycle_modes.clone().unwrap_or_else(|| vec!["Persistent".into()]);
+    let modes = spec
+        .volume_lifecycle_modes
+        .clone()
+        .unwrap_or_else(|| vec!["Persistent".into()]);
     if !modes.iter().any(|mode| mode == lifecycle) {
-        let message = format!("volume mode \"{lifecycle}\" not supported by driver {driver} (only supports {modes:?})");
+        let message =
+            format!("volume mode \"{lifecycle}\" not supported by driver {driver} (only supports {modes:?})");
         return Err(refused(message));
     }
     let abilities = api::capabilities(&socket).await.map_err(refused)?;
@@ -112,13 +128,26 @@ pub async fn set_up(pod: &Pod, volume: &Volume<'_>, context: &VolumeContext<'_>)
             volume_mount_group: delegated.map(|group| group.to_string()).unwrap_or_default(),
         }),
         access_mode: Some(AccessMode {
-            mode: access_mode(volume.access_modes, abilities.contains(&api::SINGLE_NODE_MULTI_WRITER)),
+            mode: access_mode(
+                volume.access_modes,
+                abilities.contains(&api::SINGLE_NODE_MULTI_WRITER),
+            ),
         }),
     };
     let staged = abilities.contains(&api::STAGE_UNSTAGE) && !inline;
-    let staged = staged.then(|| context.plugins_dir.join(driver).join(hash(&handle)).join("globalmount"));
+    let staged = staged.then(|| {
+        context
+            .plugins_dir
+            .join(driver)
+            .join(hash(&handle))
+            .join("globalmount")
+    });
     let kind = if volume.block { "volumeDevices" } else { "volumes" };
-    let directory = context.pod_dir.join(kind).join("kubernetes.io~csi").join(volume.spec_name);
+    let directory = context
+        .pod_dir
+        .join(kind)
+        .join("kubernetes.io~csi")
+        .join(volume.spec_name);
     let target = directory.join("mount");
     let note = Note {
         driver_name: driver.clone(),
@@ -135,14 +164,21 @@ pub async fn set_up(pod: &Pod, volume: &Volume<'_>, context: &VolumeContext<'_>)
     if is_published && spec.requires_republish != Some(true) {
         return Ok(ready);
     }
-    let volume_context: HashMap<String, String> = attributes.clone().unwrap_or_default().into_iter().collect();
+    let volume_context: HashMap<String, String> =
+        attributes.clone().unwrap_or_default().into_iter().collect();
     let (stage_secret, publish_secret) = match &volume.source {
-        Source::Persistent(csi) => (csi.node_stage_secret_ref.clone(), csi.node_publish_secret_ref.clone()),
+        Source::Persistent(csi) => (
+            csi.node_stage_secret_ref.clone(),
+            csi.node_publish_secret_ref.clone(),
+        ),
         Source::Inline(csi) => {
-            let own = csi.node_publish_secret_ref.as_ref().map(|reference| SecretReference {
-                name: Some(reference.name.clone()),
-                namespace: Some(namespace(pod).to_owned()),
-            });
+            let own = csi
+                .node_publish_secret_ref
+                .as_ref()
+                .map(|reference| SecretReference {
+                    name: Some(reference.name.clone()),
+                    namespace: Some(namespace(pod).to_owned()),
+                });
             (None, own)
         }
     };
@@ -164,12 +200,22 @@ pub async fn set_up(pod: &Pod, volume: &Volume<'_>, context: &VolumeContext<'_>)
     if spec.pod_info_on_mount == Some(true) {
         volume_context.extend(pod_info(pod, inline));
     }
-    if let Some(requests) = spec.token_requests.as_ref().filter(|requests| !requests.is_empty()) {
+    if let Some(requests) = spec
+        .token_requests
+        .as_ref()
+        .filter(|requests| !requests.is_empty())
+    {
         let mut tokens = serde_json::Map::new();
         for request in requests {
             let seconds = request.expiration_seconds.unwrap_or(3600);
-            let (token, expires) = context.objects.token_until(pod, &request.audience, seconds).await?;
-            tokens.insert(request.audience.clone(), json!({ "token": token, "expirationTimestamp": expires }));
+            let (token, expires) = context
+                .objects
+                .token_until(pod, &request.audience, seconds)
+                .await?;
+            tokens.insert(
+                request.audience.clone(),
+                json!({ "token": token, "expirationTimestamp": expires }),
+            );
         }
         let tokens = serde_json::Value::Object(tokens).to_string();
         volume_context.insert("csi.storage.k8s.io/serviceAccount.tokens".into(), tokens);
@@ -188,9 +234,16 @@ pub async fn set_up(pod: &Pod, volume: &Volume<'_>, context: &VolumeContext<'_>)
         .await
         .map_err(|error| refused(format!("kubernetes.io/csi: mounter.SetUpAt failed: {error}")))?;
     // The kubelet owns files for drivers that leave it to the kubelet.
-    let policy = spec.fs_group_policy.as_deref().unwrap_or("ReadWriteOnceWithFSType");
-    let once = volume.access_modes.iter().any(|mode| mode == "ReadWriteOnce" || mode == "ReadWriteOncePod");
-    let ours = policy == "File" || policy != "None" && once && fs_type.as_deref().is_some_and(|kind| !kind.is_empty());
+    let policy = spec
+        .fs_group_policy
+        .as_deref()
+        .unwrap_or("ReadWriteOnceWithFSType");
+    let once = volume
+        .access_modes
+        .iter()
+        .any(|mode| mode == "ReadWriteOnce" || mode == "ReadWriteOncePod");
+    let ours = policy == "File"
+        || policy != "None" && once && fs_type.as_deref().is_some_and(|kind| !kind.is_empty());
     if let Some(group) = fs_group.filter(|_| ours && delegated.is_none() && !volume.block && !is_published) {
         directories::own(&target, group, super::fs_group_policy(pod), volume.read_only)?;
     }
@@ -198,12 +251,18 @@ pub async fn set_up(pod: &Pod, volume: &Volume<'_>, context: &VolumeContext<'_>)
 }
 
 fn pod_info(pod: &Pod, inline: bool) -> [(String, String); 5] {
-    let account = pod.spec.as_ref().and_then(|spec| spec.service_account_name.clone());
+    let account = pod
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.service_account_name.clone());
     [
         ("csi.storage.k8s.io/pod.name", name(pod).to_owned()),
         ("csi.storage.k8s.io/pod.namespace", namespace(pod).to_owned()),
         ("csi.storage.k8s.io/pod.uid", uid(pod).to_owned()),
-        ("csi.storage.k8s.io/serviceAccount.name", account.unwrap_or_default()),
+        (
+            "csi.storage.k8s.io/serviceAccount.name",
+            account.unwrap_or_default(),
+        ),
         ("csi.storage.k8s.io/ephemeral", inline.to_string()),
     ]
     .map(|(key, value)| (key.to_owned(), value))
@@ -216,17 +275,27 @@ async fn attachment(
 ) -> Result<HashMap<String, String>, SetUpError> {
     let attachments: Api<VolumeAttachment> = Api::all(context.client.clone());
     let id = attachment_name(handle, driver, context.node_name);
-    let found = attachments.get_opt(&id).await.map_err(|error| refused(error.to_string()))?;
+    let found = attachments
+        .get_opt(&id)
+        .await
+        .map_err(|error| refused(error.to_string()))?;
     let status = found.and_then(|found| found.status);
     match status {
-        Some(status) if status.attached => {
-            Ok(status.attachment_metadata.unwrap_or_default().into_iter().collect())
-        }
+        Some(status) if status.attached => Ok(status
+            .attachment_metadata
+            .unwrap_or_default()
+            .into_iter()
+            .collect()),
         Some(status) if status.attach_error.is_some() => {
-            let message = status.attach_error.and_then(|error| error.message).unwrap_or_default();
+            let message = status
+                .attach_error
+                .and_then(|error| error.message)
+                .unwrap_or_default();
             Err(refused(format!("AttachVolume.Attach failed: {message}")))
         }
-        _ => Err(refused(format!("volume {handle} is not attached to this node yet"))),
+        _ => Err(refused(format!(
+            "volume {handle} is not attached to this node yet"
+        ))),
     }
 }
 
@@ -237,7 +306,10 @@ async fn secrets(
     let Some(reference) = reference else {
         return Ok(HashMap::new());
     };
-    let (namespace, name) = (reference.namespace.unwrap_or_default(), reference.name.unwrap_or_default());
+    let (namespace, name) = (
+        reference.namespace.unwrap_or_default(),
+        reference.name.unwrap_or_default(),
+    );
     let data = context.objects.secret(&namespace, &name).await?;
     let data = data.ok_or_else(|| refused(format!("secret \"{namespace}\"/\"{name}\" not found")))?;
     let text = |(key, value): (String, Vec<u8>)| (key, String::from_utf8_lossy(&value).into_owned());
@@ -261,19 +333,31 @@ fn read_note(directory: &Path) -> Option<Note> {
 /// Directories of published volumes in one pod's directory.
 fn published(pod_dir: &Path) -> Vec<(PathBuf, Note)> {
     let roots = ["volumes", "volumeDevices"].map(|kind| pod_dir.join(kind).join("kubernetes.io~csi"));
-    let entries = roots.iter().flat_map(|root| fs::read_dir(root).into_iter().flatten().flatten());
-    entries.filter_map(|entry| Some((entry.path(), read_note(&entry.path())?))).collect()
+    let entries = roots
+        .iter()
+        .flat_map(|root| fs::read_dir(root).into_iter().flatten().flatten());
+    entries
+        .filter_map(|entry| Some((entry.path(), read_note(&entry.path())?)))
+        .collect()
 }
 
 fn all_published(root_dir: &Path) -> Vec<(PathBuf, Note)> {
-    let pods = fs::read_dir(root_dir.join("pods")).into_iter().flatten().flatten();
+    let pods = fs::read_dir(root_dir.join("pods"))
+        .into_iter()
+        .flatten()
+        .flatten();
     pods.flat_map(|pod| published(&pod.path())).collect()
 }
 
 /// Attached volumes that pods of this node use, as the node's status names them.
 pub fn in_use(root_dir: &Path) -> BTreeSet<String> {
-    let notes = all_published(root_dir).into_iter().map(|(_, note)| note).filter(|note| note.attached);
-    notes.map(|note| format!("kubernetes.io/csi/{}^{}", note.driver_name, note.volume_handle)).collect()
+    let notes = all_published(root_dir)
+        .into_iter()
+        .map(|(_, note)| note)
+        .filter(|note| note.attached);
+    notes
+        .map(|note| format!("kubernetes.io/csi/{}^{}", note.driver_name, note.volume_handle))
+        .collect()
 }
 
 /// Takes the volumes of a pod back, and off the node when no other pod uses them.
@@ -288,10 +372,16 @@ pub async fn tear_down(context: &Context, pod_dir: &Path) -> Result<(), String> 
         let target = directory.join("mount");
         api::unpublish(&socket, undo(&target)).await?;
         if directories::is_mount_point(&target) {
-            return Err(format!("driver {} left {} mounted", note.driver_name, target.display()));
+            return Err(format!(
+                "driver {} left {} mounted",
+                note.driver_name,
+                target.display()
+            ));
         }
         let remaining = all_published(&context.config.root_dir);
-        let shared = remaining.iter().any(|(other, theirs)| *other != directory && *theirs == note);
+        let shared = remaining
+            .iter()
+            .any(|(other, theirs)| *other != directory && *theirs == note);
         if let Some(staged) = note.staged.as_ref().filter(|_| !shared) {
             api::unstage(&socket, undo(staged)).await?;
             let parent = staged.parent().unwrap_or(staged);
@@ -334,14 +424,21 @@ mod tests {
             attached,
         };
         let place = |pod: &str, kind: &str, name: &str| {
-            root.path().join("pods").join(pod).join(kind).join("kubernetes.io~csi").join(name)
+            root.path()
+                .join("pods")
+                .join(pod)
+                .join(kind)
+                .join("kubernetes.io~csi")
+                .join(name)
         };
         write_note(&place("a", "volumes", "v"), &note("1", true)).unwrap();
         write_note(&place("b", "volumeDevices", "v"), &note("2", true)).unwrap();
         write_note(&place("b", "volumes", "inline"), &note("3", false)).unwrap();
         assert_eq!(
             in_use(root.path()),
-            ["kubernetes.io/csi/d^1", "kubernetes.io/csi/d^2"].map(str::to_owned).into()
+            ["kubernetes.io/csi/d^1", "kubernetes.io/csi/d^2"]
+                .map(str::to_owned)
+                .into()
         );
         assert_eq!(attachment_name("h", "d", "n").len(), 4 + 64);
     }

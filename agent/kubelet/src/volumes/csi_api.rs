@@ -124,7 +124,13 @@ where
     A: prost::Message + Default + 'static,
 {
     let answer = call(socket, path, request).await;
-    answer.map_err(|status| format!("rpc error: code = {:?} desc = {}", status.code(), status.message()))
+    answer.map_err(|status| {
+        format!(
+            "rpc error: code = {:?} desc = {}",
+            status.code(),
+            status.message()
+        )
+    })
 }
 
 pub async fn node_info(socket: &Path) -> Result<NodeInfo, String> {
@@ -133,7 +139,11 @@ pub async fn node_info(socket: &Path) -> Result<NodeInfo, String> {
 
 pub async fn capabilities(socket: &Path) -> Result<Vec<i32>, String> {
     let answer: Capabilities = ask(socket, "/csi.v1.Node/NodeGetCapabilities", Empty {}).await?;
-    Ok(answer.capabilities.into_iter().filter_map(|one| Some(one.rpc?.kind)).collect())
+    Ok(answer
+        .capabilities
+        .into_iter()
+        .filter_map(|one| Some(one.rpc?.kind))
+        .collect())
 }
 
 pub async fn stage(socket: &Path, request: StageRequest) -> Result<(), String> {

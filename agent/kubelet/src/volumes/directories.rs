@@ -114,11 +114,16 @@ pub fn is_mount_point(path: &Path) -> bool {
 
 /// Gives a tree to a group as upstream does: members may read (and write), and new files stay theirs.
 pub fn own(path: &Path, group: i64, policy: Option<&str>, read_only: bool) -> Result<(), SetUpError> {
-    let group = u32::try_from(group).map_err(|_| SetUpError::Refused(format!("fsGroup {group} is too large")))?;
+    let group =
+        u32::try_from(group).map_err(|_| SetUpError::Refused(format!("fsGroup {group} is too large")))?;
     let access = if read_only { 0o440 } else { 0o660 };
     let wanted = |metadata: &fs::Metadata| {
         let mode = metadata.permissions().mode() & 0o7777;
-        if metadata.is_dir() { mode | access | 0o2110 } else { mode | access }
+        if metadata.is_dir() {
+            mode | access | 0o2110
+        } else {
+            mode | access
+        }
     };
     let root = fs::symlink_metadata(path).map_err(SetUpError::file("stat", path))?;
     let right = root.gid() == group && wanted(&root) == root.permissions().mode() & 0o7777;

@@ -44,7 +44,11 @@ pub async fn set_up(
     if volume.ephemeral.is_some() {
         let mut owners = claim.metadata.owner_references.iter().flatten();
         if !owners.any(|owner| owner.uid == uid(pod) && owner.controller == Some(true)) {
-            let text = format!("PVC {place} was not created for pod {}/{} (pod is not owner)", namespace(pod), name(pod));
+            let text = format!(
+                "PVC {place} was not created for pod {}/{} (pod is not owner)",
+                namespace(pod),
+                name(pod)
+            );
             return Err(fail(text));
         }
     }
@@ -55,13 +59,22 @@ pub async fn set_up(
     };
     let volumes: Api<PersistentVolume> = Api::all(context.client.clone());
     let persistent = volumes.get(&volume_name).await;
-    let persistent =
-        persistent.map_err(|error| fail(format!("failed to fetch PV {volume_name} from API server: {error}")))?;
-    let holder = persistent.spec.as_ref().and_then(|spec| spec.claim_ref.as_ref()).and_then(|claim| claim.uid.clone());
+    let persistent = persistent.map_err(|error| {
+        fail(format!(
+            "failed to fetch PV {volume_name} from API server: {error}"
+        ))
+    })?;
+    let holder = persistent
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.claim_ref.as_ref())
+        .and_then(|claim| claim.uid.clone());
     if holder != claim.metadata.uid {
         return Err(fail(format!("PV {volume_name} is bound to another claim")));
     }
-    mount(pod, &volume_name, &persistent, read_only, context).await.map(Some)
+    mount(pod, &volume_name, &persistent, read_only, context)
+        .await
+        .map(Some)
 }
 
 async fn mount(
@@ -98,11 +111,14 @@ async fn mount(
     }
     if let Some(source) = &spec.local {
         let path = Path::new(&source.path);
-        let metadata = std::fs::metadata(path).map_err(|_| {
-            refused(format!("path {:?} does not exist", source.path))
-        })?;
+        let metadata =
+            std::fs::metadata(path).map_err(|_| refused(format!("path {:?} does not exist", source.path)))?;
         if metadata.is_dir() == block {
-            let message = format!("volume mode and path {:?} do not match: {}", source.path, if block { "Block" } else { "Filesystem" });
+            let message = format!(
+                "volume mode and path {:?} do not match: {}",
+                source.path,
+                if block { "Block" } else { "Filesystem" }
+            );
             return Err(refused(message));
         }
         if let Some(group) = fs_group(pod).filter(|_| metadata.is_dir()) {
@@ -113,7 +129,9 @@ async fn mount(
     if let Some(source) = &spec.nfs {
         return nfs(volume_name, source, &options, read_only, context).await;
     }
-    Err(refused(format!("no volume plugin matched: persistent volume {volume_name}")))
+    Err(refused(format!(
+        "no volume plugin matched: persistent volume {volume_name}"
+    )))
 }
 
 /// Mounts an export through the kernel: the newest version of the protocol that both sides speak.
@@ -124,7 +142,10 @@ pub async fn nfs(
     read_only: bool,
     context: &VolumeContext<'_>,
 ) -> Result<Ready, SetUpError> {
-    let target = context.pod_dir.join("volumes/kubernetes.io~nfs").join(volume_name);
+    let target = context
+        .pod_dir
+        .join("volumes/kubernetes.io~nfs")
+        .join(volume_name);
     let read_only = read_only || source.read_only == Some(true);
     let ready = Ready {
         path: target.clone(),
@@ -136,9 +157,19 @@ pub async fn nfs(
     std::fs::create_dir_all(&target).map_err(SetUpError::file("create", &target))?;
     let address = address(&source.server).await?;
     let device = format!("{}:{}", source.server, source.path);
-    let flags = if read_only { MountFlags::RDONLY } else { MountFlags::empty() };
-    let chosen = options.iter().any(|option| option.starts_with("vers=") || option.starts_with("nfsvers="));
-    let versions: &[&str] = if chosen { &[""] } else { &["vers=4.2,", "vers=4.1,", "vers=4.0,", "vers=3,nolock,"] };
+    let flags = if read_only {
+        MountFlags::RDONLY
+    } else {
+        MountFlags::empty()
+    };
+    let chosen = options
+        .iter()
+        .any(|option| option.starts_with("vers=") || option.starts_with("nfsvers="));
+    let versions: &[&str] = if chosen {
+        &[""]
+    } else {
+        &["vers=4.2,", "vers=4.1,", "vers=4.0,", "vers=3,nolock,"]
+    };
     let mut last = None;
     for version in versions {
         let data = format!("{version}addr={address},{}", options.join(","));
@@ -161,6 +192,10 @@ pub async fn nfs(
 
 async fn address(server: &str) -> Result<IpAddr, SetUpError> {
     let mut found = tokio::net::lookup_host((server, 2049)).await;
-    let first = found.as_mut().ok().and_then(Iterator::next).map(|address| address.ip());
+    let first = found
+        .as_mut()
+        .ok()
+        .and_then(Iterator::next)
+        .map(|address| address.ip());
     first.ok_or_else(|| refused(format!("mount.nfs: Failed to resolve server {server}")))
 }
