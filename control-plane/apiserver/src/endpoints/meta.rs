@@ -75,7 +75,7 @@ pub async fn answer(
             Ok(document(&catalog, &group, wanted))
         }
         ["apis", group, version] => resources(&catalog, group, version, wanted),
-        ["openapi", "v2"] => Ok(openapi::v2(server, wanted)),
+        ["openapi", "v2"] => Ok(openapi::v2(server, headers, wanted)),
         ["openapi", "v3"] => Ok(openapi::index(server, wanted)),
         ["openapi", "v3", rest @ ..] => openapi::document(server, &rest.join("/"), headers, query, wanted),
         [".well-known", "openid-configuration"] => {

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, ETAG, EXPIRES, IF_NONE_MATCH, LOCATION};
+use http::header::{ACCEPT, CACHE_CONTROL, ETAG, EXPIRES, IF_NONE_MATCH, LOCATION, VARY};
 use http::{HeaderMap, Response, StatusCode};
 use schema::Catalog;
 use schema::openapi::{Descriptions, OpenApi};
@@ -73,6 +73,28 @@ pub fn document(
     Ok(response)
 }
 
-pub fn v2(server: &ApiServer, wanted: Wanted) -> Response<Body> {
-    respond::json_bytes(StatusCode::OK, Bytes::from(server.openapi().v2()), wanted)
+/// What gnostic's clients ask for, by its present name and by the one from before.
+const GNOSTIC: [&str; 2] = [
+    "application/com.github.proto-openapi.spec.v2.v1.0+protobuf",
+    "application/com.github.proto-openapi.spec.v2@v1.0+protobuf",
+];
+
+pub fn v2(server: &ApiServer, headers: &HeaderMap, wanted: Wanted) -> Response<Body> {
+    let openapi = server.openapi();
+    let tag = format!("\"{}\"", openapi.v2_hash());
+    let accept = header(headers, &ACCEPT);
+    let as_protobuf = accept
+        .split(',')
+        .map(|clause| clause.split(';').next().unwrap_or_default().trim());
+    let as_protobuf = as_protobuf.take(1).any(|media| GNOSTIC.contains(&media));
+    let mut response = if header(headers, &IF_NONE_MATCH) == tag {
+        respond::plain(StatusCode::NOT_MODIFIED, "application/json", "")
+    } else if as_protobuf {
+        respond::plain(StatusCode::OK, GNOSTIC[0], openapi.v2_protobuf())
+    } else {
+        respond::json_bytes(StatusCode::OK, Bytes::from(openapi.v2()), wanted)
+    };
+    respond::set_header(&mut response, ETAG, &tag);
+    respond::set_header(&mut response, VARY, "Accept");
+    response
 }

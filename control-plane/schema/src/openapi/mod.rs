@@ -1,5 +1,6 @@
 //! OpenAPI v3 and v2 documents, built when asked for.
 
+mod gnostic;
 mod pack;
 mod paths;
 mod schemas;
@@ -88,6 +89,24 @@ impl OpenApi {
 
     /// JSON bytes of `GET /openapi/v2`.
     pub fn v2(&self) -> Vec<u8> {
+        serde_json::to_vec(&self.v2_document()).unwrap_or_default()
+    }
+
+    /// The same in gnostic's protobuf.
+    pub fn v2_protobuf(&self) -> Vec<u8> {
+        gnostic::encode(&self.v2_document())
+    }
+
+    /// Changes with any document.
+    pub fn v2_hash(&self) -> String {
+        let mut hasher = Sha256::new();
+        for (group, version) in self.group_versions() {
+            hasher.update(self.hash_of(&group, &version));
+        }
+        hex(&hasher.finalize())
+    }
+
+    fn v2_document(&self) -> Value {
         let mut roots = schemas::Roots::default();
         let mut paths = Map::new();
         for resource in self.catalog.resources() {
@@ -96,15 +115,14 @@ impl OpenApi {
         }
         roots.add_shared(&self.catalog);
         let definitions = schemas::definitions(&self.catalog, &roots, Dialect::V2, &self.texts());
-        let document = json!({
+        json!({
             "swagger": "2.0",
             "info": {"title": "Kubernetes", "version": "unversioned"},
             "paths": paths,
             "definitions": definitions,
             "securityDefinitions": {"BearerToken": {"type": "apiKey", "description": "Bearer Token authentication", "name": "authorization", "in": "header"}},
             "security": [{"BearerToken": []}],
-        });
-        serde_json::to_vec(&document).unwrap_or_default()
+        })
     }
 
     fn texts(&self) -> pack::Texts {
@@ -158,11 +176,15 @@ impl OpenApi {
         if let Some(descriptions) = &self.descriptions {
             hasher.update(descriptions.digest());
         }
-        hasher.finalize().iter().fold(String::new(), |mut hash, byte| {
-            let _ = write!(hash, "{byte:02X}");
-            hash
-        })
+        hex(&hasher.finalize())
     }
+}
+
+fn hex(digest: &[u8]) -> String {
+    digest.iter().fold(String::new(), |mut hash, byte| {
+        let _ = write!(hash, "{byte:02X}");
+        hash
+    })
 }
 
 fn document_path(group: &str, version: &str) -> String {
