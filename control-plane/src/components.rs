@@ -180,11 +180,17 @@ pub async fn apiserver(flags: flags::ApiServer) -> anyhow::Result<()> {
 
 pub async fn scheduler(flags: flags::Scheduler) -> anyhow::Result<()> {
     let shutdown = process::shutdown_signal()?;
-    let config = scheduler::Config {
+    let mut config = scheduler::Config {
         leader_elect: flags.leader_elect,
         identity: identity(),
+        metrics_address: Some(flags.metrics_bind_address),
         ..scheduler::Config::default()
     };
+    if let Some(path) = &flags.config {
+        let named = || format!("--config {}", path.display());
+        let document = serde_saphyr::from_str(&files::read(path)?).with_context(named)?;
+        config.apply(document).with_context(named)?;
+    }
     Ok(scheduler::run(client(&flags.kubeconfig).await?, config, shutdown).await?)
 }
 

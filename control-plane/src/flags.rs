@@ -1,6 +1,6 @@
 //! The command line: upstream's flag names where upstream has the flag.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -234,6 +234,12 @@ pub struct Scheduler {
     /// Wait for the Lease before scheduling
     #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
     pub leader_elect: bool,
+    /// A KubeSchedulerConfiguration (kubescheduler.config.k8s.io/v1)
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Serve /metrics and the health checks here, as plain HTTP
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:10259")]
+    pub metrics_bind_address: SocketAddr,
 }
 
 #[derive(Debug, Clone, Args)]

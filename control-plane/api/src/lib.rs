@@ -12,6 +12,7 @@ pub mod quantity;
 pub mod resources;
 pub mod selector;
 pub mod taint;
+pub mod volume;
 
 /// Well-known names used by more than one component.
 pub mod well_known {

@@ -1,68 +1,206 @@
 //! One scheduling decision: filter, score, choose.
 
 use crate::cluster::{Cluster, NodeInfo};
-use crate::framework::{Plugin, Prepared};
+use crate::framework::{Prepared, Rejection};
 use crate::pod_info::PodInfo;
-use std::collections::{BTreeMap, BTreeSet};
+use crate::preemption::{self, Preemption};
+use crate::profile::Profile;
+use std::borrow::Cow;
+use std::collections::HashMap;
+
+/// Fewer feasible nodes than this are never enough (upstream's `minFeasibleNodesToFind`).
+const MIN_FEASIBLE: usize = 100;
+const MIN_PERCENTAGE: usize = 5;
+
+/// Reasons, and how many nodes have each.
+pub type Reasons = HashMap<Cow<'static, str>, usize>;
 
 /// No node will do.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Unschedulable {
     /// For people.
     pub message: String,
-    /// The plugins that rejected a node; none when there was no node at all.
-    pub rejected_by: BTreeSet<&'static str>,
+    /// Bits of the plugins that rejected a node; none when there was no node at all.
+    pub rejected_by: u64,
+    pub preemption: Preemption,
 }
 
-/// Finds the best node. `pick` chooses among equals: given how many there are, it returns one of them.
+/// The plugins that have something to say about a pod.
+pub struct Attempt<'a> {
+    pub pod: &'a PodInfo,
+    pub cluster: &'a Cluster,
+    plugins: Vec<Voice<'a>>,
+}
+
+struct Voice<'a> {
+    bit: u64,
+    weight: i64,
+    prepared: Box<dyn Prepared + 'a>,
+}
+
+impl Attempt<'_> {
+    fn filter(&self, node: &NodeInfo) -> Result<(), (u64, Rejection)> {
+        for voice in &self.plugins {
+            voice.prepared.filter(node).map_err(|why| (voice.bit, why))?;
+        }
+        Ok(())
+    }
+
+    /// A pod comes to a node, or leaves it, in thought.
+    pub fn imagine(&mut self, pod: &PodInfo, node: &NodeInfo, sign: i32) {
+        for voice in &mut self.plugins {
+            voice.prepared.imagine(pod, node, sign);
+        }
+    }
+
+    /// As upstream's `RunFilterPluginsWithNominatedPods`: with the room for pods that preempted for it taken, and
+    /// without these pods, since others may depend on them.
+    pub fn fits(&mut self, node: &NodeInfo) -> Result<(), (u64, Rejection)> {
+        let before: Vec<_> = self
+            .cluster
+            .nominated_before(self.pod, node.name())
+            .cloned()
+            .collect();
+        if !before.is_empty() {
+            let mut filled = node.clone();
+            for other in &before {
+                filled.add(other.clone());
+                self.imagine(other, &filled, 1);
+            }
+            let result = self.filter(&filled);
+            for other in &before {
+                self.imagine(other, &filled, -1);
+            }
+            result?;
+        }
+        self.filter(node)
+    }
+}
+
+/// Finds the best node. `pick` chooses among equals: given how many there are, it returns one of them. `start` is the
+/// node to look at first, moved on by each decision so that all nodes get their turn.
 pub fn schedule(
-    plugins: &[Box<dyn Plugin>],
+    profile: &Profile,
     pod: &PodInfo,
-    cluster: &Cluster,
-    pick: impl FnOnce(usize) -> usize,
+    cluster: &mut Cluster,
+    start: &mut usize,
+    mut pick: impl FnMut(usize) -> usize,
 ) -> Result<String, Unschedulable> {
-    let prepared: Vec<(&dyn Plugin, Box<dyn Prepared>)> = plugins
-        .iter()
-        .filter_map(|p| Some((&**p, p.prepare(pod, cluster)?)))
-        .collect();
+    for plugin in &profile.plugins {
+        plugin.plugin.warm(pod, cluster);
+    }
+    let cluster: &Cluster = cluster;
+    let total = cluster.nodes().len();
+    if total == 0 {
+        return Err(Unschedulable {
+            message: "no nodes available to schedule pods".into(),
+            rejected_by: 0,
+            preemption: Preemption::Keep,
+        });
+    }
+    for entry in &profile.plugins {
+        if let Err(why) = entry.plugin.admit(pod, cluster) {
+            let unhelpful = Reasons::from([(preemption::UNHELPFUL.into(), total)]);
+            return Err(Unschedulable {
+                message: format!(
+                    "0/{total} nodes are available: {}. preemption: {}",
+                    why.reasons.join(", "),
+                    message(total, &unhelpful)
+                ),
+                rejected_by: entry.bit,
+                preemption: Preemption::Clear,
+            });
+        }
+    }
+    let mut attempt = Attempt {
+        pod,
+        cluster,
+        plugins: Vec::new(),
+    };
+    for entry in &profile.plugins {
+        if let Some(prepared) = entry.plugin.prepare(pod, cluster) {
+            attempt.plugins.push(Voice {
+                bit: entry.bit,
+                weight: entry.weight,
+                prepared,
+            });
+        }
+    }
+    if let Some(nominated) = cluster.nomination(pod.uid()).and_then(|name| cluster.node(name))
+        && attempt.fits(nominated).is_ok()
+    {
+        return Ok(nominated.name().to_owned());
+    }
+    let enough = enough(total, profile.percentage_of_nodes_to_score);
     let mut feasible: Vec<&NodeInfo> = Vec::new();
-    let mut reasons: BTreeMap<String, usize> = BTreeMap::new();
-    let mut rejected_by = BTreeSet::new();
-    let mut total = 0;
-    for node in cluster.nodes() {
-        total += 1;
-        match prepared
-            .iter()
-            .find_map(|(plugin, p)| p.filter(node).err().map(|why| (plugin.name(), why)))
-        {
-            None => feasible.push(node),
-            Some((name, why)) => {
-                rejected_by.insert(name);
-                for reason in why {
+    let mut reasons = Reasons::new();
+    let mut rejected_by = 0;
+    // Nodes that others' leaving might make feasible.
+    let mut hopeful: Vec<&NodeInfo> = Vec::new();
+    let mut examined = 0;
+    let first = *start % total;
+    for node in cluster.nodes()[first..].iter().chain(&cluster.nodes()[..first]) {
+        examined += 1;
+        match attempt.fits(node) {
+            Ok(()) => feasible.push(node),
+            Err((bit, why)) => {
+                rejected_by |= bit;
+                if !why.unresolvable {
+                    hopeful.push(node);
+                }
+                for reason in why.reasons {
                     *reasons.entry(reason).or_default() += 1;
                 }
             }
         }
+        if feasible.len() >= enough {
+            break;
+        }
     }
+    *start = (first + examined) % total;
     match feasible.as_slice() {
-        [] => Err(Unschedulable {
-            message: message(total, &reasons),
-            rejected_by,
-        }),
+        [] => {
+            let mut text = message(total, &reasons);
+            let preemption = if profile.preempts {
+                let (outcome, words) = preemption::preempt(&mut attempt, &hopeful, &mut pick);
+                if !words.is_empty() {
+                    text = format!("{text} preemption: {words}");
+                }
+                outcome
+            } else {
+                Preemption::Keep
+            };
+            Err(Unschedulable {
+                message: text,
+                rejected_by,
+                preemption,
+            })
+        }
         [only] => Ok(only.name().to_owned()),
-        several => Ok(best(&prepared, several, pick).name().to_owned()),
+        several => Ok(best(&attempt, several, pick).name().to_owned()),
     }
 }
 
-fn best<'a>(
-    prepared: &[(&dyn Plugin, Box<dyn Prepared + '_>)],
-    nodes: &[&'a NodeInfo],
-    pick: impl FnOnce(usize) -> usize,
-) -> &'a NodeInfo {
+/// How many feasible nodes are enough (upstream's `numFeasibleNodesToFind`).
+fn enough(total: usize, percentage: usize) -> usize {
+    if total < MIN_FEASIBLE {
+        return total;
+    }
+    let percentage = match percentage {
+        0 => 50usize.saturating_sub(total / 125).max(MIN_PERCENTAGE),
+        given => given,
+    };
+    (total * percentage / 100).max(MIN_FEASIBLE)
+}
+
+fn best<'a>(attempt: &Attempt, nodes: &[&'a NodeInfo], mut pick: impl FnMut(usize) -> usize) -> &'a NodeInfo {
     let mut totals = vec![0i64; nodes.len()];
-    for (plugin, p) in prepared.iter().filter(|(plugin, _)| plugin.weight() > 0) {
-        for (total, score) in totals.iter_mut().zip(p.score(nodes).unwrap_or_default()) {
-            *total += plugin.weight() * score;
+    for voice in attempt.plugins.iter().filter(|v| v.weight > 0) {
+        for (total, score) in totals
+            .iter_mut()
+            .zip(voice.prepared.score(nodes).unwrap_or_default())
+        {
+            *total += voice.weight * score;
         }
     }
     let highest = totals.iter().max().copied().unwrap_or_default();
@@ -76,10 +214,7 @@ fn best<'a>(
 }
 
 /// Upstream's `FitError`.
-fn message(total: usize, reasons: &BTreeMap<String, usize>) -> String {
-    if total == 0 {
-        return "no nodes available to schedule pods".into();
-    }
+pub fn message(total: usize, reasons: &Reasons) -> String {
     let mut parts: Vec<String> = reasons
         .iter()
         .map(|(reason, count)| format!("{count} {reason}"))
@@ -92,12 +227,15 @@ fn message(total: usize, reasons: &BTreeMap<String, usize>) -> String {
 mod tests {
     use super::*;
     use crate::cluster::testing::{cluster, pod};
-    use crate::plugins;
     use serde_json::json;
+
+    fn run(pod: &PodInfo, cluster: &mut Cluster) -> Result<String, Unschedulable> {
+        schedule(&Profile::default(), pod, cluster, &mut 0, |_| 0)
+    }
 
     #[test]
     fn the_message_counts_reasons_as_upstream_does() {
-        let cluster = cluster(
+        let mut cluster = cluster(
             &[
                 (
                     "a",
@@ -105,11 +243,15 @@ mod tests {
                 ),
                 (
                     "b",
-                    json!({"status": {"allocatable": {"cpu": "1", "memory": "1Mi", "pods": "10"}}}),
+                    json!({"status": {"allocatable": {"cpu": "2", "memory": "1Mi", "pods": "10"}}}),
                 ),
                 (
                     "c",
                     json!({"spec": {"taints": [{"key": "k", "effect": "NoSchedule"}]}}),
+                ),
+                (
+                    "d",
+                    json!({"status": {"allocatable": {"cpu": "2", "memory": "1Gi", "pods": "0"}}}),
                 ),
             ],
             &[],
@@ -118,33 +260,46 @@ mod tests {
             "p",
             json!({"spec": {"containers": [{"name": "c", "resources": {"requests": {"cpu": "2", "memory": "2Mi"}}}]}}),
         );
-        let error = schedule(&plugins::all(), &pod, &cluster, |_| 0).unwrap_err();
+        let error = run(&pod, &mut cluster).unwrap_err();
         assert_eq!(
             error.message,
-            "0/3 nodes are available: 1 Insufficient memory, 1 node(s) had untolerated taint(s), 2 Insufficient cpu."
+            "0/4 nodes are available: 1 Insufficient cpu, 1 Insufficient memory, 1 Too many pods, \
+             1 node(s) had untolerated taint(s). preemption: 0/4 nodes are available: \
+             1 No preemption victims found for incoming pod, 3 Preemption is not helpful for scheduling."
         );
-        assert_eq!(
-            error.rejected_by,
-            BTreeSet::from(["NodeResourcesFit", "TaintToleration"])
-        );
+        let profile = Profile::default();
+        let bits = profile.bits(&["NodeResourcesFit", "TaintToleration"]);
+        assert_eq!(error.rejected_by, bits);
     }
 
     #[test]
     fn the_emptier_node_wins() {
         let asks = |cpu: &str| json!({"spec": {"containers": [{"name": "c", "resources": {"requests": {"cpu": cpu, "memory": "1Gi"}}}]}});
-        let cluster = cluster(
+        let mut cluster = cluster(
             &[("busy", json!({})), ("idle", json!({}))],
             &[("x", "busy", asks("2"))],
         );
-        assert_eq!(
-            schedule(&plugins::all(), &pod("p", asks("1")), &cluster, |_| 0),
-            Ok("idle".into())
-        );
+        assert_eq!(run(&pod("p", asks("1")), &mut cluster), Ok("idle".into()));
     }
 
     #[test]
     fn an_empty_cluster_says_so() {
-        let error = schedule(&plugins::all(), &pod("p", json!({})), &cluster(&[], &[]), |_| 0).unwrap_err();
+        let error = run(&pod("p", json!({})), &mut cluster(&[], &[])).unwrap_err();
         assert_eq!(error.message, "no nodes available to schedule pods");
+    }
+
+    #[test]
+    fn large_clusters_are_sampled() {
+        for (total, percentage, wanted) in [
+            (50, 0, 50),
+            (100, 0, 100),
+            (1000, 0, 420),
+            (5000, 0, 500),
+            (6000, 0, 300),
+            (1000, 40, 400),
+            (200, 10, 100),
+        ] {
+            assert_eq!(enough(total, percentage), wanted, "{total} nodes, {percentage} %");
+        }
     }
 }

@@ -1,76 +1,36 @@
 //! What the scheduler knows of the cluster: nodes with the pods on them, assumed pods included.
 
-use crate::pod_info::{PodInfo, Resources};
+use crate::carried::Carried;
+pub use crate::node_info::NodeInfo;
+use crate::pod_info::PodInfo;
+use crate::tally::{Selection, Tallies, Tally};
+use crate::volumes::Volumes;
 use api::selector::Labels;
 use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-/// A node and what runs, or will run, on it.
-#[derive(Clone, Debug, Default)]
-pub struct NodeInfo {
-    pub node: Arc<Node>,
-    pub pods: BTreeMap<String, Arc<PodInfo>>,
-    pub requested: Resources,
-    pub scoring_requested: (i64, i64),
-    pub allocatable: Resources,
-    pub allowed_pods: i64,
-    /// Image name to size.
-    pub images: HashMap<String, i64>,
-    known: bool,
-}
-
-impl NodeInfo {
-    pub fn name(&self) -> &str {
-        self.node.metadata.name.as_deref().unwrap_or_default()
-    }
-
-    pub fn labels(&self) -> Option<&Labels> {
-        self.node.metadata.labels.as_ref()
-    }
-
-    pub fn label(&self, key: &str) -> Option<&str> {
-        self.labels()?.get(key).map(String::as_str)
-    }
-
-    fn set_node(&mut self, node: Arc<Node>) {
-        let status = node.status.as_ref();
-        let allocatable = api::resources::parse(status.and_then(|s| s.allocatable.as_ref()));
-        self.allowed_pods = allocatable
-            .get(api::resources::PODS)
-            .map(|q| q.value())
-            .unwrap_or_default();
-        self.allocatable = Resources::of(&allocatable);
-        self.images = status
-            .and_then(|s| s.images.as_ref())
-            .into_iter()
-            .flatten()
-            .flat_map(|image| {
-                image
-                    .names
-                    .iter()
-                    .flatten()
-                    .map(|name| (name.clone(), image.size_bytes.unwrap_or_default()))
-            })
-            .collect();
-        self.node = node;
-        self.known = true;
-    }
-
-    fn count(&mut self, pod: &PodInfo, sign: i64) {
-        self.requested.add(&pod.requests, sign);
-        self.scoring_requested.0 += sign * pod.scoring.0;
-        self.scoring_requested.1 += sign * pod.scoring.1;
-    }
-}
-
 #[derive(Debug, Default)]
 pub struct Cluster {
-    nodes: BTreeMap<String, NodeInfo>,
+    nodes: Vec<NodeInfo>,
+    index: HashMap<String, usize>,
+    /// Pods on nodes that don't exist (yet, or any more), by node and UID.
+    strangers: HashMap<String, BTreeMap<String, Arc<PodInfo>>>,
     /// UID to node name.
     places: HashMap<String, String>,
+    /// Image name to the number of nodes that have it.
+    images: HashMap<String, usize>,
+    tallies: Tallies,
+    carried: Carried,
+    /// Pods that preempted others on a node and wait for their room, by node and UID.
+    nominated: HashMap<String, BTreeMap<String, Arc<PodInfo>>>,
+    /// UID to node.
+    nominations: HashMap<String, String>,
     pub namespaces: HashMap<String, Labels>,
+    pub volumes: Volumes,
+    pub budgets: BTreeMap<(String, String), Arc<PodDisruptionBudget>>,
     /// Namespace to services and their selectors.
     services: BTreeMap<(String, String), Labels>,
     /// Selectors of controllers by UID.
@@ -78,75 +38,192 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Nodes that exist (pods may refer to others).
-    pub fn nodes(&self) -> impl Iterator<Item = &NodeInfo> {
-        self.nodes.values().filter(|n| n.known)
+    pub fn nodes(&self) -> &[NodeInfo] {
+        &self.nodes
     }
 
     pub fn node(&self, name: &str) -> Option<&NodeInfo> {
-        self.nodes.get(name).filter(|n| n.known)
+        self.index.get(name).map(|at| &self.nodes[*at])
     }
 
     pub fn set_node(&mut self, node: Arc<Node>) {
         let name = node.metadata.name.clone().unwrap_or_default();
-        self.nodes.entry(name).or_default().set_node(node);
+        let known = self.index.get(&name).copied();
+        let labels = known.map(|at| &self.nodes[at].node.metadata.labels);
+        if labels != Some(&node.metadata.labels) {
+            self.tallies.forget();
+            self.carried.forget();
+        }
+        let at = known.unwrap_or_else(|| {
+            let mut info = NodeInfo::default();
+            for pod in self.strangers.remove(&name).into_iter().flatten() {
+                info.add(pod.1);
+            }
+            self.nodes.push(info);
+            self.index.insert(name, self.nodes.len() - 1);
+            self.nodes.len() - 1
+        });
+        let old = self.nodes[at].images.clone();
+        self.nodes[at].set_node(node);
+        let new = &self.nodes[at].images;
+        if *new != old {
+            self.images = count_images(std::mem::take(&mut self.images), &old, new);
+        }
     }
 
     pub fn remove_node(&mut self, name: &str) {
-        if let Some(info) = self.nodes.get_mut(name) {
-            info.known = false;
-            if info.pods.is_empty() {
-                self.nodes.remove(name);
-            }
+        let Some(at) = self.index.remove(name) else {
+            return;
+        };
+        self.tallies.forget();
+        self.carried.forget();
+        let info = self.nodes.swap_remove(at);
+        self.images = count_images(std::mem::take(&mut self.images), &info.images, &HashMap::new());
+        if let Some(moved) = self.nodes.get(at) {
+            self.index.insert(moved.name().to_owned(), at);
+        }
+        if !info.pods.is_empty() {
+            self.strangers.insert(name.to_owned(), info.pods);
         }
     }
 
     /// Puts a pod on a node, or moves or renews it.
     pub fn set_pod(&mut self, pod: Arc<PodInfo>, node: &str) {
         self.remove_pod(pod.uid());
-        let info = self.nodes.entry(node.to_owned()).or_default();
-        info.count(&pod, 1);
         self.places.insert(pod.uid().to_owned(), node.to_owned());
-        info.pods.insert(pod.uid().to_owned(), pod);
+        self.volumes.used_by(&pod, node, 1);
+        let Some(at) = self.index.get(node) else {
+            let there = self.strangers.entry(node.to_owned()).or_default();
+            there.insert(pod.uid().to_owned(), pod);
+            return;
+        };
+        let info = &mut self.nodes[*at];
+        self.tallies.moved(&pod, info, 1, &self.namespaces);
+        self.carried.moved(&pod, info, 1);
+        info.add(pod);
+    }
+
+    pub fn node_of(&self, uid: &str) -> Option<&str> {
+        self.places.get(uid).map(String::as_str)
     }
 
     /// A pod that is on a node.
     pub fn pod(&self, uid: &str) -> Option<&Arc<PodInfo>> {
-        self.nodes.get(self.places.get(uid)?)?.pods.get(uid)
+        let place = self.places.get(uid)?;
+        match self.node(place) {
+            Some(info) => info.pods.get(uid),
+            None => self.strangers.get(place)?.get(uid),
+        }
     }
 
-    /// True when the pod was on a node.
-    pub fn remove_pod(&mut self, uid: &str) -> bool {
-        let Some(place) = self.places.remove(uid) else {
-            return false;
+    /// The pod, when it was on a node.
+    pub fn remove_pod(&mut self, uid: &str) -> Option<Arc<PodInfo>> {
+        let place = self.places.remove(uid)?;
+        let pod = match self.index.get(&place) {
+            Some(at) => {
+                let info = &mut self.nodes[*at];
+                let pod = info.remove(uid)?;
+                self.tallies.moved(&pod, info, -1, &self.namespaces);
+                self.carried.moved(&pod, info, -1);
+                pod
+            }
+            None => {
+                let there = self.strangers.get_mut(&place)?;
+                let pod = there.remove(uid)?;
+                if there.is_empty() {
+                    self.strangers.remove(&place);
+                }
+                pod
+            }
         };
-        let Some(info) = self.nodes.get_mut(&place) else {
-            return false;
-        };
-        if let Some(pod) = info.pods.remove(uid) {
-            info.count(&pod, -1);
+        self.volumes.used_by(&pod, &place, -1);
+        Some(pod)
+    }
+
+    /// What placed pods' own affinity terms say; [`Self::ensure_carried`] first.
+    pub fn carried(&self) -> &Carried {
+        &self.carried
+    }
+
+    pub fn ensure_carried(&mut self) {
+        self.carried.ensure(&self.nodes);
+    }
+
+    /// How many nodes have this image.
+    pub fn nodes_with_image(&self, name: &str) -> usize {
+        self.images.get(name).copied().unwrap_or_default()
+    }
+
+    /// Keeps a count of `selection` by the topology `key` from now on.
+    pub fn ensure_tally(&mut self, selection: &Selection, key: &str) {
+        self.tallies.ensure(selection, key, &self.nodes, &self.namespaces);
+    }
+
+    pub fn tally(&self, selection: &Selection) -> Option<&Tally> {
+        self.tallies.get(selection)
+    }
+
+    pub fn tallies(&self) -> &Tallies {
+        &self.tallies
+    }
+
+    pub fn set_namespace(&mut self, name: String, labels: Labels) {
+        if self.namespaces.get(&name) != Some(&labels) {
+            self.namespaces.insert(name, labels);
+            self.tallies.forget();
         }
-        if !info.known && info.pods.is_empty() {
-            self.nodes.remove(&place);
+    }
+
+    /// `pod` waits for room on `node`, or no longer waits.
+    pub fn nominate(&mut self, pod: &Arc<PodInfo>, node: Option<&str>) {
+        let uid = pod.uid();
+        if let Some(old) = self.nominations.remove(uid)
+            && let Some(there) = self.nominated.get_mut(&old)
+        {
+            there.remove(uid);
+            if there.is_empty() {
+                self.nominated.remove(&old);
+            }
         }
-        true
+        if let Some(node) = node {
+            self.nominations.insert(uid.to_owned(), node.to_owned());
+            let there = self.nominated.entry(node.to_owned()).or_default();
+            there.insert(uid.to_owned(), pod.clone());
+        }
+    }
+
+    /// The node that was made free for this pod.
+    pub fn nomination(&self, uid: &str) -> Option<&str> {
+        self.nominations.get(uid).map(String::as_str)
+    }
+
+    /// Pods that wait for room on `node` and that `pod` must not take it from.
+    pub fn nominated_before<'a>(
+        &'a self,
+        pod: &'a PodInfo,
+        node: &str,
+    ) -> impl Iterator<Item = &'a Arc<PodInfo>> {
+        let there = self.nominated.get(node).into_iter().flat_map(BTreeMap::values);
+        there.filter(|other| other.uid() != pod.uid() && other.priority() >= pod.priority())
+    }
+
+    /// Less important pods that wait for room on `node`.
+    pub fn nominated_below(&self, pod: &PodInfo, node: &str) -> Vec<Arc<PodInfo>> {
+        let there = self.nominated.get(node).into_iter().flat_map(BTreeMap::values);
+        there
+            .filter(|other| other.priority() < pod.priority())
+            .cloned()
+            .collect()
     }
 
     pub fn set_service(&mut self, service: &Service) {
-        let (namespace, name) = (
-            service.metadata.namespace.as_deref(),
-            service.metadata.name.as_deref(),
-        );
+        let (namespace, name) = (&service.metadata.namespace, &service.metadata.name);
         let key = (
-            namespace.unwrap_or_default().to_owned(),
-            name.unwrap_or_default().to_owned(),
+            namespace.clone().unwrap_or_default(),
+            name.clone().unwrap_or_default(),
         );
-        match service
-            .spec
-            .as_ref()
-            .and_then(|s| s.selector.clone())
-            .filter(|s| !s.is_empty())
-        {
+        let selector = service.spec.as_ref().and_then(|s| s.selector.clone());
+        match selector.filter(|s| !s.is_empty()) {
             Some(selector) => self.services.insert(key, selector),
             None => self.services.remove(&key),
         };
@@ -186,6 +263,25 @@ impl Cluster {
     }
 }
 
+fn count_images(
+    mut counts: HashMap<String, usize>,
+    old: &HashMap<String, i64>,
+    new: &HashMap<String, i64>,
+) -> HashMap<String, usize> {
+    for name in new.keys().filter(|name| !old.contains_key(*name)) {
+        *counts.entry(name.clone()).or_default() += 1;
+    }
+    for name in old.keys().filter(|name| !new.contains_key(*name)) {
+        if let Some(count) = counts.get_mut(name) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(name);
+            }
+        }
+    }
+    counts
+}
+
 #[cfg(test)]
 pub mod testing {
     //! Clusters in a line, for plugin tests.
@@ -217,7 +313,7 @@ pub mod testing {
         for (name, node, body) in pods {
             cluster.set_pod(pod(name, body.clone()), node);
         }
-        cluster.namespaces.insert("default".into(), Labels::new());
+        cluster.set_namespace("default".into(), Labels::new());
         cluster
     }
 
@@ -232,7 +328,13 @@ pub mod testing {
         assert_eq!(cluster.node("n").unwrap().requested.milli_cpu, 2000);
         cluster.remove_node("n");
         assert!(cluster.node("n").is_none());
-        assert!(cluster.remove_pod("a") && cluster.remove_pod("b") && !cluster.remove_pod("b"));
-        assert!(cluster.nodes.is_empty());
+        cluster.set_node(Arc::new(from_value(json!({"metadata": {"name": "n"}})).unwrap()));
+        assert_eq!(
+            cluster.node("n").unwrap().requested.milli_cpu,
+            2000,
+            "pods stay through a node's absence"
+        );
+        assert!(cluster.remove_pod("a").is_some() && cluster.remove_pod("a").is_none());
+        assert_eq!(cluster.node("n").unwrap().requested.milli_cpu, 1000);
     }
 }

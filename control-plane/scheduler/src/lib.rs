@@ -2,14 +2,22 @@
 
 mod algorithm;
 mod bind;
+mod carried;
 mod cluster;
 mod config;
 mod feed;
 mod framework;
+mod metrics;
+mod node_info;
 mod plugins;
 mod pod_info;
+mod preemption;
+mod profile;
 mod queue;
+mod server;
 mod state;
+mod tally;
+mod volumes;
 
 pub use config::{Config, Error};
 
@@ -21,6 +29,11 @@ use tokio_util::sync::CancellationToken;
 
 /// Runs until `shutdown` is cancelled, or until leadership is lost (an error: restart the process).
 pub async fn run(client: kube::Client, config: Config, shutdown: CancellationToken) -> Result<(), Error> {
+    let shared = Arc::new(Shared::new(&config));
+    let mut tasks = JoinSet::new();
+    if let Some(address) = config.metrics_address {
+        tasks.spawn(server::listen(address, shared.clone()).await?);
+    }
     let mut election = Election::new(client.clone(), "kube-scheduler", &config.identity);
     if config.leader_elect {
         tokio::select! {
@@ -28,10 +41,8 @@ pub async fn run(client: kube::Client, config: Config, shutdown: CancellationTok
             () = shutdown.cancelled() => return Ok(()),
         }
     }
-    let mut tasks = JoinSet::new();
     let (recorder, writer) = Recorder::new(client.clone(), "");
     tasks.spawn(writer);
-    let shared = Arc::new(Shared::new(&config.scheduler_name));
     let started = async {
         feed::start(&client, &shared, &mut tasks).await;
         tracing::info!("caches are filled, scheduling starts");

@@ -1,6 +1,7 @@
 //! A pod as the scheduler looks at it: everything filters and scores ask for, computed once.
 
 use api::resources::{CPU, EPHEMERAL_STORAGE, MEMORY, PODS, ResourceList};
+use api::volume::PodClaim;
 use k8s_openapi::api::core::v1::{Pod, PodAffinity, PodAffinityTerm, PodAntiAffinity, PodSpec};
 use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
@@ -60,13 +61,14 @@ impl HostPort {
     }
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct PodInfo {
     pub pod: Arc<Pod>,
     pub requests: Resources,
     /// CPU and memory with defaults for containers that ask for nothing.
     pub scoring: (i64, i64),
     pub host_ports: Vec<HostPort>,
+    pub claims: Vec<PodClaim>,
 }
 
 impl PodInfo {
@@ -93,6 +95,7 @@ impl PodInfo {
             requests: Resources::of(&api::resources::pod_requests(&pod)),
             scoring: (scoring.milli_cpu, scoring.memory),
             host_ports,
+            claims: api::volume::pod_claims(&pod),
             pod,
         }
     }
@@ -111,6 +114,10 @@ impl PodInfo {
 
     pub fn name(&self) -> &str {
         self.pod.metadata.name.as_deref().unwrap_or_default()
+    }
+
+    pub fn priority(&self) -> i32 {
+        api::pod::priority(&self.pod)
     }
 
     pub fn labels(&self) -> Option<&api::selector::Labels> {

@@ -1,7 +1,7 @@
 //! Nodes that have the pod's images already are better, the more so the larger these are.
 
 use crate::cluster::{Cluster, NodeInfo};
-use crate::framework::{ClusterEvent, MAX_SCORE, Plugin, Prepared};
+use crate::framework::{EventKind, MAX_SCORE, Plugin, Prepared};
 use crate::pod_info::PodInfo;
 
 const MB: i64 = 1024 * 1024;
@@ -25,12 +25,12 @@ impl Plugin for ImageLocality {
         1
     }
 
-    fn wakes_on(&self, _: ClusterEvent) -> bool {
+    fn wakes_on(&self, _: EventKind) -> bool {
         false
     }
 
-    fn prepare<'a>(&self, pod: &'a PodInfo, cluster: &'a Cluster) -> Option<Box<dyn Prepared + 'a>> {
-        let total = cluster.nodes().count();
+    fn prepare<'a>(&'a self, pod: &'a PodInfo, cluster: &'a Cluster) -> Option<Box<dyn Prepared + 'a>> {
+        let total = cluster.nodes().len();
         let spec = pod.spec();
         let containers = spec.init_containers.iter().flatten().chain(&spec.containers);
         let images: Vec<String> = containers
@@ -41,7 +41,7 @@ impl Plugin for ImageLocality {
         let wanted: Vec<(String, f64)> = images
             .into_iter()
             .map(|name| {
-                let having = cluster.nodes().filter(|n| n.images.contains_key(&name)).count();
+                let having = cluster.nodes_with_image(&name);
                 (name, having as f64 / total.max(1) as f64)
             })
             .filter(|(_, share)| *share > 0.0)

@@ -1,28 +1,56 @@
 //! Pods that want to be near other pods, or far from them; those already placed have a say too.
 
+use crate::carried::{Term, Tone, terms_of};
 use crate::cluster::{Cluster, NodeInfo};
-use crate::framework::{ClusterEvent, MAX_SCORE, Plugin, Prepared, Rejection, reject};
+use crate::framework::{
+    ClusterEvent, EventKind, MAX_SCORE, Plugin, Prepared, Rejection, reject, reject_for_good,
+};
 use crate::pod_info::PodInfo;
-use k8s_openapi::api::core::v1::{PodAffinityTerm, WeightedPodAffinityTerm};
+use crate::tally::{Part, Selection, Tally};
 use std::collections::HashMap;
 
 /// Upstream's `hardPodAffinityWeight`: how much a placed pod's required affinity attracts.
-const HARD_WEIGHT: i64 = 1;
+pub const HARD_WEIGHT: i32 = 1;
 
-pub struct InterPodAffinity;
-
-/// Topology key and value to a number.
-type Pairs = HashMap<(String, String), i64>;
+pub struct InterPodAffinity {
+    pub hard_weight: i32,
+}
 
 struct Affinity<'a> {
     pod: &'a PodInfo,
     cluster: &'a Cluster,
-    /// Pods that satisfy all required affinity terms.
-    attracted: Pairs,
-    /// Pods that some required anti-affinity term is about.
-    repelled: Pairs,
-    /// Where placed pods' required anti-affinity doesn't want this pod.
-    unwanted: Pairs,
+    /// Pods that satisfy all required affinity terms, and the topologies that count.
+    attracted: Option<(Selection, &'a Tally, Vec<&'a str>)>,
+    /// Pods that a required anti-affinity term is about, and its topology.
+    repelled: Vec<(Selection, &'a Tally, &'a str)>,
+    /// Placed pods' required anti-affinity that is about this pod.
+    unwanted: Vec<&'a Term>,
+    /// Weights of preferred terms.
+    preferred: Vec<(&'a Tally, &'a str, i32)>,
+    /// Placed pods' wishes that are about this pod.
+    wished: Vec<(&'a Term, i32)>,
+    /// What a what-if changed: kind, topology and domain to the difference.
+    imagined: HashMap<(Kind, String, String), i32>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Kind {
+    Attracted,
+    Repelled(usize),
+    Unwanted,
+}
+
+fn selection(parts: Vec<Part>) -> Selection {
+    Selection {
+        parts,
+        terminating: true,
+    }
+}
+
+/// All required affinity terms together.
+fn group(pod: &PodInfo) -> Selection {
+    let terms = pod.required_affinity().iter();
+    selection(terms.map(|t| Part::of(t, pod.namespace())).collect())
 }
 
 impl Plugin for InterPodAffinity {
@@ -34,174 +62,200 @@ impl Plugin for InterPodAffinity {
         2
     }
 
-    fn wakes_on(&self, event: ClusterEvent) -> bool {
+    fn wakes_on(&self, kind: EventKind) -> bool {
         !matches!(
-            event,
-            ClusterEvent::NodeAllocatable | ClusterEvent::NodeTaints | ClusterEvent::NodeRemoved
+            kind,
+            EventKind::NodeAllocatable | EventKind::NodeTaints | EventKind::NodeRemoved | EventKind::Storage
         )
     }
 
-    fn prepare<'a>(&self, pod: &'a PodInfo, cluster: &'a Cluster) -> Option<Box<dyn Prepared + 'a>> {
-        let others_care = || cluster.nodes().any(|n| n.pods.values().any(|p| p.has_affinity()));
-        if !pod.has_affinity() && !others_care() {
+    fn hint(&self, pod: &PodInfo, event: &ClusterEvent) -> bool {
+        let Some(other) = event.pod else { return true };
+        // Namespace selectors are not looked at: waking too often does no harm.
+        let about = |owner: &PodInfo, other: &PodInfo| {
+            terms_of(owner)
+                .iter()
+                .any(|(_, t)| api::selector::matches_some(t.label_selector.as_ref(), other.labels()))
+        };
+        about(pod, other) || about(other, pod)
+    }
+
+    fn warm(&self, pod: &PodInfo, cluster: &mut Cluster) {
+        cluster.ensure_carried();
+        for term in pod.required_affinity() {
+            cluster.ensure_tally(&group(pod), &term.topology_key);
+        }
+        for (tone, term) in terms_of(pod) {
+            if tone != Tone::ComeHere {
+                let part = Part::of(term, pod.namespace());
+                cluster.ensure_tally(&selection(vec![part]), &term.topology_key);
+            }
+        }
+    }
+
+    fn prepare<'a>(&'a self, pod: &'a PodInfo, cluster: &'a Cluster) -> Option<Box<dyn Prepared + 'a>> {
+        let placed = cluster.carried().terms();
+        if !pod.has_affinity() && placed.is_empty() {
             return None;
         }
         let mut affinity = Affinity {
             pod,
             cluster,
-            attracted: Pairs::new(),
-            repelled: Pairs::new(),
-            unwanted: Pairs::new(),
+            attracted: None,
+            repelled: Vec::new(),
+            unwanted: Vec::new(),
+            preferred: Vec::new(),
+            wished: Vec::new(),
+            imagined: HashMap::new(),
         };
-        affinity.count();
+        if !pod.required_affinity().is_empty() {
+            let together = group(pod);
+            let keys = pod
+                .required_affinity()
+                .iter()
+                .map(|t| t.topology_key.as_str())
+                .collect();
+            affinity.attracted = cluster.tally(&together).map(|tally| (together, tally, keys));
+        }
+        for (tone, term) in terms_of(pod) {
+            let alone = selection(vec![Part::of(term, pod.namespace())]);
+            let Some(tally) = cluster.tally(&alone) else {
+                continue;
+            };
+            match tone {
+                Tone::ComeHere => {}
+                Tone::KeepAway => affinity.repelled.push((alone, tally, &term.topology_key)),
+                Tone::Preferred(weight) => affinity.preferred.push((tally, &term.topology_key, weight)),
+            }
+        }
+        for term in placed.iter().filter(|t| t.part.means(pod, &cluster.namespaces)) {
+            match term.tone {
+                Tone::KeepAway => affinity.unwanted.push(term),
+                Tone::ComeHere if self.hard_weight > 0 => affinity.wished.push((term, self.hard_weight)),
+                Tone::ComeHere => {}
+                Tone::Preferred(weight) => affinity.wished.push((term, weight)),
+            }
+        }
         Some(Box::new(affinity))
     }
 }
 
-/// Does `term` of `owner` mean `other`?
-fn means(term: &PodAffinityTerm, owner: &PodInfo, other: &PodInfo, cluster: &Cluster) -> bool {
-    let listed = term.namespaces.as_deref().unwrap_or_default();
-    let in_namespace = match &term.namespace_selector {
-        None if listed.is_empty() => other.namespace() == owner.namespace(),
-        selector => {
-            listed.iter().any(|n| n == other.namespace())
-                || selector
-                    .as_ref()
-                    .is_some_and(|s| api::selector::matches(s, cluster.namespaces.get(other.namespace())))
-        }
-    };
-    in_namespace && api::selector::matches_some(term.label_selector.as_ref(), other.labels())
-}
-
-fn add(pairs: &mut Pairs, node: &NodeInfo, key: &str, amount: i64) {
-    if let Some(value) = node.label(key) {
-        *pairs.entry((key.to_owned(), value.to_owned())).or_default() += amount;
-    }
-}
-
-fn lookup(pairs: &Pairs, node: &NodeInfo, key: &str) -> i64 {
-    node.label(key)
-        .and_then(|v| pairs.get(&(key.to_owned(), v.to_owned())))
-        .copied()
-        .unwrap_or_default()
-}
-
 impl Affinity<'_> {
-    fn count(&mut self) {
-        let (affinity, anti) = (self.pod.required_affinity(), self.pod.required_anti_affinity());
-        for node in self.cluster.nodes() {
-            for placed in node.pods.values() {
-                for term in placed.required_anti_affinity() {
-                    if means(term, placed, self.pod, self.cluster) {
-                        add(&mut self.unwanted, node, &term.topology_key, 1);
-                    }
-                }
-                if !affinity.is_empty() && affinity.iter().all(|t| means(t, self.pod, placed, self.cluster)) {
-                    for term in affinity {
-                        add(&mut self.attracted, node, &term.topology_key, 1);
-                    }
-                }
-                for term in anti.iter().filter(|t| means(t, self.pod, placed, self.cluster)) {
-                    add(&mut self.repelled, node, &term.topology_key, 1);
-                }
-            }
+    fn imagined(&self, kind: Kind, key: &str, value: &str) -> i32 {
+        if self.imagined.is_empty() {
+            return 0;
         }
+        let at = (kind, key.to_owned(), value.to_owned());
+        self.imagined.get(&at).copied().unwrap_or_default()
     }
 
     fn satisfies_affinity(&self, node: &NodeInfo) -> bool {
-        let terms = self.pod.required_affinity();
-        if terms.iter().any(|t| node.label(&t.topology_key).is_none()) {
+        let Some((together, tally, keys)) = &self.attracted else {
+            return true;
+        };
+        if keys.iter().any(|key| node.label(key).is_none()) {
             return false;
         }
-        terms.iter().all(|t| lookup(&self.attracted, node, &t.topology_key) > 0)
-            // The first of a group that wants to be together may go anywhere.
-            || (self.attracted.is_empty() && terms.iter().all(|t| means(t, self.pod, self.pod, self.cluster)))
+        let near = |key: &&str| {
+            node.label(key).is_some_and(|value| {
+                tally.in_domain(key, value) + self.imagined(Kind::Attracted, key, value) > 0
+            })
+        };
+        // The first of a group that wants to be together may go anywhere.
+        keys.iter().all(near)
+            || (tally.total == 0
+                && together
+                    .parts
+                    .iter()
+                    .all(|p| p.means(self.pod, &self.cluster.namespaces)))
     }
 
-    fn weigh(&self) -> Pairs {
-        let mut pairs = Pairs::new();
-        let preferred = |p: &PodInfo| -> (Vec<WeightedPodAffinityTerm>, Vec<WeightedPodAffinityTerm>) {
-            let near = p
-                .affinity()
-                .and_then(|a| a.preferred_during_scheduling_ignored_during_execution.clone());
-            let far = p
-                .anti_affinity()
-                .and_then(|a| a.preferred_during_scheduling_ignored_during_execution.clone());
-            (near.unwrap_or_default(), far.unwrap_or_default())
+    fn is_unwanted(&self, node: &NodeInfo) -> bool {
+        let said = |term: &&&Term| {
+            node.label(&term.key)
+                .is_some_and(|v| term.domains.contains_key(v))
         };
-        let (near, far) = preferred(self.pod);
-        for node in self.cluster.nodes() {
-            for placed in node.pods.values() {
-                let mut weigh =
-                    |terms: &[WeightedPodAffinityTerm], sign: i64, owner: &PodInfo, other: &PodInfo| {
-                        for term in terms
-                            .iter()
-                            .filter(|t| means(&t.pod_affinity_term, owner, other, self.cluster))
-                        {
-                            add(
-                                &mut pairs,
-                                node,
-                                &term.pod_affinity_term.topology_key,
-                                sign * i64::from(term.weight),
-                            );
-                        }
-                    };
-                weigh(&near, 1, self.pod, placed);
-                weigh(&far, -1, self.pod, placed);
-                if placed.has_affinity() {
-                    let (near, far) = preferred(placed);
-                    weigh(&near, 1, placed, self.pod);
-                    weigh(&far, -1, placed, self.pod);
-                    for term in placed.required_affinity() {
-                        if means(term, placed, self.pod, self.cluster) {
-                            add(&mut pairs, node, &term.topology_key, HARD_WEIGHT);
-                        }
-                    }
-                }
+        let mut said = self.unwanted.iter().filter(said);
+        if self.imagined.is_empty() {
+            return said.next().is_some();
+        }
+        let mut counts: HashMap<&str, i32> = HashMap::new();
+        for term in said {
+            let here = node.label(&term.key).and_then(|v| term.domains.get(v));
+            *counts.entry(&term.key).or_default() += here.copied().unwrap_or_default();
+        }
+        for (kind, key, value) in self.imagined.keys() {
+            if *kind == Kind::Unwanted && node.label(key) == Some(value) {
+                *counts.entry(key).or_default() += self.imagined(*kind, key, value);
             }
         }
-        pairs
+        counts.values().any(|count| *count > 0)
     }
 }
 
 impl Prepared for Affinity<'_> {
     fn filter(&self, node: &NodeInfo) -> Result<(), Rejection> {
         if !self.satisfies_affinity(node) {
-            return reject("node(s) didn't match pod affinity rules");
+            return reject_for_good("node(s) didn't match pod affinity rules");
         }
-        if self
-            .pod
-            .required_anti_affinity()
-            .iter()
-            .any(|t| lookup(&self.repelled, node, &t.topology_key) > 0)
-        {
+        let repelled = |(at, (_, tally, key)): (usize, &(Selection, &Tally, &str))| {
+            node.label(key).is_some_and(|value| {
+                tally.in_domain(key, value) + self.imagined(Kind::Repelled(at), key, value) > 0
+            })
+        };
+        if self.repelled.iter().enumerate().any(repelled) {
             return reject("node(s) didn't match pod anti-affinity rules");
         }
-        if self
-            .unwanted
-            .iter()
-            .any(|((key, value), _)| node.label(key) == Some(value))
-        {
+        if self.is_unwanted(node) {
             return reject("node(s) didn't satisfy existing pods anti-affinity rules");
         }
         Ok(())
     }
 
+    fn imagine(&mut self, pod: &PodInfo, node: &NodeInfo, sign: i32) {
+        let namespaces = &self.cluster.namespaces;
+        let mut changes: Vec<(Kind, &str)> = Vec::new();
+        if let Some((together, _, keys)) = &self.attracted
+            && together.means(pod, namespaces)
+        {
+            changes.extend(keys.iter().map(|key| (Kind::Attracted, *key)));
+        }
+        for (at, (alone, _, key)) in self.repelled.iter().enumerate() {
+            if alone.means(pod, namespaces) {
+                changes.push((Kind::Repelled(at), key));
+            }
+        }
+        for term in pod.required_anti_affinity() {
+            if Part::of(term, pod.namespace()).means(self.pod, namespaces) {
+                changes.push((Kind::Unwanted, &term.topology_key));
+            }
+        }
+        for (kind, key) in changes {
+            if let Some(value) = node.label(key) {
+                *self
+                    .imagined
+                    .entry((kind, key.to_owned(), value.to_owned()))
+                    .or_default() += sign;
+            }
+        }
+    }
+
     fn score(&self, nodes: &[&NodeInfo]) -> Option<Vec<i64>> {
-        let pairs = self.weigh();
-        if pairs.is_empty() {
+        if self.preferred.is_empty() && self.wished.is_empty() {
             return None;
         }
         let sum = |node: &&NodeInfo| -> i64 {
-            pairs
-                .iter()
-                .filter(|((key, value), _)| node.label(key) == Some(value))
-                .map(|(_, weight)| weight)
-                .sum()
+            let own = self.preferred.iter().filter_map(|(tally, key, weight)| {
+                Some(i64::from(tally.in_domain(key, node.label(key)?)) * i64::from(*weight))
+            });
+            let others = self.wished.iter().filter_map(|(term, weight)| {
+                Some(i64::from(*term.domains.get(node.label(&term.key)?)?) * i64::from(*weight))
+            });
+            own.sum::<i64>() + others.sum::<i64>()
         };
         let raw: Vec<i64> = nodes.iter().map(sum).collect();
-        let max = raw.iter().copied().max().unwrap_or_default().max(0);
-        let min = raw.iter().copied().min().unwrap_or_default().min(0);
+        let max = raw.iter().copied().max().unwrap_or_default();
+        let min = raw.iter().copied().min().unwrap_or_default();
         let scaled = |score: &i64| {
             if max == min {
                 0
@@ -231,13 +285,18 @@ mod tests {
         json!({"metadata": {"labels": {"app": app}}, "spec": {"affinity": affinity}})
     }
 
-    fn passes(cluster: &Cluster, body: Value) -> Vec<String> {
+    fn passes(cluster: &mut Cluster, body: Value) -> Vec<String> {
         let pod = pod("p", body);
-        let Some(prepared) = InterPodAffinity.prepare(&pod, cluster) else {
+        let plugin = InterPodAffinity {
+            hard_weight: HARD_WEIGHT,
+        };
+        plugin.warm(&pod, cluster);
+        let Some(prepared) = plugin.prepare(&pod, cluster) else {
             return vec!["skipped".into()];
         };
         cluster
             .nodes()
+            .iter()
             .filter(|n| prepared.filter(n).is_ok())
             .map(|n| n.name().to_owned())
             .collect()
@@ -248,24 +307,27 @@ mod tests {
 
     #[test]
     fn required_terms_filter() {
-        let world = cluster(
+        let mut world = cluster(
             &[("a", node("1")), ("b", node("2"))],
             &[("db", "a", app("db", json!({})))],
         );
         let near = |to: &str| json!({"podAffinity": {REQUIRED: [term(to)]}});
         let far = |from: &str| json!({"podAntiAffinity": {REQUIRED: [term(from)]}});
-        assert_eq!(passes(&world, app("web", near("db"))), ["a"]);
-        assert_eq!(passes(&world, app("web", far("db"))), ["b"]);
-        assert_eq!(passes(&world, app("web", near("nobody"))), Vec::<String>::new());
+        assert_eq!(passes(&mut world, app("web", near("db"))), ["a"]);
+        assert_eq!(passes(&mut world, app("web", far("db"))), ["b"]);
         assert_eq!(
-            passes(&world, app("web", near("web"))),
+            passes(&mut world, app("web", near("nobody"))),
+            Vec::<String>::new()
+        );
+        assert_eq!(
+            passes(&mut world, app("web", near("web"))),
             ["a", "b"],
             "first of its group"
         );
         let mut elsewhere = app("web", near("db"));
         elsewhere["metadata"]["namespace"] = json!("other");
         assert_eq!(
-            passes(&world, elsewhere),
+            passes(&mut world, elsewhere),
             Vec::<String>::new(),
             "another namespace's pods don't count"
         );
@@ -274,22 +336,26 @@ mod tests {
     #[test]
     fn placed_pods_keep_others_away() {
         let hermit = app("hermit", json!({"podAntiAffinity": {REQUIRED: [term("web")]}}));
-        let world = cluster(&[("a", node("1")), ("b", node("2"))], &[("h", "a", hermit)]);
-        assert_eq!(passes(&world, app("web", json!({}))), ["b"]);
-        assert_eq!(passes(&world, app("db", json!({}))), ["a", "b"]);
+        let mut world = cluster(&[("a", node("1")), ("b", node("2"))], &[("h", "a", hermit)]);
+        assert_eq!(passes(&mut world, app("web", json!({}))), ["b"]);
+        assert_eq!(passes(&mut world, app("db", json!({}))), ["a", "b"]);
     }
 
     #[test]
     fn preferred_terms_score() {
-        let world = cluster(
+        let mut world = cluster(
             &[("a", node("1")), ("b", node("2"))],
             &[("db", "a", app("db", json!({})))],
         );
-        let nodes: Vec<&NodeInfo> = world.nodes().collect();
         for (kind, scores) in [("podAffinity", [100, 0]), ("podAntiAffinity", [0, 100])] {
             let wish = json!({kind: {PREFERRED: [{"weight": 10, "podAffinityTerm": term("db")}]}});
             let pod = pod("p", app("web", wish));
-            let prepared = InterPodAffinity.prepare(&pod, &world).unwrap();
+            let plugin = InterPodAffinity {
+                hard_weight: HARD_WEIGHT,
+            };
+            plugin.warm(&pod, &mut world);
+            let nodes: Vec<&NodeInfo> = world.nodes().iter().collect();
+            let prepared = plugin.prepare(&pod, &world).unwrap();
             assert_eq!(prepared.score(&nodes), Some(scores.to_vec()), "{kind}");
         }
     }

@@ -1,7 +1,7 @@
 //! nodeSelector and node affinity.
 
 use crate::cluster::{Cluster, NodeInfo};
-use crate::framework::{ClusterEvent, Plugin, Prepared, Rejection, normalize, reject};
+use crate::framework::{ClusterEvent, EventKind, Plugin, Prepared, Rejection, normalize, reject_for_good};
 use crate::pod_info::PodInfo;
 use k8s_openapi::api::core::v1::{NodeAffinity as Affinity, PreferredSchedulingTerm};
 
@@ -21,6 +21,12 @@ pub fn matches_required(pod: &PodInfo, node: &NodeInfo) -> bool {
             .is_none_or(|required| api::selector::matches_node(required, &node.node))
 }
 
+/// Does the pod narrow down its nodes at all?
+pub fn requires_nodes(pod: &PodInfo) -> bool {
+    pod.spec().node_selector.as_ref().is_some_and(|s| !s.is_empty())
+        || affinity(pod).is_some_and(|a| a.required_during_scheduling_ignored_during_execution.is_some())
+}
+
 fn affinity(pod: &PodInfo) -> Option<&Affinity> {
     pod.spec().affinity.as_ref()?.node_affinity.as_ref()
 }
@@ -34,11 +40,15 @@ impl Plugin for NodeAffinity {
         2
     }
 
-    fn wakes_on(&self, event: ClusterEvent) -> bool {
-        matches!(event, ClusterEvent::NodeAdded | ClusterEvent::NodeLabels)
+    fn wakes_on(&self, kind: EventKind) -> bool {
+        matches!(kind, EventKind::NodeAdded | EventKind::NodeLabels)
     }
 
-    fn prepare<'a>(&self, pod: &'a PodInfo, _: &'a Cluster) -> Option<Box<dyn Prepared + 'a>> {
+    fn hint(&self, pod: &PodInfo, event: &ClusterEvent) -> bool {
+        event.node.is_none_or(|node| matches_required(pod, node))
+    }
+
+    fn prepare<'a>(&'a self, pod: &'a PodInfo, _: &'a Cluster) -> Option<Box<dyn Prepared + 'a>> {
         let preferred = affinity(pod)
             .and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_deref())
             .unwrap_or_default();
@@ -52,7 +62,7 @@ impl Prepared for Wishes<'_> {
         if matches_required(self.pod, node) {
             return Ok(());
         }
-        reject("node(s) didn't match Pod's node affinity/selector")
+        reject_for_good("node(s) didn't match Pod's node affinity/selector")
     }
 
     fn score(&self, nodes: &[&NodeInfo]) -> Option<Vec<i64>> {

@@ -1,7 +1,7 @@
 //! A pod that names its node goes there or nowhere.
 
 use crate::cluster::{Cluster, NodeInfo};
-use crate::framework::{ClusterEvent, Plugin, Prepared, Rejection, reject};
+use crate::framework::{EventKind, Plugin, Prepared, Rejection, reject_for_good};
 use crate::pod_info::PodInfo;
 
 pub struct NodeName;
@@ -13,11 +13,11 @@ impl Plugin for NodeName {
         "NodeName"
     }
 
-    fn wakes_on(&self, event: ClusterEvent) -> bool {
-        event == ClusterEvent::NodeAdded
+    fn wakes_on(&self, kind: EventKind) -> bool {
+        kind == EventKind::NodeAdded
     }
 
-    fn prepare<'a>(&self, pod: &'a PodInfo, _: &'a Cluster) -> Option<Box<dyn Prepared + 'a>> {
+    fn prepare<'a>(&'a self, pod: &'a PodInfo, _: &'a Cluster) -> Option<Box<dyn Prepared + 'a>> {
         api::pod::node_name(&pod.pod).map(|name| Box::new(Named(name)) as Box<dyn Prepared + 'a>)
     }
 }
@@ -25,7 +25,7 @@ impl Plugin for NodeName {
 impl Prepared for Named<'_> {
     fn filter(&self, node: &NodeInfo) -> Result<(), Rejection> {
         if node.name() != self.0 {
-            return reject("node(s) didn't match the requested node name");
+            return reject_for_good("node(s) didn't match the requested node name");
         }
         Ok(())
     }

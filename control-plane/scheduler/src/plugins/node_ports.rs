@@ -1,7 +1,7 @@
 //! A host port can be had once a node.
 
 use crate::cluster::{Cluster, NodeInfo};
-use crate::framework::{ClusterEvent, Plugin, Prepared, Rejection, reject};
+use crate::framework::{ClusterEvent, EventKind, Plugin, Prepared, Rejection, reject};
 use crate::pod_info::{HostPort, PodInfo};
 
 pub struct NodePorts;
@@ -13,17 +13,29 @@ impl Plugin for NodePorts {
         "NodePorts"
     }
 
-    fn wakes_on(&self, event: ClusterEvent) -> bool {
-        matches!(event, ClusterEvent::NodeAdded | ClusterEvent::PodRemoved)
+    fn wakes_on(&self, kind: EventKind) -> bool {
+        matches!(kind, EventKind::NodeAdded | EventKind::PodRemoved)
     }
 
-    fn prepare<'a>(&self, pod: &'a PodInfo, _: &'a Cluster) -> Option<Box<dyn Prepared + 'a>> {
+    fn hint(&self, pod: &PodInfo, event: &ClusterEvent) -> bool {
+        let clashes = |gone: &PodInfo| {
+            gone.host_ports
+                .iter()
+                .any(|t| pod.host_ports.iter().any(|w| w.conflicts(t)))
+        };
+        event.pod.is_none_or(clashes)
+    }
+
+    fn prepare<'a>(&'a self, pod: &'a PodInfo, _: &'a Cluster) -> Option<Box<dyn Prepared + 'a>> {
         (!pod.host_ports.is_empty()).then(|| Box::new(Wanted(&pod.host_ports)) as Box<dyn Prepared + 'a>)
     }
 }
 
 impl Prepared for Wanted<'_> {
     fn filter(&self, node: &NodeInfo) -> Result<(), Rejection> {
+        if node.with_ports == 0 {
+            return Ok(());
+        }
         let mut taken = node.pods.values().flat_map(|p| &p.host_ports);
         if taken.any(|t| self.0.iter().any(|w| w.conflicts(t))) {
             return reject("node(s) didn't have free ports for the requested pod ports");

@@ -1,7 +1,7 @@
 //! CPU and memory of a node should fill up together.
 
 use crate::cluster::{Cluster, NodeInfo};
-use crate::framework::{ClusterEvent, MAX_SCORE, Plugin, Prepared};
+use crate::framework::{EventKind, MAX_SCORE, Plugin, Prepared};
 use crate::pod_info::{PodInfo, Resources};
 
 pub struct NodeResourcesBalancedAllocation;
@@ -17,11 +17,11 @@ impl Plugin for NodeResourcesBalancedAllocation {
         1
     }
 
-    fn wakes_on(&self, _: ClusterEvent) -> bool {
+    fn wakes_on(&self, _: EventKind) -> bool {
         false
     }
 
-    fn prepare<'a>(&self, pod: &'a PodInfo, _: &'a Cluster) -> Option<Box<dyn Prepared + 'a>> {
+    fn prepare<'a>(&'a self, pod: &'a PodInfo, _: &'a Cluster) -> Option<Box<dyn Prepared + 'a>> {
         // A pod that asks for nothing moves no balance.
         (pod.requests != Resources::default()).then(|| Box::new(Wanted(pod)) as Box<dyn Prepared + 'a>)
     }

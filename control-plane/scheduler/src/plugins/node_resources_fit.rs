@@ -1,8 +1,10 @@
 //! Requests must fit into what is left; emptier nodes are better (LeastAllocated).
 
 use crate::cluster::{Cluster, NodeInfo};
-use crate::framework::{ClusterEvent, MAX_SCORE, Plugin, Prepared, Rejection};
+use crate::framework::{ClusterEvent, EventKind, MAX_SCORE, Plugin, Prepared, Rejection};
 use crate::pod_info::PodInfo;
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 pub struct NodeResourcesFit;
 
@@ -17,12 +19,16 @@ impl Plugin for NodeResourcesFit {
         1
     }
 
-    fn wakes_on(&self, event: ClusterEvent) -> bool {
-        use ClusterEvent::{NodeAdded, NodeAllocatable, PodRemoved, PodUpdated};
-        matches!(event, NodeAdded | NodeAllocatable | PodRemoved | PodUpdated)
+    fn wakes_on(&self, kind: EventKind) -> bool {
+        use EventKind::{NodeAdded, NodeAllocatable, PodRemoved, PodUpdated};
+        matches!(kind, NodeAdded | NodeAllocatable | PodRemoved | PodUpdated)
     }
 
-    fn prepare<'a>(&self, pod: &'a PodInfo, _: &'a Cluster) -> Option<Box<dyn Prepared + 'a>> {
+    fn hint(&self, pod: &PodInfo, event: &ClusterEvent) -> bool {
+        event.node.is_none_or(|node| Wanted(pod).filter(node).is_ok())
+    }
+
+    fn prepare<'a>(&'a self, pod: &'a PodInfo, _: &'a Cluster) -> Option<Box<dyn Prepared + 'a>> {
         Some(Box::new(Wanted(pod)))
     }
 }
@@ -30,28 +36,48 @@ impl Plugin for NodeResourcesFit {
 impl Prepared for Wanted<'_> {
     fn filter(&self, node: &NodeInfo) -> Result<(), Rejection> {
         let (wanted, have, used) = (&self.0.requests, &node.allocatable, &node.requested);
-        let mut lacking = Vec::new();
+        let mut reasons: Vec<Cow<'static, str>> = Vec::new();
         if node.pods.len() as i64 + 1 > node.allowed_pods {
-            lacking.push("Too many pods".to_owned());
+            reasons.push("Too many pods".into());
         }
-        let mut check = |name: &str, wanted: i64, free: i64| {
-            if wanted > 0 && wanted > free {
-                lacking.push(format!("Insufficient {name}"));
+        let mut unresolvable = false;
+        let mut check = |reason: &dyn Fn() -> Cow<'static, str>, wanted: i64, have: i64, used: i64| {
+            if wanted > 0 && wanted > have - used {
+                reasons.push(reason());
+                unresolvable |= wanted > have;
             }
         };
-        check("cpu", wanted.milli_cpu, have.milli_cpu - used.milli_cpu);
-        check("memory", wanted.memory, have.memory - used.memory);
         check(
-            "ephemeral-storage",
+            &|| "Insufficient cpu".into(),
+            wanted.milli_cpu,
+            have.milli_cpu,
+            used.milli_cpu,
+        );
+        check(
+            &|| "Insufficient memory".into(),
+            wanted.memory,
+            have.memory,
+            used.memory,
+        );
+        check(
+            &|| "Insufficient ephemeral-storage".into(),
             wanted.ephemeral_storage,
-            have.ephemeral_storage - used.ephemeral_storage,
+            have.ephemeral_storage,
+            used.ephemeral_storage,
         );
         for (name, amount) in &wanted.extended {
-            let of =
-                |list: &std::collections::BTreeMap<String, i64>| list.get(name).copied().unwrap_or_default();
-            check(name, *amount, of(&have.extended) - of(&used.extended));
+            let of = |list: &BTreeMap<String, i64>| list.get(name).copied().unwrap_or_default();
+            let reason = || format!("Insufficient {name}").into();
+            check(&reason, *amount, of(&have.extended), of(&used.extended));
         }
-        if lacking.is_empty() { Ok(()) } else { Err(lacking) }
+        if reasons.is_empty() {
+            Ok(())
+        } else {
+            Err(Rejection {
+                reasons,
+                unresolvable,
+            })
+        }
     }
 
     fn score(&self, nodes: &[&NodeInfo]) -> Option<Vec<i64>> {
@@ -113,7 +139,7 @@ mod tests {
             let result = prepared
                 .filter(cluster.node("n").unwrap())
                 .err()
-                .unwrap_or_default();
+                .map_or_else(Vec::new, |r| r.reasons);
             assert_eq!(result, lacking, "{requests}");
         }
     }
@@ -131,7 +157,10 @@ mod tests {
         let prepared = NodeResourcesFit.prepare(&pod, &cluster).unwrap();
         assert_eq!(
             prepared.filter(cluster.node("n").unwrap()),
-            Err(vec!["Too many pods".to_owned()])
+            Err(Rejection {
+                reasons: vec!["Too many pods".into()],
+                unresolvable: false
+            })
         );
     }
 

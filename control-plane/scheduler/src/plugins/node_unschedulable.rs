@@ -1,7 +1,7 @@
 //! Cordoned nodes take only pods that tolerate it.
 
 use crate::cluster::{Cluster, NodeInfo};
-use crate::framework::{ClusterEvent, Plugin, Prepared, Rejection, reject};
+use crate::framework::{EventKind, Plugin, Prepared, Rejection, reject_for_good};
 use crate::pod_info::PodInfo;
 use api::taint::{NO_SCHEDULE, tolerates};
 use k8s_openapi::api::core::v1::Taint;
@@ -17,11 +17,11 @@ impl Plugin for NodeUnschedulable {
         "NodeUnschedulable"
     }
 
-    fn wakes_on(&self, event: ClusterEvent) -> bool {
-        matches!(event, ClusterEvent::NodeAdded | ClusterEvent::NodeTaints)
+    fn wakes_on(&self, kind: EventKind) -> bool {
+        matches!(kind, EventKind::NodeAdded | EventKind::NodeTaints)
     }
 
-    fn prepare<'a>(&self, pod: &'a PodInfo, _: &'a Cluster) -> Option<Box<dyn Prepared + 'a>> {
+    fn prepare<'a>(&'a self, pod: &'a PodInfo, _: &'a Cluster) -> Option<Box<dyn Prepared + 'a>> {
         let cordon = Taint {
             key: api::well_known::TAINT_UNSCHEDULABLE.into(),
             effect: NO_SCHEDULE.into(),
@@ -40,7 +40,7 @@ impl Plugin for NodeUnschedulable {
 impl Prepared for ForPod {
     fn filter(&self, node: &NodeInfo) -> Result<(), Rejection> {
         if api::node::is_unschedulable(&node.node) && !self.tolerated {
-            return reject("node(s) were unschedulable");
+            return reject_for_good("node(s) were unschedulable");
         }
         Ok(())
     }

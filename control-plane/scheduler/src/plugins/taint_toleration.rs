@@ -1,7 +1,7 @@
 //! Taints keep pods away (NoSchedule, NoExecute) or make a node less liked (PreferNoSchedule).
 
 use crate::cluster::{Cluster, NodeInfo};
-use crate::framework::{ClusterEvent, Plugin, Prepared, Rejection, normalize, reject};
+use crate::framework::{ClusterEvent, EventKind, Plugin, Prepared, Rejection, normalize, reject_for_good};
 use crate::pod_info::PodInfo;
 use api::taint::{NO_EXECUTE, NO_SCHEDULE, PREFER_NO_SCHEDULE, first_untolerated, tolerates};
 use k8s_openapi::api::core::v1::Toleration;
@@ -19,11 +19,18 @@ impl Plugin for TaintToleration {
         3
     }
 
-    fn wakes_on(&self, event: ClusterEvent) -> bool {
-        matches!(event, ClusterEvent::NodeAdded | ClusterEvent::NodeTaints)
+    fn wakes_on(&self, kind: EventKind) -> bool {
+        matches!(kind, EventKind::NodeAdded | EventKind::NodeTaints)
     }
 
-    fn prepare<'a>(&self, pod: &'a PodInfo, _: &'a Cluster) -> Option<Box<dyn Prepared + 'a>> {
+    fn hint(&self, pod: &PodInfo, event: &ClusterEvent) -> bool {
+        let tolerations = pod.spec().tolerations.as_deref().unwrap_or_default();
+        event
+            .node
+            .is_none_or(|node| Tolerations(tolerations).filter(node).is_ok())
+    }
+
+    fn prepare<'a>(&'a self, pod: &'a PodInfo, _: &'a Cluster) -> Option<Box<dyn Prepared + 'a>> {
         Some(Box::new(Tolerations(
             pod.spec().tolerations.as_deref().unwrap_or_default(),
         )))
@@ -33,7 +40,7 @@ impl Plugin for TaintToleration {
 impl Prepared for Tolerations<'_> {
     fn filter(&self, node: &NodeInfo) -> Result<(), Rejection> {
         match first_untolerated(api::node::taints(&node.node), self.0, &[NO_SCHEDULE, NO_EXECUTE]) {
-            Some(_) => reject("node(s) had untolerated taint(s)"),
+            Some(_) => reject_for_good("node(s) had untolerated taint(s)"),
             None => Ok(()),
         }
     }
