@@ -215,8 +215,9 @@ pub trait Store: Send + Sync + 'static {
     /// Changes to keys with `prefix` from revision `from` on (inclusive; 0 is "after now").
     async fn watch(&self, prefix: Bytes, from: Revision) -> Result<Watch>;
 
-    /// Asks every running watch for a [`WatchMessage::Progress`].
-    async fn request_progress(&self) -> Result<()>;
+    /// Asks the running watches of this very prefix for a [`WatchMessage::Progress`]. An engine may leave out the
+    /// answer while it is busy with an earlier one: who waits for a revision asks again.
+    async fn request_progress(&self, prefix: Bytes) -> Result<()>;
 
     /// Forgets history before `revision`. Reads and watches from before it fail afterwards.
     async fn compact(&self, revision: Revision) -> Result<()>;

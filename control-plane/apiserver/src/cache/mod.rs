@@ -81,6 +81,13 @@ impl WatchCache {
         *self.revision.borrow()
     }
 
+    /// Asks the store for news, or that there are none.
+    pub async fn request_progress(&self) -> Result<(), StoreError> {
+        self.store
+            .request_progress(Bytes::from(self.prefix.clone()))
+            .await
+    }
+
     /// Waits for the newest state the store has.
     pub async fn wait_for_newest(&self) -> Result<Revision, ApiError> {
         let newest = self.store.revision().await.map_err(store_error)?;
@@ -97,7 +104,7 @@ impl WatchCache {
                     return Ok(now);
                 }
                 if now > 0 {
-                    self.store.request_progress().await.map_err(store_error)?;
+                    self.request_progress().await.map_err(store_error)?;
                 }
                 // The next message may be an event or the progress asked for.
                 let changed = tokio::time::timeout(PROGRESS_INTERVAL, revisions.changed()).await;
@@ -268,7 +275,7 @@ impl WatchCache {
         let mut changes = Vec::new();
         let read = async {
             loop {
-                self.store.request_progress().await.ok()?;
+                self.request_progress().await.ok()?;
                 let message = tokio::time::timeout(PROGRESS_INTERVAL, history.next()).await;
                 match message {
                     Ok(Some(WatchMessage::Events(events))) => {

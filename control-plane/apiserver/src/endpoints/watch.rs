@@ -188,7 +188,7 @@ impl Watcher {
                     next_bookmark = Instant::now() + BOOKMARK_INTERVAL;
                     if self.bookmarks {
                         // Its answer moves an idle kind's revision before the next bookmark.
-                        if let Err(error) = self.server.store.request_progress().await {
+                        if let Err(error) = self.cache.request_progress().await {
                             tracing::warn!(%error, "cannot ask the store for its progress");
                         }
                         self.send_bookmark(last, false).await?;

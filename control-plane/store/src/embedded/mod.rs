@@ -142,7 +142,7 @@ impl Store for EmbeddedStore {
         .await
     }
 
-    async fn request_progress(&self) -> Result<()> {
+    async fn request_progress(&self, _prefix: Bytes) -> Result<()> {
         self.ask(|reply| Command::Progress { reply }).await
     }
 

@@ -22,6 +22,10 @@ use crate::{
 const MESSAGE_LIMIT: usize = 1 << 30;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// A read of one key that takes longer is asked again: the connection may be dead and not know it yet.
+const READ_ATTEMPT: Duration = Duration::from_secs(5);
+/// Requests for progress a watch may lag behind by; what it misses is asked again.
+const PROGRESS_QUEUE: usize = 256;
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// Where etcd is and how to prove who we are.
@@ -37,8 +41,10 @@ pub struct EtcdConfig {
 /// See the module documentation. The channel reconnects by itself.
 pub struct EtcdStore {
     client: Client,
-    /// Asks every watch for its progress.
-    progress: broadcast::Sender<()>,
+    /// A connection of their own, so that a burst of changes never delays requests.
+    watches: Client,
+    /// Asks the watches of a prefix for their progress.
+    progress: broadcast::Sender<Bytes>,
 }
 
 impl EtcdStore {
@@ -56,11 +62,17 @@ impl EtcdStore {
             }
             options = options.with_tls(tls);
         }
-        let client = Client::connect(&config.endpoints, Some(options))
-            .await
-            .map_err(|e| failure("connect", &e))?;
-        let (progress, _) = broadcast::channel(16);
-        let store = Arc::new(Self { client, progress });
+        let connect = async || {
+            Client::connect(&config.endpoints, Some(options.clone()))
+                .await
+                .map_err(|e| failure("connect", &e))
+        };
+        let (progress, _) = broadcast::channel(PROGRESS_QUEUE);
+        let store = Arc::new(Self {
+            client: connect().await?,
+            watches: connect().await?,
+            progress,
+        });
         store.revision().await?;
         Ok(store)
     }
@@ -99,6 +111,22 @@ async fn bounded<T>(operation: &'static str, request: impl Future<Output = Resul
     }
 }
 
+/// Like [`bounded`], in several attempts: for small reads, which are as good the second time.
+async fn insistent<T, F>(operation: &'static str, read: impl Fn() -> F) -> Result<T>
+where
+    F: Future<Output = Result<T, Error>>,
+{
+    let attempts = async {
+        loop {
+            if let Ok(answer) = tokio::time::timeout(READ_ATTEMPT, read()).await {
+                return answer;
+            }
+            tracing::warn!(operation, "etcd is slow, asking again");
+        }
+    };
+    bounded(operation, attempts).await
+}
+
 pub(crate) fn key_value(kv: &etcd_client::KeyValue) -> KeyValue {
     KeyValue {
         key: Bytes::copy_from_slice(kv.key()),
@@ -116,8 +144,11 @@ fn revision_of(header: Option<&etcd_client::ResponseHeader>) -> Revision {
 #[async_trait]
 impl Store for EtcdStore {
     async fn get(&self, key: Bytes) -> Result<(Option<KeyValue>, Revision)> {
-        let mut kv = self.kv();
-        let response = bounded("get", kv.get(key, None)).await?;
+        let response = insistent("get", || {
+            let (mut kv, key) = (self.kv(), key.clone());
+            async move { kv.get(key, None).await }
+        })
+        .await?;
         let revision = revision_of(response.header());
         Ok((response.kvs().first().map(key_value), revision))
     }
@@ -196,15 +227,15 @@ impl Store for EtcdStore {
 
     async fn watch(&self, prefix: Bytes, from: Revision) -> Result<Watch> {
         let client = self
-            .client
+            .watches
             .watch_client()
             .max_decoding_message_size(MESSAGE_LIMIT);
         watch::start(client, prefix, from, self.progress.subscribe()).await
     }
 
-    async fn request_progress(&self) -> Result<()> {
+    async fn request_progress(&self, prefix: Bytes) -> Result<()> {
         // No receiver means no watch, which is fine.
-        let _ = self.progress.send(());
+        let _ = self.progress.send(prefix);
         Ok(())
     }
 
@@ -231,9 +262,11 @@ impl Store for EtcdStore {
     }
 
     async fn revision(&self) -> Result<Revision> {
-        let mut kv = self.kv();
-        let options = GetOptions::new().with_count_only();
-        let response = bounded("revision", kv.get("/", Some(options))).await?;
+        let response = insistent("revision", || {
+            let mut kv = self.kv();
+            async move { kv.get("/", Some(GetOptions::new().with_count_only())).await }
+        })
+        .await?;
         Ok(revision_of(response.header()))
     }
 

@@ -1,5 +1,7 @@
 //! One gRPC watch stream per watch, its responses put in the trait's terms.
 
+use std::time::{Duration, Instant};
+
 use bytes::Bytes;
 use etcd_client::{EventType, WatchClient, WatchOptions, WatchResponse, WatchStream};
 use tokio::sync::{broadcast, mpsc};
@@ -9,22 +11,24 @@ use super::{bounded, key_value, revision_of};
 use crate::{Event, Result, Revision, Watch, WatchMessage};
 
 const OUTPUT_QUEUE: usize = 64;
+/// While etcd owes an answer, no other is asked for; but it gives none while a watch catches up.
+const PROGRESS_PATIENCE: Duration = Duration::from_millis(100);
 
 pub async fn start(
     mut client: WatchClient,
     prefix: Bytes,
     from: Revision,
-    progress: broadcast::Receiver<()>,
+    progress: broadcast::Receiver<Bytes>,
 ) -> Result<Watch> {
     let options = WatchOptions::new()
         .with_prefix()
         .with_prev_key()
         .with_progress_notify()
         .with_start_revision(from);
-    let stream = bounded("watch", client.watch(prefix, Some(options))).await?;
+    let stream = bounded("watch", client.watch(prefix.clone(), Some(options))).await?;
     let (output, receiver) = mpsc::channel(OUTPUT_QUEUE);
     let token = CancellationToken::new();
-    tokio::spawn(forward(stream, output, progress, token.clone()));
+    tokio::spawn(forward(stream, prefix, output, progress, token.clone()));
     Ok(Watch {
         receiver,
         _guard: Some(token.drop_guard()),
@@ -33,18 +37,26 @@ pub async fn start(
 
 async fn forward(
     mut stream: WatchStream,
+    prefix: Bytes,
     output: mpsc::Sender<WatchMessage>,
-    mut progress: broadcast::Receiver<()>,
+    mut progress: broadcast::Receiver<Bytes>,
     dropped: CancellationToken,
 ) {
+    let mut asked_at: Option<Instant> = None;
     loop {
         let response = tokio::select! {
             () = dropped.cancelled() => return,
             asked = progress.recv() => {
-                // Missed requests are all answered by the next one; a closed channel means shutdown.
-                if matches!(asked, Err(broadcast::error::RecvError::Closed)) {
-                    return;
+                match asked {
+                    Ok(of) if of != prefix => continue,
+                    // A closed channel means shutdown.
+                    Err(broadcast::error::RecvError::Closed) => return,
+                    Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
                 }
+                if asked_at.is_some_and(|at| at.elapsed() < PROGRESS_PATIENCE) {
+                    continue;
+                }
+                asked_at = Some(Instant::now());
                 match stream.request_progress().await {
                     Ok(()) => continue,
                     Err(error) => Err(error),
@@ -52,6 +64,7 @@ async fn forward(
             }
             response = stream.message() => response,
         };
+        asked_at = None;
         let messages = match response {
             Ok(Some(response)) => messages(&response),
             Ok(None) => vec![WatchMessage::Lost("etcd closed the watch".into())],

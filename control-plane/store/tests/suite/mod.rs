@@ -248,7 +248,7 @@ pub async fn progress_follows_the_events(store: Engine) {
     let elsewhere = write(&store, vec![put("/elsewhere/a", "1")]).await;
     let mut seen = false;
     loop {
-        store.request_progress().await.unwrap();
+        store.request_progress(key("/progress/")).await.unwrap();
         match next(&mut watch).await {
             WatchMessage::Events(events) => seen |= events[0].revision() == written,
             WatchMessage::Progress(revision) if revision >= elsewhere => break,
