@@ -1,4 +1,5 @@
-//! The node's agent: `agent` is kubelet, kube-proxy and pod routes; `agent cri` is the container runtime.
+//! The node's agent: `agent` is kubelet, kube-proxy and pod routes; `agent cri` is the container runtime,
+//! `agent hollow` nodes in memory.
 
 mod api_client;
 mod args;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
             let arguments = args::Cri::parse_from(&arguments[1..]);
             on_runtime(runtime::run(arguments))
         }
+        Some("hollow") => on_runtime(hollow::run(hollow::Hollow::parse_from(&arguments[1..]))),
         _ => on_runtime(node::run(args::Agent::parse())),
     };
     match result {

@@ -9,7 +9,7 @@ use serde_json::Value;
 const EDGES: &[(&str, &[&str])] = &[
     (
         "agent",
-        &["cri", "kube-proxy", "kubelet", "network", "node-config", "pki"],
+        &["cri", "hollow", "kube-proxy", "kubelet", "network", "node-config", "pki"],
     ),
     ("api", &[]),
     ("api-client", &["api"]),
@@ -32,6 +32,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("controller-manager", &["api", "api-client", "pki", "quota"]),
     ("cri", &["cri-api"]),
     ("cri-api", &[]),
+    ("hollow", &[]),
     ("image", &["boot-disk", "node-config", "schema"]),
     ("init", &["boot-disk", "node-config"]),
     ("kube-proxy", &["netfilter"]),
