@@ -97,8 +97,16 @@ impl Entry {
     }
 }
 
-/// How a field looks to a selector.
+/// How a field looks to a selector; of several places the first that holds something.
 fn field_text(object: &Value, pointer: &str) -> String {
+    if let Some((first, rest)) = pointer.split_once('|') {
+        let text = field_text(object, first);
+        return if text.is_empty() {
+            field_text(object, rest)
+        } else {
+            text
+        };
+    }
     match object.pointer(pointer) {
         Some(Value::String(text)) => text.clone(),
         Some(Value::Bool(flag)) => flag.to_string(),

@@ -33,14 +33,28 @@ const EVENT: &[Builtin] = &[
     ("involvedObject.fieldPath", "/involvedObject/fieldPath"),
     ("reason", "/reason"),
     ("reportingComponent", "/reportingComponent"),
-    ("source", "/source/component"),
+    ("source", "/source/component|/reportingComponent"),
+    ("type", "/type"),
+];
+/// The same under the names of the younger group.
+const REGARDING: &[Builtin] = &[
+    ("regarding.kind", "/involvedObject/kind"),
+    ("regarding.namespace", "/involvedObject/namespace"),
+    ("regarding.name", "/involvedObject/name"),
+    ("regarding.uid", "/involvedObject/uid"),
+    ("regarding.apiVersion", "/involvedObject/apiVersion"),
+    ("regarding.resourceVersion", "/involvedObject/resourceVersion"),
+    ("regarding.fieldPath", "/involvedObject/fieldPath"),
+    ("reason", "/reason"),
+    ("reportingController", "/reportingComponent"),
     ("type", "/type"),
 ];
 
 fn builtin(group: &str, plural: &str) -> &'static [Builtin] {
     match (group, plural) {
         ("", "pods") => POD,
-        ("", "events") | ("events.k8s.io", "events") => EVENT,
+        ("", "events") => EVENT,
+        ("events.k8s.io", "events") => REGARDING,
         ("", "nodes") => &[("spec.unschedulable", "/spec/unschedulable")],
         ("", "namespaces") => &[("status.phase", "/status/phase")],
         ("", "secrets") => &[("type", "/type")],
@@ -79,7 +93,7 @@ pub fn of_resource(resource: &Resource) -> Arc<[SelectableField]> {
 pub fn of_kind(catalog: &Catalog, group: &str, plural: &str) -> Arc<[SelectableField]> {
     let mut fields: Vec<SelectableField> = catalog
         .resources()
-        .filter(|resource| resource.group == group && resource.plural == plural)
+        .filter(|resource| super::prefix(&resource.group, &resource.plural) == super::prefix(group, plural))
         .flat_map(|resource| of_resource(resource).to_vec())
         .collect();
     fields.sort();

@@ -131,9 +131,7 @@ fn contents(resource: &Resource, object: &Value) -> Vec<Cause> {
         }
         ("", "replicationcontrollers") => workloads::replication_controller(object),
         ("batch", "jobs") => workloads::job(&object["spec"], "spec"),
-        ("batch", "cronjobs") => {
-            workloads::job(&object["spec"]["jobTemplate"]["spec"], "spec.jobTemplate.spec")
-        }
+        ("batch", "cronjobs") => workloads::cron_job(object),
         ("autoscaling", "horizontalpodautoscalers") => workloads::autoscaler(object),
         ("policy", "poddisruptionbudgets") => workloads::disruption_budget(object),
         ("rbac.authorization.k8s.io", "roles" | "clusterroles") => rbac::role(resource, object),

@@ -145,6 +145,58 @@ pub(super) fn port_name_problem(text: &str) -> Option<String> {
     Some(problem.to_owned())
 }
 
+/// Below a volume, upstream's `validateLocalNonReservedPath`.
+pub(super) fn relative_path_problem(path: &str) -> Option<String> {
+    if path.starts_with('/') {
+        return Some("must be a relative path".to_owned());
+    }
+    if path.split('/').any(|part| part == "..") {
+        return Some("must not contain '..'".to_owned());
+    }
+    path.starts_with("..")
+        .then(|| "must not start with '..'".to_owned())
+}
+
+/// What can be told of a cron schedule without reading its fields.
+pub(super) fn schedule_problem(schedule: &str) -> Option<String> {
+    const DESCRIPTORS: [&str; 7] = [
+        "@yearly",
+        "@annually",
+        "@monthly",
+        "@weekly",
+        "@daily",
+        "@midnight",
+        "@hourly",
+    ];
+    let timed = schedule
+        .split_once(' ')
+        .filter(|(zone, _)| zone.starts_with("TZ=") || zone.starts_with("CRON_TZ="));
+    let fields: Vec<&str> = timed
+        .map_or(schedule, |(_, rest)| rest)
+        .split_whitespace()
+        .collect();
+    if schedule.starts_with('@') {
+        let known = DESCRIPTORS.contains(&schedule) || schedule.starts_with("@every ");
+        return (!known).then(|| format!("unrecognized descriptor: {schedule}"));
+    }
+    if fields.len() != 5 {
+        let found = fields.join(" ");
+        return Some(format!(
+            "expected exactly 5 fields, found {}: [{found}]",
+            fields.len()
+        ));
+    }
+    let known = |field: &&&str| {
+        field
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"*/,-?#".contains(&byte))
+    };
+    let odd = fields.iter().find(|field| !known(field))?;
+    Some(format!(
+        "failed to parse int from {odd}: strconv.Atoi: parsing {odd:?}: invalid syntax"
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -14,6 +14,9 @@ const RULES: &[(&str, Rule)] = &[
     ("core.v1.PodSpec", pod_spec),
     ("core.v1.TopologySpreadConstraint", spread),
     ("core.v1.HostAlias", host_alias),
+    ("core.v1.SeccompProfile", localhost_profile),
+    ("core.v1.AppArmorProfile", localhost_profile),
+    ("core.v1.VolumeMount", volume_mount),
     ("core.v1.EmptyDirVolumeSource", empty_dir),
     ("core.v1.HostPathVolumeSource", host_path),
     ("networking.v1.IPBlock", ip_block),
@@ -86,6 +89,14 @@ fn node_requirement(requirement: &Value, path: &str) -> Vec<Cause> {
 
 fn pod_spec(spec: &Value, path: &str) -> Vec<Cause> {
     let mut causes = Vec::new();
+    if spec["shareProcessNamespace"] == true && spec["hostPID"] == true {
+        let detail = "ShareProcessNamespace and HostPID cannot both be enabled";
+        causes.push(Cause::invalid(
+            &format!("{path}.shareProcessNamespace"),
+            &json!(true),
+            detail,
+        ));
+    }
     if spec["dnsPolicy"] == "None" && count(&spec["dnsConfig"], "nameservers") == 0 {
         let detail = "must provide at least one DNS nameserver when `dnsPolicy` is None";
         causes.push(Cause::required(&format!("{path}.dnsConfig.nameservers"), detail));
@@ -166,6 +177,24 @@ fn host_alias(alias: &Value, path: &str) -> Vec<Cause> {
         causes.extend(invalid_if(problem, &format!("{path}.hostnames[{index}]"), name));
     }
     causes
+}
+
+fn localhost_profile(profile: &Value, path: &str) -> Vec<Cause> {
+    let field = format!("{path}.localhostProfile");
+    match (text(profile, "type"), profile["localhostProfile"].is_null()) {
+        ("Localhost", true) => vec![Cause::required(&field, "must be set when type is Localhost")],
+        ("Localhost", false) | (_, true) => Vec::new(),
+        _ => {
+            let detail = "can only be set when type is Localhost";
+            vec![Cause::invalid(&field, &profile["localhostProfile"], detail)]
+        }
+    }
+}
+
+fn volume_mount(mount: &Value, path: &str) -> Vec<Cause> {
+    let both = !text(mount, "subPath").is_empty() && !text(mount, "subPathExpr").is_empty();
+    let problem = both.then(|| "subPathExpr and subPath are mutually exclusive".to_owned());
+    invalid_if(problem, &format!("{path}.subPathExpr"), &mount["subPathExpr"])
 }
 
 fn empty_dir(source: &Value, path: &str) -> Vec<Cause> {

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use serde_json::{Value, json};
 
 use super::cause::Cause;
-use super::{metadata, names, rules};
+use super::{metadata, names, net, rules};
 use crate::catalog::Kind;
 use crate::facts;
 use crate::types::{Field, FieldType, TypeId, Types};
@@ -37,6 +37,12 @@ enum Check {
     ConfigKeys,
     EnvName,
     Ip,
+    /// Permission bits.
+    Mode,
+    /// A path below something else.
+    Relative,
+    TenMinutes,
+    Schedule,
     Unique(&'static str),
 }
 
@@ -169,6 +175,10 @@ impl Check {
             "config-keys" => Self::ConfigKeys,
             "env-name" => Self::EnvName,
             "ip" => Self::Ip,
+            "mode" => Self::Mode,
+            "relative" => Self::Relative,
+            "ten-minutes" => Self::TenMinutes,
+            "schedule" => Self::Schedule,
             _ => Self::Unique(word.strip_prefix("unique=")?),
         })
     }
@@ -235,12 +245,17 @@ impl Check {
             Self::LabelValue => text(names::label_value_problem),
             Self::ConfigKey => text(names::config_key_problem),
             Self::EnvName => text(names::env_name_problem),
-            Self::Ip => {
-                let bad = value
-                    .as_str()
-                    .is_some_and(|text| text.parse::<std::net::IpAddr>().is_err());
-                bad.then(|| "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)".to_owned())
+            Self::Ip => text(net::address_problem),
+            Self::Mode => {
+                let good = value.as_i64().is_none_or(|mode| (0..=0o777).contains(&mode));
+                (!good).then(|| "must be a number between 0 and 0777 (octal), both inclusive".to_owned())
             }
+            Self::Relative => text(names::relative_path_problem),
+            Self::TenMinutes => value
+                .as_i64()
+                .filter(|seconds| *seconds < 600)
+                .map(|_| "may not specify a duration less than 10 minutes".to_owned()),
+            Self::Schedule => text(names::schedule_problem),
             Self::Required
             | Self::Verbs
             | Self::NonEmpty

@@ -250,6 +250,19 @@ pub(super) fn autoscaler(autoscaler: &Value) -> Vec<Cause> {
     causes
 }
 
+/// The job's name is the schedule's plus eleven characters.
+const LONGEST_CRON_JOB: usize = 52;
+
+pub(super) fn cron_job(cron: &Value) -> Vec<Cause> {
+    let mut causes = job(&cron["spec"]["jobTemplate"]["spec"], "spec.jobTemplate.spec");
+    let name = &cron["metadata"]["name"];
+    if name.as_str().is_some_and(|name| name.len() > LONGEST_CRON_JOB) {
+        let detail = format!("must be no more than {LONGEST_CRON_JOB} characters");
+        causes.push(Cause::invalid("metadata.name", name, &detail));
+    }
+    causes
+}
+
 pub(super) fn disruption_budget(budget: &Value) -> Vec<Cause> {
     let spec = &budget["spec"];
     if spec.get("minAvailable").is_some() && spec.get("maxUnavailable").is_some() {
