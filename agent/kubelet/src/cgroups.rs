@@ -22,18 +22,31 @@ pub enum Step {
 /// Works on a cgroup v2 mount; a root without controllers gives pods no cgroups, said once.
 pub struct Cgroups {
     root: Option<PathBuf>,
+    pod_pids: Option<u64>,
+}
+
+/// What all pods together may use, and each one of processes.
+#[derive(Clone, Debug, Default)]
+pub struct Limits {
+    pub milli_cpus: i64,
+    pub memory: Option<i64>,
+    pub pod_pids: Option<u64>,
 }
 
 impl Cgroups {
     /// Creates the hierarchy's upper levels with every controller that the machine offers.
-    pub fn new(root: &Path) -> Self {
-        match prepare(root) {
+    pub fn new(root: &Path, node: &Limits) -> Self {
+        match prepare(root, node) {
             Ok(()) => Self {
                 root: Some(root.to_owned()),
+                pod_pids: node.pod_pids,
             },
             Err(error) => {
                 warn!(root = %root.display(), %error, "no cgroup v2 controllers: pods run without resource limits");
-                Self { root: None }
+                Self {
+                    root: None,
+                    pod_pids: None,
+                }
             }
         }
     }
@@ -52,7 +65,8 @@ impl Cgroups {
         let dir = root.join(relative(pod));
         fs::create_dir_all(&dir)?;
         enable_controllers(&dir);
-        set(&dir, limits(pod).into_iter())
+        let pids = self.pod_pids.map(|limit| ("pids.max", limit.to_string()));
+        set(&dir, limits(pod).into_iter().chain(pids))
     }
 
     /// Sets what has grown, or everything.
@@ -93,7 +107,7 @@ impl Cgroups {
     }
 }
 
-fn prepare(root: &Path) -> std::io::Result<()> {
+fn prepare(root: &Path, node: &Limits) -> std::io::Result<()> {
     let available = fs::read_to_string(root.join("cgroup.controllers"))?;
     if !available
         .split_whitespace()
@@ -107,11 +121,16 @@ fn prepare(root: &Path) -> std::io::Result<()> {
         fs::create_dir_all(&dir)?;
         enable_controllers(&dir);
     }
-    let weight_file = root.join(ROOT).join("besteffort/cpu.weight");
-    if weight_file.exists() {
-        fs::write(weight_file, "1")?;
-    }
-    Ok(())
+    set(
+        &root.join(ROOT).join("besteffort"),
+        [("cpu.weight", "1".to_owned())].into_iter(),
+    )?;
+    let memory = node.memory.map_or("max".to_owned(), |bytes| bytes.to_string());
+    let all = [
+        ("cpu.weight", weight(shares(node.milli_cpus)).to_string()),
+        ("memory.max", memory),
+    ];
+    set(&root.join(ROOT), all.into_iter())
 }
 
 /// Hands what the cgroup has on to its children; one by one, since one refusal must not cost the others.
@@ -237,7 +256,7 @@ mod tests {
     fn hierarchy_follows_the_class() {
         let dir = TempDir::new("cgroups");
         fs::write(dir.path().join("cgroup.controllers"), "cpu memory pids").unwrap();
-        let cgroups = Cgroups::new(dir.path());
+        let cgroups = Cgroups::new(dir.path(), &Limits::default());
         assert_eq!(cgroups.parent(&pod(&[])), "/kubepods/besteffort/podu");
         assert_eq!(cgroups.parent(&pod(&[("cpu", "1")])), "/kubepods/burstable/podu");
         assert_eq!(
@@ -252,7 +271,7 @@ mod tests {
     fn without_controllers_pods_have_no_cgroup() {
         let dir = TempDir::new("cgroups-none");
         fs::write(dir.path().join("cgroup.controllers"), "").unwrap();
-        let cgroups = Cgroups::new(dir.path());
+        let cgroups = Cgroups::new(dir.path(), &Limits::default());
         assert_eq!(cgroups.parent(&pod(&[])), "");
         cgroups.create(&pod(&[])).unwrap();
     }

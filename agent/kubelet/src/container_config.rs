@@ -5,7 +5,7 @@ use std::path::Path;
 
 use cri_api::v1::{
     ContainerConfig, ContainerMetadata, Device, ImageSpec, KeyValue, LinuxContainerConfig, Mount,
-    MountPropagation, NamespaceMode, Signal,
+    MountPropagation, NamespaceMode, Signal, UserNamespace,
 };
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, VolumeDevice};
 
@@ -28,6 +28,8 @@ pub struct Prepared<'a> {
     /// Images to mount, by volume name.
     pub images: HashMap<String, ImageSpec>,
     pub pod_dir: &'a Path,
+    /// How the pod's ids are the host's.
+    pub users: Option<UserNamespace>,
     /// Host file mounted as `/etc/hosts`.
     pub hosts_file: &'a Path,
     /// Host file mounted at the termination message path.
@@ -80,11 +82,13 @@ pub fn container_config(
             prepared.attempt.to_string(),
         ),
     ]);
+    let users = prepared.users.clone();
     let mut security = container_security(
         &spec,
         container,
         &prepared.image_user,
         context.config.settings.seccomp_default,
+        users.as_ref(),
     );
     if let Some((target, namespaces)) = prepared
         .target_id
@@ -222,6 +226,12 @@ fn mounts(
         host_path: host_path.display().to_string(),
         ..Default::default()
     }));
+    if let Some(users) = &prepared.users {
+        for mount in mounts.iter_mut().filter(|mount| mount.image.is_none()) {
+            mount.uid_mappings = users.uids.clone();
+            mount.gid_mappings = users.gids.clone();
+        }
+    }
     Ok(mounts)
 }
 
@@ -245,6 +255,7 @@ pub async fn environment(
     pod: &Pod,
     container: &Container,
     addresses: &Addresses,
+    volumes: &Volumes,
 ) -> Result<Vec<(String, String)>, String> {
     let namespace = namespace(pod);
     let mut sources = env::Sources::default();
@@ -339,6 +350,10 @@ pub async fn environment(
                 namespace,
                 &key.name,
             )?
+        } else if let Some(key) = &from.file_key_ref {
+            let volume = volumes.get(&key.volume_name);
+            let volume = volume.ok_or_else(|| format!("volume \"{}\" not found", key.volume_name))?;
+            file_value(&volume.path, &key.path, &key.key, key.optional == Some(true))?
         } else {
             return Err(format!(
                 "env {} has a valueFrom of a kind this kubelet does not support",
@@ -355,6 +370,24 @@ pub async fn environment(
     let services = context.services.state();
     let variables = env::service_variables(services.iter().map(AsRef::as_ref), namespace, links);
     Ok(env::merge(container, &sources, &variables))
+}
+
+/// A variable of a file in a volume; the file must be one of the volume's own.
+fn file_value(volume: &Path, path: &str, key: &str, optional: bool) -> Result<Option<String>, String> {
+    let file = match sub_path::open_inside(volume, path) {
+        Ok(file) => file,
+        Err(_) if optional => return Ok(None),
+        Err(error) => return Err(format!("couldn't parse env file: {error}")),
+    };
+    let text = std::io::read_to_string(file)
+        .map_err(|error| format!("couldn't parse env file {path:?}: {error}"))?;
+    match env::file_variable(&text, key) {
+        Some(value) => Ok(Some(value)),
+        None if optional => Ok(None),
+        None => Err(format!(
+            "environment variable key {key:?} not found in file {path:?}"
+        )),
+    }
 }
 
 fn key_value(

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use cri_api::v1::DnsConfig;
 use k8s_openapi::api::core::v1::{Pod, Service};
@@ -12,7 +13,7 @@ use crate::Config;
 use crate::allocation::Allocations;
 use crate::cgroups::Cgroups;
 use crate::events::EventRecorder;
-use crate::eviction::Pressures;
+use crate::eviction::{Pressures, Signal};
 use crate::image_collection::ImageHistory;
 use crate::images::ImagePuller;
 use crate::objects::Objects;
@@ -47,6 +48,12 @@ pub struct Context {
 }
 
 impl Context {
+    /// Whether the node lacks, or lately lacked, any of these.
+    pub fn is_under(&self, signals: &[Signal]) -> bool {
+        let transition = self.config.settings.eviction_pressure_transition_period;
+        self.pressures.under(signals, Instant::now(), transition)
+    }
+
     pub fn pod_dir(&self, uid: &str) -> PathBuf {
         self.config.root_dir.join("pods").join(uid)
     }

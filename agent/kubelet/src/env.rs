@@ -34,6 +34,17 @@ pub fn expand(input: &str, lookup: &dyn Fn(&str) -> Option<String>) -> String {
     output
 }
 
+/// The value of `key` in a file of `KEY=VALUE` lines; quotes around a value are not part of it.
+pub fn file_variable(text: &str, key: &str) -> Option<String> {
+    let lines = text.lines().map(str::trim).filter(|line| !line.starts_with('#'));
+    let mut found = lines
+        .filter_map(|line| line.split_once('='))
+        .filter(|(name, _)| name.trim() == key);
+    let value = found.next_back()?.1.trim();
+    let quoted = |quote: char| value.strip_prefix(quote)?.strip_suffix(quote);
+    Some(quoted('\'').or_else(|| quoted('"')).unwrap_or(value).to_owned())
+}
+
 /// Like [`expand`], but a reference nobody knows is an error, named by the whole input.
 pub fn expand_known(input: &str, lookup: &dyn Fn(&str) -> Option<String>) -> Result<String, String> {
     let missing = std::cell::Cell::new(false);

@@ -1,5 +1,6 @@
 //! Keeps the node alive when memory, disk or process ids run short: reclaims what nobody uses, then evicts pods.
 
+mod local_storage;
 mod ranking;
 mod signals;
 
@@ -21,15 +22,27 @@ use crate::runtime::{CONTAINER_NAME, RuntimeError, identity};
 use crate::{disk_usage, garbage_collection, image_collection};
 
 use ranking::{Candidate, Consumer};
+use signals::{Crossings, Shortage};
 pub use signals::{Pressures, Reading, Signal, threshold};
 
 const PERIOD: Duration = Duration::from_secs(10);
 /// Pods from this priority on keep the cluster itself running and stay.
 const CRITICAL: i32 = 2_000_000_000;
 
+/// Why a pod must go, and how long it has for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Eviction {
+    pub message: String,
+    pub grace_seconds: u64,
+}
+
+/// Upstream's grace period for a pod that must go now.
+pub const IMMEDIATE_GRACE: u64 = 1;
+
 pub async fn run(context: Arc<Context>, pods: Pods, machine: Machine, stop: CancellationToken) {
+    let mut crossings = Crossings::default();
     while !stop.is_cancelled() {
-        if let Err(error) = watch_once(&context, &pods, &machine).await {
+        if let Err(error) = watch_once(&context, &pods, &machine, &mut crossings).await {
             warn!(%error, "eviction cannot see what pods use");
         }
         tokio::select! {
@@ -39,19 +52,56 @@ pub async fn run(context: Arc<Context>, pods: Pods, machine: Machine, stop: Canc
     }
 }
 
-fn shortages(context: &Context, machine: &Machine) -> Vec<Reading> {
+fn shortages(context: &Context, machine: &Machine, crossings: &mut Crossings) -> Vec<Shortage> {
     let readings = machine.readings(&context.config.root_dir);
-    readings.into_iter().filter(Reading::is_short).collect()
+    crossings.shortages(&readings, &context.config.settings, Instant::now())
 }
 
-async fn watch_once(context: &Context, pods: &Pods, machine: &Machine) -> Result<(), RuntimeError> {
-    let short = shortages(context, machine);
-    for reading in &short {
-        context.pressures.note(reading.signal, Instant::now());
+/// Ends pods that use more of the disk than they may.
+async fn enforce_local_storage(context: &Context, pods: &Pods) -> Result<(), RuntimeError> {
+    let all = pods.all();
+    let stats = context.runtime.container_stats().await?;
+    for pod in all.iter().filter(|pod| is_evictable(pod)) {
+        let used = local_storage::measure(context, pod, &stats);
+        if let Some(message) = used.and_then(|used| local_storage::excess(pod, &used)) {
+            evict(context, pods, pod, message, IMMEDIATE_GRACE);
+        }
     }
-    let Some(reading) = short.first().copied() else {
+    Ok(())
+}
+
+fn evict(context: &Context, pods: &Pods, pod: &Pod, message: String, grace_seconds: u64) {
+    warn!(
+        pod = name(pod),
+        namespace = namespace(pod),
+        message,
+        "pod evicted"
+    );
+    context
+        .events
+        .warning(pod_reference(pod), "Evicted", message.clone());
+    let eviction = Eviction {
+        message,
+        grace_seconds,
+    };
+    pods.evict(uid(pod), eviction);
+}
+
+async fn watch_once(
+    context: &Context,
+    pods: &Pods,
+    machine: &Machine,
+    crossings: &mut Crossings,
+) -> Result<(), RuntimeError> {
+    enforce_local_storage(context, pods).await?;
+    let short = shortages(context, machine, crossings);
+    for shortage in &short {
+        context.pressures.note(shortage.reading.signal, Instant::now());
+    }
+    let Some(shortage) = short.first().copied() else {
         return Ok(());
     };
+    let reading = shortage.reading;
     let resource = reading.signal.resource();
     warn!(resource, available = reading.available, "the node runs short");
     let message = format!("Attempting to reclaim {resource}");
@@ -61,9 +111,9 @@ async fn watch_once(context: &Context, pods: &Pods, machine: &Machine) -> Result
     if reading.signal.is_disk() {
         garbage_collection::collect(context, pods).await?;
         image_collection::free(context, u64::MAX).await?;
-        if !shortages(context, machine)
+        if !shortages(context, machine, crossings)
             .iter()
-            .any(|left| left.signal == reading.signal)
+            .any(|left| left.reading.signal == reading.signal)
         {
             info!(resource, "the node has room again, no pod was evicted");
             return Ok(());
@@ -77,19 +127,17 @@ async fn watch_once(context: &Context, pods: &Pods, machine: &Machine) -> Result
         warn!(resource, "no pod can be evicted");
         return Ok(());
     };
-    let message = ranking::message(&reading, &chosen);
+    let message = ranking::message(&shortage, &chosen);
     if let Some(pod) = all.iter().find(|pod| uid(pod) == chosen.uid) {
-        warn!(
-            pod = name(pod),
-            namespace = namespace(pod),
-            message,
-            "pod evicted"
-        );
-        context
-            .events
-            .warning(pod_reference(pod), "Evicted", message.clone());
+        let soft = context.config.settings.eviction_max_pod_grace_period;
+        let own = crate::pod_executor::grace_seconds(pod, None);
+        let grace = if shortage.soft {
+            soft.min(own).max(IMMEDIATE_GRACE)
+        } else {
+            IMMEDIATE_GRACE
+        };
+        evict(context, pods, pod, message, grace);
     }
-    pods.evict(&chosen.uid, message);
     Ok(())
 }
 

@@ -13,10 +13,6 @@ use crate::node;
 use crate::runtime::RuntimeError;
 
 const PERIOD: Duration = Duration::from_secs(300);
-/// Upstream's `imageGCHighThresholdPercent`, `imageGCLowThresholdPercent` and `imageMinimumGCAge`.
-const HIGH_PERCENT: u64 = 85;
-const LOW_PERCENT: u64 = 80;
-const MINIMUM_AGE: Duration = Duration::from_secs(120);
 
 #[derive(Clone, Copy)]
 struct Seen {
@@ -44,13 +40,19 @@ impl ImageHistory {
     }
 
     /// What may go, the longest unused first.
-    fn unused<'a>(&self, images: &'a [Image], used: &BTreeSet<String>, now: Instant) -> Vec<&'a Image> {
+    fn unused<'a>(
+        &self,
+        images: &'a [Image],
+        used: &BTreeSet<String>,
+        age: Duration,
+        now: Instant,
+    ) -> Vec<&'a Image> {
         let seen = self.0.lock().unwrap_or_else(|e| e.into_inner());
         let mut unused: Vec<(Seen, &Image)> = images
             .iter()
             .filter(|image| !image.pinned && !is_used(image, used))
             .filter_map(|image| Some((*seen.get(&image.id)?, image)))
-            .filter(|(seen, _)| now.duration_since(seen.first) >= MINIMUM_AGE)
+            .filter(|(seen, _)| now.duration_since(seen.first) >= age)
             .collect();
         unused.sort_by_key(|(seen, _)| (seen.last_used, seen.first));
         unused.into_iter().map(|(_, image)| image).collect()
@@ -79,11 +81,11 @@ fn used_by(containers: &[Container]) -> BTreeSet<String> {
 }
 
 /// Bytes to free so that the disk is as empty as wanted; none while it is not full.
-fn excess(available: u64, capacity: u64) -> Option<u64> {
-    if capacity == 0 || 100 - available * 100 / capacity < HIGH_PERCENT {
+fn excess(available: u64, capacity: u64, high: u64, low: u64) -> Option<u64> {
+    if capacity == 0 || 100 - available * 100 / capacity < high {
         return None;
     }
-    Some((capacity / 100 * (100 - LOW_PERCENT)).saturating_sub(available))
+    Some((capacity / 100 * (100 - low.min(100))).saturating_sub(available))
 }
 
 pub async fn run(context: Arc<Context>, stop: CancellationToken) {
@@ -99,8 +101,13 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
 }
 
 async fn collect(context: &Context) -> Result<(), RuntimeError> {
+    let settings = &context.config.settings;
+    let (high, low) = (
+        settings.image_gc_high_threshold_percent,
+        settings.image_gc_low_threshold_percent,
+    );
     let disk = node::disk(&context.config.root_dir);
-    let wanted = disk.and_then(|disk| excess(disk.available, disk.capacity));
+    let wanted = disk.and_then(|disk| excess(disk.available, disk.capacity, high, low));
     let freed = free(context, wanted.unwrap_or(0)).await?;
     if let Some(wanted) = wanted.filter(|wanted| freed < *wanted) {
         let message = format!(
@@ -118,10 +125,10 @@ async fn collect(context: &Context) -> Result<(), RuntimeError> {
 pub async fn free(context: &Context, wanted: u64) -> Result<u64, RuntimeError> {
     let images = context.runtime.list_images().await?;
     let used = used_by(&context.runtime.list_containers().await?);
-    let now = Instant::now();
+    let (now, age) = (Instant::now(), context.config.settings.image_minimum_gc_age);
     context.image_history.note(&images, &used, now);
     let mut freed = 0;
-    for image in context.image_history.unused(&images, &used, now) {
+    for image in context.image_history.unused(&images, &used, age, now) {
         if freed >= wanted {
             break;
         }
@@ -153,7 +160,11 @@ mod tests {
             (0, 1000, Some(200)),
             (0, 0, None),
         ] {
-            assert_eq!(excess(available, capacity), expected, "{available} of {capacity}");
+            assert_eq!(
+                excess(available, capacity, 85, 80),
+                expected,
+                "{available} of {capacity}"
+            );
         }
     }
 
@@ -174,7 +185,7 @@ mod tests {
         history.note(&images[1..], &names(&["w", "used"]), at(0));
         history.note(&images, &names(&["used"]), at(100));
         let gone = |now| -> Vec<&str> {
-            let unused = history.unused(&images, &names(&["used"]), now);
+            let unused = history.unused(&images, &names(&["used"]), Duration::from_secs(120), now);
             unused.into_iter().map(|image| image.id.as_str()).collect()
         };
         assert_eq!(gone(at(119)), [""; 0]);

@@ -44,6 +44,7 @@ mod start_up;
 mod static_pods;
 mod status_writer;
 mod termination_message;
+mod user_namespaces;
 mod volumes;
 
 use std::collections::BTreeMap;

@@ -5,8 +5,9 @@ mod machine;
 mod status;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use cri_api::v1::StatusResponse;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, NodeStatus};
 use kube::api::{Api, Patch, PatchParams, PostParams};
@@ -22,11 +23,7 @@ use crate::runtime::unmet;
 
 pub use lease::run as run_lease;
 pub use machine::{Machine, NodeUsage, disk, node_usage};
-pub use status::allocatable;
-
-const PERIOD: Duration = Duration::from_secs(10);
-/// An unchanged status is written anyway after this time (upstream's `nodeStatusReportFrequency`).
-const REPORT: Duration = Duration::from_secs(300);
+pub use status::{allocatable, limits};
 
 #[derive(Debug, Error)]
 pub enum NodeError {
@@ -58,10 +55,11 @@ pub async fn run(context: Arc<Context>, machine: Machine, stop: CancellationToke
         registered: false,
         written: None,
     };
+    let period = node.context.config.settings.node_status_update_frequency;
     let mut quick = Duration::from_millis(200);
     while !stop.is_cancelled() {
         let pause = match node.sync().await {
-            Ok(true) => PERIOD,
+            Ok(true) => period,
             // Not ready yet: the pod CIDR and the runtime are worth waiting for closely.
             Ok(false) => {
                 quick = (quick * 2).min(Duration::from_secs(2));
@@ -89,15 +87,16 @@ impl NodeLoop {
             found => self.register(&nodes, found).await?,
         };
         self.tell_runtime_pod_cidrs(&node).await?;
-        let condition = self.runtime_condition().await;
+        let (condition, runtime) = self.runtime_condition().await;
         let images = self.context.runtime.list_images().await.unwrap_or_default();
         let parameter_errors = std::fs::read_to_string(&self.context.config.parameter_errors).ok();
-        let under = |signals: &[Signal]| self.context.pressures.under(signals, Instant::now());
+        let under = |signals: &[Signal]| self.context.is_under(signals);
         let facts = status::Facts {
             machine: &self.machine,
             config: &self.context.config,
             images: &images,
             not_ready: condition.err(),
+            runtime: &runtime,
             allocatable: &self.context.allocatable,
             disk_pressure: under(&[Signal::Storage, Signal::Inodes]),
             memory_pressure: under(&[Signal::Memory]),
@@ -108,10 +107,11 @@ impl NodeLoop {
         let now = Timestamp::now();
         let old = node.status.clone().unwrap_or_default();
         let new = status::node_status(&facts, &old, now);
+        let report = self.context.config.settings.node_status_report_frequency;
         let due = self
             .written
             .as_ref()
-            .is_none_or(|(_, at)| Duration::try_from(now.duration_since(*at)).unwrap_or_default() >= REPORT);
+            .is_none_or(|(_, at)| Duration::try_from(now.duration_since(*at)).unwrap_or_default() >= report);
         if due || status::is_changed(&old, &new) {
             self.write_status(&nodes, &old, &new).await?;
             self.tell_transition(&old, &new);
@@ -168,13 +168,14 @@ impl NodeLoop {
     }
 
     /// Why the runtime or its network cannot run pods, if so: upstream's message of `KubeletNotReady`.
-    async fn runtime_condition(&mut self) -> Result<(), String> {
+    async fn runtime_condition(&mut self) -> (Result<(), String>, StatusResponse) {
         let answer = match self.context.runtime.status().await {
             Ok(answer) => answer,
             Err(error) => {
                 // A restarted runtime must be told its pod CIDR again.
                 self.pod_cidrs.clear();
-                return Err(format!("container runtime is down: {error}"));
+                let down = format!("container runtime is down: {error}");
+                return (Err(down), StatusResponse::default());
             }
         };
         let network = unmet(&answer, "NetworkReady");
@@ -185,11 +186,12 @@ impl NodeLoop {
             .into_iter()
             .chain(network)
             .collect();
-        if problems.is_empty() {
+        let verdict = if problems.is_empty() {
             Ok(())
         } else {
             Err(problems.join(", "))
-        }
+        };
+        (verdict, answer)
     }
 
     async fn write_status(

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use cri_api::v1::{ImageSpec, PodSandboxConfig};
+use cri_api::v1::{ImageSpec, PodSandboxConfig, UserNamespace};
 use k8s_openapi::api::core::v1::{Container, ObjectReference, Pod};
 use k8s_openapi::api::node::v1::RuntimeClass;
 use kube::api::Api;
@@ -48,15 +48,14 @@ pub fn find_container<'a>(pod: &'a Pod, name: &str) -> Option<(&'static str, Cow
 /// Creates the sandbox; errors have been told as events.
 pub async fn create_sandbox(context: &Context, pod: &Pod, attempt: u32) -> Result<String, String> {
     let log_dir = context.pod_log_dir(pod);
-    let result = match (fs::create_dir_all(&log_dir), runtime_handler(context, pod).await) {
-        (Ok(()), Ok(handler)) => context
-            .runtime
-            .run_sandbox(sandbox_config(context, pod, attempt), handler)
-            .await
-            .map_err(|e| e.to_string()),
-        (Err(error), _) => Err(format!("create {}: {error}", log_dir.display())),
-        (_, Err(error)) => Err(error),
-    };
+    let result = async {
+        fs::create_dir_all(&log_dir).map_err(|error| format!("create {}: {error}", log_dir.display()))?;
+        let handler = runtime_handler(context, pod).await?;
+        let config = sandbox_config(context, pod, attempt)?;
+        let sandbox = context.runtime.run_sandbox(config, handler).await;
+        sandbox.map_err(|error| error.to_string())
+    }
+    .await;
     match &result {
         Ok(sandbox) => {
             info!(pod = name(pod), namespace = namespace(pod), %sandbox, attempt, "sandbox running")
@@ -110,7 +109,8 @@ pub async fn start_container(context: &Context, pod: &Pod, start: ContainerStart
             message,
         }
     };
-    let sandbox: PodSandboxConfig = sandbox_config(context, pod, start.sandbox_attempt);
+    let sandbox = sandbox_config(context, pod, start.sandbox_attempt);
+    let sandbox = sandbox.map_err(|message| fail("CreateContainerConfigError", message))?;
     let image = context
         .images
         .ensure(context, pod, container, &about, sandbox.clone())
@@ -119,7 +119,7 @@ pub async fn start_container(context: &Context, pod: &Pod, start: ContainerStart
         .map_err(|message| fail("CreateContainerConfigError", message))?;
     let images = image_volumes(context, pod, container, &about, &sandbox).await?;
     let pod_dir = context.pod_dir(uid(pod));
-    let env = container_config::environment(context, pod, container, &start.addresses).await;
+    let env = container_config::environment(context, pod, container, &start.addresses, start.volumes).await;
     let env = env.map_err(|message| fail("CreateContainerConfigError", message))?;
     let files = write_files(context, pod, container, start.attempt, &start.addresses.pod);
     let (hosts_file, message_file) = files.map_err(|message| fail("CreateContainerConfigError", message))?;
@@ -131,6 +131,7 @@ pub async fn start_container(context: &Context, pod: &Pod, start: ContainerStart
         volumes: start.volumes,
         images,
         pod_dir: &pod_dir,
+        users: users_of(&sandbox),
         hosts_file: &hosts_file,
         message_file: &message_file,
         target_id: start.target_id,
@@ -186,6 +187,11 @@ pub async fn start_container(context: &Context, pod: &Pod, start: ContainerStart
         });
     }
     Ok(())
+}
+
+fn users_of(sandbox: &PodSandboxConfig) -> Option<UserNamespace> {
+    let security = sandbox.linux.as_ref()?.security_context.as_ref()?;
+    security.namespace_options.as_ref()?.userns_options.clone()
 }
 
 /// The images that the container mounts, pulled as their volumes say.

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::context::{Context, is_static, name, namespace, uid};
+use crate::eviction::Eviction;
 use crate::pod_worker::{Assignment, PodWorker};
 use crate::runtime::{self, PodIdentity};
 use crate::static_pods::{self, is_mirror};
@@ -116,11 +117,11 @@ impl Pods {
     }
 
     /// Ends the pod for the reason that `message` tells.
-    pub fn evict(&self, uid: &str, message: String) {
+    pub fn evict(&self, uid: &str, eviction: Eviction) {
         if let Some(entry) = self.lock().get(uid) {
             entry
                 .assignment
-                .send_modify(|assignment| assignment.evicted = Some(message));
+                .send_modify(|assignment| assignment.evicted = Some(eviction));
         }
     }
 

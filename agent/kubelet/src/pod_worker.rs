@@ -15,6 +15,7 @@ use tracing::{debug, warn};
 use crate::back_off::{BackOff, go_duration};
 use crate::context::{Context, format_pod, is_static, name, namespace, uid};
 use crate::events::{container_reference, pod_reference};
+use crate::eviction::{Eviction, IMMEDIATE_GRACE};
 use crate::field_path::Addresses;
 use crate::objects::REFRESH;
 use crate::pod_actions::{PodActions, Verdicts, compute_pod_actions};
@@ -34,21 +35,19 @@ pub struct Assignment {
     /// The API server does not have the pod any more.
     pub removed: bool,
     /// Why the pod was evicted.
-    pub evicted: Option<String>,
+    pub evicted: Option<Eviction>,
 }
 
 impl Assignment {
     fn grace_seconds(&self) -> u64 {
-        if self.removed || self.evicted.is_some() {
-            IMMEDIATE_GRACE
-        } else {
-            pod_executor::grace_seconds(&self.pod, None)
+        match &self.evicted {
+            Some(eviction) => eviction.grace_seconds,
+            // The file of a static pod tells how long it has.
+            None if self.removed && !is_static(&self.pod) => IMMEDIATE_GRACE,
+            None => pod_executor::grace_seconds(&self.pod, None),
         }
     }
 }
-
-/// Upstream's grace period for a pod that must go now.
-const IMMEDIATE_GRACE: u64 = 1;
 
 const IDLE: Duration = Duration::from_secs(60);
 const RETRY: Duration = Duration::from_secs(2);
@@ -122,10 +121,10 @@ impl PodWorker {
     async fn sync(&mut self, assignment: &Assignment) -> Result<Step, RuntimeError> {
         let pod = self.with_current_status(&assignment.pod);
         self.enforce_deadline(&pod);
-        if let (Some(message), None) = (&assignment.evicted, &self.failed) {
+        if let (Some(eviction), None) = (&assignment.evicted, &self.failed) {
             self.failed = Some(Waiting {
                 reason: EVICTED.into(),
-                message: message.clone(),
+                message: eviction.message.clone(),
             });
         }
         let final_phase = matches!(

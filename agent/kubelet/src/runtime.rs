@@ -288,6 +288,16 @@ impl Runtime {
             .stats)
     }
 
+    pub async fn checkpoint(&self, id: &str, location: &str, timeout: i64) -> Result<()> {
+        let request = v1::CheckpointContainerRequest {
+            container_id: id.to_owned(),
+            location: location.to_owned(),
+            timeout,
+        };
+        self.runtime().checkpoint_container(timed(request)).await?;
+        Ok(())
+    }
+
     pub async fn pod_stats(&self) -> Result<Vec<v1::PodSandboxStats>> {
         let request = timed(v1::ListPodSandboxStatsRequest::default());
         Ok(self

@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::{ContainerPort, Pod};
 
 use crate::context::{Context, name, namespace, uid};
 use crate::pod_actions::is_sidecar;
-use crate::{dns, etc_hosts, resources, runtime, security_context};
+use crate::{dns, etc_hosts, resources, runtime, security_context, user_namespaces};
 
 pub fn pod_labels(pod: &Pod) -> HashMap<String, String> {
     let mut labels: HashMap<String, String> = pod
@@ -26,8 +26,9 @@ pub fn pod_labels(pod: &Pod) -> HashMap<String, String> {
     labels
 }
 
-pub fn sandbox_config(context: &Context, pod: &Pod, attempt: u32) -> PodSandboxConfig {
+pub fn sandbox_config(context: &Context, pod: &Pod, attempt: u32) -> Result<PodSandboxConfig, String> {
     let config = &context.config;
+    let users = user_namespaces::of(&config.root_dir.join("pods"), pod)?;
     let spec = pod.spec.clone().unwrap_or_default();
     let (host, full) = etc_hosts::host_names(name(pod), namespace(pod), &spec, &config.cluster_domain);
     let host_network = spec.host_network == Some(true);
@@ -54,7 +55,7 @@ pub fn sandbox_config(context: &Context, pod: &Pod, attempt: u32) -> PodSandboxC
         .collect();
     let grace = spec.termination_grace_period_seconds.unwrap_or(30);
     annotations.insert(runtime::GRACE_PERIOD.into(), grace.to_string());
-    PodSandboxConfig {
+    Ok(PodSandboxConfig {
         metadata: Some(PodSandboxMetadata {
             name: name(pod).into(),
             uid: uid(pod).into(),
@@ -82,6 +83,7 @@ pub fn sandbox_config(context: &Context, pod: &Pod, attempt: u32) -> PodSandboxC
             security_context: Some(security_context::sandbox_security(
                 &spec,
                 config.settings.seccomp_default,
+                users.as_ref(),
             )),
             sysctls,
             resources: Some(LinuxContainerResources {
@@ -92,7 +94,7 @@ pub fn sandbox_config(context: &Context, pod: &Pod, attempt: u32) -> PodSandboxC
             overhead: None,
         }),
         windows: None,
-    }
+    })
 }
 
 fn port_mappings(spec: &k8s_openapi::api::core::v1::PodSpec) -> Vec<PortMapping> {

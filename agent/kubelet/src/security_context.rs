@@ -2,7 +2,7 @@
 
 use cri_api::v1::{
     Capability, Int64Value, LinuxContainerSecurityContext, LinuxSandboxSecurityContext, NamespaceMode,
-    NamespaceOption, SecurityProfile, SupplementalGroupsPolicy, security_profile::ProfileType,
+    NamespaceOption, SecurityProfile, SupplementalGroupsPolicy, UserNamespace, security_profile::ProfileType,
 };
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, SeccompProfile, SecurityContext};
 
@@ -45,7 +45,7 @@ fn mode(host: Option<bool>, default: NamespaceMode) -> i32 {
     }
 }
 
-pub fn namespaces(spec: &PodSpec) -> NamespaceOption {
+pub fn namespaces(spec: &PodSpec, users: Option<&UserNamespace>) -> NamespaceOption {
     let pid = if spec.share_process_namespace == Some(true) {
         NamespaceMode::Pod
     } else {
@@ -55,6 +55,7 @@ pub fn namespaces(spec: &PodSpec) -> NamespaceOption {
         network: mode(spec.host_network, NamespaceMode::Pod),
         pid: mode(spec.host_pid, pid),
         ipc: mode(spec.host_ipc, NamespaceMode::Pod),
+        userns_options: users.cloned(),
         ..Default::default()
     }
 }
@@ -104,7 +105,11 @@ fn is_privileged(container: &Container) -> bool {
         == Some(true)
 }
 
-pub fn sandbox_security(spec: &PodSpec, seccomp_default: bool) -> LinuxSandboxSecurityContext {
+pub fn sandbox_security(
+    spec: &PodSpec,
+    seccomp_default: bool,
+    users: Option<&UserNamespace>,
+) -> LinuxSandboxSecurityContext {
     let context = spec.security_context.as_ref();
     let privileged = spec
         .containers
@@ -112,7 +117,7 @@ pub fn sandbox_security(spec: &PodSpec, seccomp_default: bool) -> LinuxSandboxSe
         .chain(spec.init_containers.iter().flatten())
         .any(is_privileged);
     LinuxSandboxSecurityContext {
-        namespace_options: Some(namespaces(spec)),
+        namespace_options: Some(namespaces(spec, users)),
         privileged,
         run_as_user: context
             .and_then(|context| context.run_as_user)
@@ -174,6 +179,7 @@ pub fn container_security(
     container: &Container,
     image: &ImageUser,
     seccomp_default: bool,
+    users: Option<&UserNamespace>,
 ) -> LinuxContainerSecurityContext {
     let default = SecurityContext::default();
     let own = container.security_context.as_ref().unwrap_or(&default);
@@ -196,7 +202,7 @@ pub fn container_security(
     LinuxContainerSecurityContext {
         capabilities,
         privileged,
-        namespace_options: Some(namespaces(spec)),
+        namespace_options: Some(namespaces(spec, users)),
         run_as_user: from_image.map(|value| Int64Value { value }),
         run_as_username: if from_image.is_none() {
             image.name.clone()
@@ -298,7 +304,7 @@ mod tests {
             },
         );
         let spec = pod.spec.unwrap();
-        let security = container_security(&spec, &spec.containers[0], &ImageUser::default(), false);
+        let security = container_security(&spec, &spec.containers[0], &ImageUser::default(), false, None);
         assert_eq!(security.run_as_user.unwrap().value, 2);
         assert_eq!(security.supplemental_groups, [9]);
         assert!(security.masked_paths.contains(&"/proc/cmdline".to_owned()));
@@ -312,10 +318,10 @@ mod tests {
         };
         let pod = pod(PodSecurityContext::default(), own);
         let spec = pod.spec.unwrap();
-        let security = container_security(&spec, &spec.containers[0], &ImageUser::default(), false);
+        let security = container_security(&spec, &spec.containers[0], &ImageUser::default(), false, None);
         assert!(
             security.privileged && security.masked_paths.is_empty() && security.readonly_paths.is_empty()
         );
-        assert!(sandbox_security(&spec, false).privileged);
+        assert!(sandbox_security(&spec, false, None).privileged);
     }
 }

@@ -2,6 +2,7 @@
 //! every request authorized by the API server.
 
 mod auth;
+mod checkpoint;
 mod log_lines;
 mod logs;
 mod metrics;
@@ -230,6 +231,17 @@ impl Server {
                     container: Some(container),
                 };
                 streaming::answer(&self.context, &self.pods, kind, target, request).await
+            }
+            ["checkpoint", namespace, pod, container] if request.method() == Method::POST => {
+                checkpoint::answer(
+                    &self.context,
+                    &self.pods,
+                    namespace,
+                    pod,
+                    container,
+                    request.uri().query(),
+                )
+                .await
             }
             ["portForward", namespace, pod] | ["portForward", namespace, pod, _] => {
                 let target = streaming::Target {

@@ -70,7 +70,7 @@ pub async fn run(client: kube::Client, config: Config, stop: CancellationToken) 
         services,
         images: ImagePuller::default(),
         probes: ProbeManager::default(),
-        cgroups: Cgroups::new(&config.cgroup_root),
+        cgroups: Cgroups::new(&config.cgroup_root, &node::limits(&machine, &config.settings)),
         pressures: Pressures::default(),
         image_history: ImageHistory::default(),
         drivers: Drivers::default(),

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 
 use api::quantity::{Format, Quantity};
 
-use super::signals::{Reading, Signal};
+use super::signals::{Shortage, Signal};
 
 #[derive(Clone, Debug, Default)]
 pub struct Consumer {
@@ -43,12 +43,12 @@ fn quantity(signal: Signal, amount: u64) -> String {
 }
 
 /// Upstream's words, spaces at the end included.
-pub fn message(reading: &Reading, pod: &Candidate) -> String {
-    let signal = reading.signal;
+pub fn message(shortage: &Shortage, pod: &Candidate) -> String {
+    let (reading, signal) = (&shortage.reading, shortage.reading.signal);
     let mut message = format!(
         "The node was low on resource: {}. Threshold quantity: {}, available: {}. ",
         signal.resource(),
-        quantity(signal, reading.threshold()),
+        quantity(signal, shortage.threshold),
         quantity(signal, reading.available)
     );
     for container in pod
@@ -70,6 +70,7 @@ pub fn message(reading: &Reading, pod: &Candidate) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::eviction::Reading;
 
     fn candidate(uid: &str, priority: i32, usage: u64, request: u64) -> Candidate {
         Candidate {
@@ -111,10 +112,14 @@ mod tests {
 
     #[test]
     fn the_pod_is_told_what_was_short() {
-        let reading = Reading {
-            signal: Signal::Memory,
-            available: 50 << 20,
-            capacity: 8 << 30,
+        let shortage = Shortage {
+            reading: Reading {
+                signal: Signal::Memory,
+                available: 50 << 20,
+                capacity: 8 << 30,
+            },
+            threshold: 100 << 20,
+            soft: false,
         };
         let greedy = Consumer {
             name: "c".into(),
@@ -131,7 +136,7 @@ mod tests {
             ..Default::default()
         };
         assert_eq!(
-            message(&reading, &pod),
+            message(&shortage, &pod),
             "The node was low on resource: memory. Threshold quantity: 100Mi, available: 50Mi. \
              Container c was using 20Mi, request is 0, has larger consumption of memory. "
         );

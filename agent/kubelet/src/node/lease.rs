@@ -15,13 +15,13 @@ use tracing::warn;
 use crate::context::Context;
 
 const NAMESPACE: &str = "kube-node-lease";
-const DURATION_SECONDS: i32 = 40;
-const PERIOD: Duration = Duration::from_secs(10);
 
 pub async fn run(context: Arc<Context>, stop: CancellationToken) {
+    let duration = context.config.settings.node_lease_duration_seconds;
     while !stop.is_cancelled() {
         let pause = match renew(&context).await {
-            Ok(()) => PERIOD,
+            // Upstream renews after a quarter of the lease.
+            Ok(()) => Duration::from_secs(u64::try_from(duration / 4).unwrap_or(10)),
             Err(error) => {
                 warn!(%error, "node lease not renewed");
                 Duration::from_secs(2)
@@ -38,7 +38,7 @@ async fn renew(context: &Context) -> Result<(), kube::Error> {
     let leases: Api<Lease> = Api::namespaced(context.client.clone(), NAMESPACE);
     let name = &context.config.node_name;
     let now = MicroTime(Timestamp::now());
-    let spec = json!({ "holderIdentity": name, "leaseDurationSeconds": DURATION_SECONDS, "renewTime": now });
+    let spec = json!({ "holderIdentity": name, "leaseDurationSeconds": context.config.settings.node_lease_duration_seconds, "renewTime": now });
     match leases
         .patch(
             name,
@@ -72,7 +72,7 @@ async fn create(context: &Context, leases: &Api<Lease>, now: MicroTime) -> Resul
         },
         spec: Some(LeaseSpec {
             holder_identity: Some(name.clone()),
-            lease_duration_seconds: Some(DURATION_SECONDS),
+            lease_duration_seconds: Some(context.config.settings.node_lease_duration_seconds),
             renew_time: Some(now),
             ..Default::default()
         }),

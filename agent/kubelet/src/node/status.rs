@@ -3,16 +3,17 @@
 use std::collections::BTreeMap;
 
 use api::quantity::{Format, Quantity};
-use cri_api::v1::Image;
+use cri_api::v1::{Image, StatusResponse};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
-    ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeSpec,
-    NodeStatus, NodeSystemInfo,
+    ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures,
+    NodeRuntimeHandler, NodeRuntimeHandlerFeatures, NodeSpec, NodeStatus, NodeSystemInfo,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Wire;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
 use super::machine::Machine;
+use crate::cgroups::Limits;
 use crate::eviction;
 use crate::{Config, KUBELET_VERSION, Settings};
 
@@ -27,6 +28,8 @@ pub struct Facts<'a> {
     pub config: &'a Config,
     pub images: &'a [Image],
     pub not_ready: Option<String>,
+    /// What the runtime says of itself.
+    pub runtime: &'a StatusResponse,
     pub allocatable: &'a BTreeMap<String, Wire>,
     pub disk_pressure: bool,
     pub memory_pressure: bool,
@@ -77,6 +80,22 @@ pub fn allocatable(machine: &Machine, settings: &Settings) -> BTreeMap<String, W
         resources.insert(name.to_owned(), wire);
     }
     resources
+}
+
+/// What the node's pods may use together: all but what is reserved, where that is enforced.
+pub fn limits(machine: &Machine, settings: &Settings) -> Limits {
+    let all = capacity(machine, settings);
+    let left = |name: &str| all.get(name).map_or(Quantity::ZERO, Quantity::of) - settings.reserved(name);
+    let enforced = settings
+        .enforce_node_allocatable
+        .iter()
+        .any(|what| what == "pods");
+    let memory = left("memory").value();
+    Limits {
+        milli_cpus: left("cpu").milli_value(),
+        memory: (enforced && memory > 0).then_some(memory),
+        pod_pids: u64::try_from(settings.pod_pids_limit).ok(),
+    }
 }
 
 /// Extended resources that others have told the API server of stay.
@@ -141,6 +160,10 @@ pub fn node_status(facts: &Facts, old: &NodeStatus, now: Timestamp) -> NodeStatu
             }),
         }),
         images: Some(images(facts.images)),
+        runtime_handlers: Some(runtime_handlers(facts.runtime)).filter(|handlers| !handlers.is_empty()),
+        features: facts.runtime.features.as_ref().map(|features| NodeFeatures {
+            supplemental_groups_policy: Some(features.supplemental_groups_policy),
+        }),
         volumes_in_use: Some(facts.volumes_in_use.iter().cloned().collect())
             .filter(|used: &Vec<String>| !used.is_empty()),
         node_info: Some(NodeSystemInfo {
@@ -158,6 +181,20 @@ pub fn node_status(facts: &Facts, old: &NodeStatus, now: Timestamp) -> NodeStatu
         }),
         ..Default::default()
     }
+}
+
+fn runtime_handlers(runtime: &StatusResponse) -> Vec<NodeRuntimeHandler> {
+    let one = |handler: &cri_api::v1::RuntimeHandler| NodeRuntimeHandler {
+        name: Some(handler.name.clone()),
+        features: handler
+            .features
+            .as_ref()
+            .map(|features| NodeRuntimeHandlerFeatures {
+                recursive_read_only_mounts: Some(features.recursive_read_only_mounts),
+                user_namespaces: Some(features.user_namespaces),
+            }),
+    };
+    runtime.runtime_handlers.iter().map(one).collect()
 }
 
 fn conditions(facts: &Facts, old: &NodeStatus, now: Timestamp) -> Vec<NodeCondition> {
@@ -273,6 +310,8 @@ pub fn is_changed(old: &NodeStatus, new: &NodeStatus) -> bool {
             daemon_endpoints: status.daemon_endpoints.clone(),
             images: status.images.clone(),
             volumes_in_use: status.volumes_in_use.clone(),
+            runtime_handlers: status.runtime_handlers.clone(),
+            features: status.features.clone(),
             node_info: status.node_info.clone(),
             ..Default::default()
         };
@@ -328,6 +367,7 @@ mod tests {
             config: &config,
             images: &[],
             not_ready: not_ready.map(Into::into),
+            runtime: &StatusResponse::default(),
             allocatable: &allocatable(&machine, &config.settings),
             disk_pressure: false,
             memory_pressure: false,

@@ -202,8 +202,7 @@ async fn admit(context: &Context, pod: &Pod) -> Result<Allocation, Option<Waitin
             return Err(None);
         }
     };
-    let now = std::time::Instant::now();
-    let under = |signals: &[Signal]| context.pressures.under(signals, now);
+    let under = |signals: &[Signal]| context.is_under(signals);
     let mut other_pressures = Vec::new();
     if under(&[Signal::Storage, Signal::Inodes]) {
         other_pressures.push("DiskPressure");

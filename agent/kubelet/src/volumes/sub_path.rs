@@ -33,6 +33,17 @@ pub fn bind(volume: &Path, sub_path: &str, target: &Path) -> Result<PathBuf, Str
     Ok(target.to_owned())
 }
 
+/// Opens a file of a volume for reading, if the path does not lead out of it.
+pub fn open_inside(volume: &Path, path: &str) -> Result<fs::File, String> {
+    check(path)?;
+    let describe = |error: Errno| format!("{path:?}: {}", std::io::Error::from(error));
+    let root = rustix::fs::open(volume, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(describe)?;
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let inside = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    let file = rustix::fs::openat2(&root, path, flags, Mode::empty(), inside).map_err(describe)?;
+    Ok(file.into())
+}
+
 fn check(sub_path: &str) -> Result<(), String> {
     if sub_path.starts_with('/') {
         return Err(format!("error SubPath `{sub_path}` must not be an absolute path"));
