@@ -37,16 +37,6 @@ struct LabelledMetadata<'a> {
 
 impl Entry {
     pub fn new(prefix_length: usize, kv: &KeyValue, selectable: &[SelectableField]) -> Self {
-        Self::at(prefix_length, kv, selectable, kv.mod_revision)
-    }
-
-    /// With another revision than the stored one: the last state of a deleted object.
-    pub fn at(
-        prefix_length: usize,
-        kv: &KeyValue,
-        selectable: &[SelectableField],
-        revision: Revision,
-    ) -> Self {
         let key = String::from_utf8_lossy(kv.key.get(prefix_length..).unwrap_or_default());
         let labels = match serde_json::from_slice::<Labelled<'_>>(&kv.value) {
             Ok(object) => object.metadata.labels,
@@ -66,8 +56,8 @@ impl Entry {
         };
         Self {
             key: key.into(),
-            revision,
-            bytes: object::with_revision(&kv.value, revision),
+            revision: kv.mod_revision,
+            bytes: object::with_revision(&kv.value, kv.mod_revision),
             labels: labels.into_iter().map(|(k, v)| (k.into(), v.into())).collect(),
             fields,
         }

@@ -11,7 +11,7 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use store::{Event, Range, Revision, Store, StoreError, WatchMessage};
+use store::{Event, KeyValue, Range, Revision, Store, StoreError, WatchMessage};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -23,6 +23,8 @@ use crate::status::ApiError;
 const RETRY: Duration = Duration::from_millis(200);
 /// How long a reader waits for a revision that the cache has not seen.
 const FRESHNESS_PATIENCE: Duration = Duration::from_secs(3);
+/// Watchers from which on an event is encoded once for all.
+const CROWD: usize = 4;
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(50);
 
 /// What the cache holds at one moment; cheap to clone.
@@ -75,6 +77,11 @@ impl WatchCache {
 
     pub fn revisions(&self) -> watch::Receiver<Revision> {
         self.revision.subscribe()
+    }
+
+    /// So many watch that what they are sent is worth keeping.
+    pub fn is_crowded(&self) -> bool {
+        self.revision.receiver_count() > CROWD
     }
 
     pub fn current_revision(&self) -> Revision {
@@ -247,21 +254,17 @@ impl WatchCache {
         }
     }
 
-    fn change(&self, event: &Event) -> Change {
-        let length = self.prefix.len();
-        let entry = |kv, revision| Arc::new(Entry::at(length, kv, &self.selectable, revision));
-        match event {
-            Event::Put { kv, prev } => Change {
-                revision: kv.mod_revision,
-                now: Some(entry(kv, kv.mod_revision)),
-                before: prev.as_ref().map(|prev| entry(prev, prev.mod_revision)),
-            },
-            Event::Delete { revision, prev, .. } => Change {
-                revision: *revision,
-                now: None,
-                before: prev.as_ref().map(|prev| entry(prev, *revision)),
-            },
-        }
+    fn entry(&self, kv: &KeyValue) -> Arc<Entry> {
+        Arc::new(Entry::new(self.prefix.len(), kv, &self.selectable))
+    }
+
+    /// A change out of the store's history.
+    fn past(&self, event: &Event) -> Change {
+        let (now, prev) = match event {
+            Event::Put { kv, prev } => (Some(self.entry(kv)), prev),
+            Event::Delete { prev, .. } => (None, prev),
+        };
+        Change::new(event.revision(), now, prev.as_ref().map(|prev| self.entry(prev)))
     }
 
     /// Changes after `from` that the window has forgotten, from the store's history, up to the
@@ -283,7 +286,7 @@ impl WatchCache {
                             if event.revision() > until {
                                 return Some(());
                             }
-                            changes.push(self.change(&event));
+                            changes.push(self.past(&event));
                         }
                     }
                     Ok(Some(WatchMessage::Progress(revision))) if revision >= until => return Some(()),
@@ -297,19 +300,29 @@ impl WatchCache {
     }
 
     fn apply(&self, events: Vec<Event>, revision: Revision) {
+        // Parsed before readers have to wait.
+        let parsed: Vec<(Event, Option<Arc<Entry>>)> = events
+            .into_iter()
+            .map(|event| {
+                let now = match &event {
+                    Event::Put { kv, .. } => Some(self.entry(kv)),
+                    Event::Delete { .. } => None,
+                };
+                (event, now)
+            })
+            .collect();
         let mut state = self.write();
-        for event in events {
-            let mut change = self.change(&event);
-            let known = match &change.now {
+        for (event, now) in parsed {
+            let known = match &now {
                 Some(entry) => state.entries.insert(entry.key.clone(), entry.clone()),
                 None => {
                     let key = event.key().get(self.prefix.len()..).unwrap_or_default();
                     state.entries.remove(String::from_utf8_lossy(key).as_ref())
                 }
             };
-            // The store forgets what was before when it compacts; we may still know.
-            change.before = change.before.or(known);
-            state.window.push(change);
+            let (Event::Put { prev, .. } | Event::Delete { prev, .. }) = &event;
+            let before = known.or_else(|| prev.as_ref().map(|prev| self.entry(prev)));
+            state.window.push(Change::new(event.revision(), now, before));
         }
         // Readers woken by the revision must find the changes.
         self.revision.send_replace(revision);

@@ -1,8 +1,9 @@
 //! The latest changes of a kind, so that watchers can start a little in the past or fall a little behind.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use bytes::Bytes;
 use store::Revision;
 
 use super::Entry;
@@ -13,9 +14,26 @@ const CAPACITY: usize = 2048;
 #[derive(Debug)]
 pub struct Change {
     pub revision: Revision,
-    /// None: deleted; `before` then carries the deletion's revision.
+    /// None: deleted.
     pub now: Option<Arc<Entry>>,
     pub before: Option<Arc<Entry>>,
+    /// What most watchers are sent, encoded by the first of them: added, modified, deleted.
+    frames: [OnceLock<Bytes>; 3],
+}
+
+impl Change {
+    pub fn new(revision: Revision, now: Option<Arc<Entry>>, before: Option<Arc<Entry>>) -> Self {
+        Self {
+            revision,
+            now,
+            before,
+            frames: Default::default(),
+        }
+    }
+
+    pub fn frame(&self, slot: usize, encode: impl FnOnce() -> Bytes) -> Bytes {
+        self.frames[slot].get_or_init(encode).clone()
+    }
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -62,11 +80,7 @@ mod tests {
     use super::*;
 
     fn change(revision: Revision) -> Change {
-        Change {
-            revision,
-            now: None,
-            before: None,
-        }
+        Change::new(revision, None, None)
     }
 
     #[test]

@@ -21,6 +21,7 @@ use crate::connect::Body;
 use crate::negotiate::View;
 use crate::object;
 use crate::options::ListOptions;
+use crate::registry::conversion;
 use crate::state::ApiServer;
 use crate::status::ApiError;
 
@@ -30,11 +31,21 @@ const DEFAULT_TIMEOUT_SECONDS: u64 = 1800;
 const OUTPUT_QUEUE: usize = 16;
 
 /// What a change is to one watcher.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Seen {
     Added,
     Modified,
     Deleted,
+}
+
+impl Seen {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Added => "ADDED",
+            Self::Modified => "MODIFIED",
+            Self::Deleted => "DELETED",
+        }
+    }
 }
 
 /// Decides with both states, so that an object that leaves the selection is deleted for its watcher.
@@ -97,6 +108,9 @@ pub async fn start(server: &Arc<ApiServer>, request: ResourceRequest) -> Result<
         initial,
         initial_end: options.send_initial_events == Some(true) && options.bookmarks,
         from,
+        is_plain: request.wanted.media == MediaType::Json
+            && request.wanted.view == View::Object
+            && !conversion::converts(&request.resource),
         headers_sent: false,
         output: sender,
         request,
@@ -130,6 +144,8 @@ struct Watcher {
     initial: bool,
     initial_end: bool,
     from: Option<Revision>,
+    /// Stored bytes are what the client gets.
+    is_plain: bool,
     headers_sent: bool,
     output: mpsc::Sender<Bytes>,
 }
@@ -170,7 +186,9 @@ impl Watcher {
                         continue;
                     }
                     let gone = ApiError::expired(format!("too old resource version: {last} ({oldest})"));
-                    return self.send_raw("ERROR", &gone.to_value().to_string()).await;
+                    return self
+                        .send_raw("ERROR", gone.to_value().to_string().as_bytes())
+                        .await;
                 }
             }
             tokio::select! {
@@ -222,36 +240,34 @@ impl Watcher {
         } else {
             &change.now
         };
-        match entry {
-            Some(entry) => self.send(seen, entry, change.revision).await,
-            None => Ok(()),
+        let Some(entry) = entry else { return Ok(()) };
+        if self.is_plain && self.cache.is_crowded() {
+            let shared = change.frame(seen as usize, || {
+                let bytes = at(entry, change.revision).unwrap_or_else(|_| entry.bytes.clone());
+                frame(seen.name(), &bytes)
+            });
+            return self.output.send(shared).await.map_err(|_| Ended);
         }
+        self.send(seen, entry, change.revision).await
     }
 
     async fn send(&mut self, seen: Seen, entry: &Entry, revision: Revision) -> Result<(), Ended> {
-        let kind = match seen {
-            Seen::Added => "ADDED",
-            Seen::Modified => "MODIFIED",
-            Seen::Deleted => "DELETED",
-        };
         match self.render(entry, revision) {
-            Ok(object) => self.send_raw(kind, &object).await,
-            Err(error) => self.send_raw("ERROR", &error.to_value().to_string()).await,
+            Ok(object) => self.send_raw(seen.name(), &object).await,
+            Err(error) => {
+                self.send_raw("ERROR", error.to_value().to_string().as_bytes())
+                    .await
+            }
         }
     }
 
-    fn render(&mut self, entry: &Entry, revision: Revision) -> Result<String, ApiError> {
-        let mut bytes = entry.bytes.clone();
-        if entry.revision != revision {
-            let stored: Value = serde_json::from_slice(&bytes).map_err(ApiError::internal)?;
-            bytes = object::with_revision(&object::encode(&stored), revision);
-        }
-        let bytes = read::present(&self.request.resource, bytes)?;
+    fn render(&mut self, entry: &Entry, revision: Revision) -> Result<Bytes, ApiError> {
+        let bytes = read::present(&self.request.resource, at(entry, revision)?)?;
         if self.request.wanted.view == View::Object {
-            return String::from_utf8(bytes.to_vec()).map_err(ApiError::internal);
+            return Ok(bytes);
         }
         let object: Value = serde_json::from_slice(&bytes).map_err(ApiError::internal)?;
-        Ok(self.view(&object)?.to_string())
+        Ok(self.view(&object)?.to_string().into())
     }
 
     fn view(&mut self, object: &Value) -> Result<Value, ApiError> {
@@ -287,30 +303,51 @@ impl Watcher {
             Ok(object) => object,
             Err(_) => bookmark,
         };
-        self.send_raw("BOOKMARK", &object.to_string()).await
+        self.send_raw("BOOKMARK", object.to_string().as_bytes()).await
     }
 
-    async fn send_raw(&self, kind: &str, object: &str) -> Result<(), Ended> {
+    async fn send_raw(&self, kind: &str, object: &[u8]) -> Result<(), Ended> {
         let frame = if self.request.wanted.media == MediaType::Protobuf {
             self.protobuf_frame(kind, object).map_err(|error| {
                 tracing::error!(error = error.message, "a watch event cannot be encoded");
                 Ended
             })?
         } else {
-            format!("{{\"type\":\"{kind}\",\"object\":{object}}}\n").into_bytes()
+            frame(kind, object)
         };
-        self.output.send(Bytes::from(frame)).await.map_err(|_| Ended)
+        self.output.send(frame).await.map_err(|_| Ended)
     }
 
     /// The event's length as four bytes, then the event.
-    fn protobuf_frame(&self, kind: &str, object: &str) -> Result<Vec<u8>, ApiError> {
-        let object: Value = serde_json::from_str(object).map_err(ApiError::internal)?;
+    fn protobuf_frame(&self, kind: &str, object: &[u8]) -> Result<Bytes, ApiError> {
+        let object: Value = serde_json::from_slice(object).map_err(ApiError::internal)?;
         let catalog = self.server.registry.catalog();
         let envelope = schema::codec::encode_protobuf(&catalog, &object).map_err(ApiError::internal)?;
         let event = schema::codec::encode_watch_event_protobuf(kind, &envelope);
         let length = u32::try_from(event.len()).map_err(ApiError::internal)?;
-        Ok([&length.to_be_bytes(), event.as_slice()].concat())
+        Ok([&length.to_be_bytes(), event.as_slice()].concat().into())
     }
+}
+
+/// The entry's bytes as of `revision`: a deletion has one of its own.
+fn at(entry: &Entry, revision: Revision) -> Result<Bytes, ApiError> {
+    if entry.revision == revision {
+        return Ok(entry.bytes.clone());
+    }
+    let stored: Value = serde_json::from_slice(&entry.bytes).map_err(ApiError::internal)?;
+    Ok(object::with_revision(&object::encode(&stored), revision))
+}
+
+/// A line of the stream.
+fn frame(kind: &str, object: &[u8]) -> Bytes {
+    let parts: [&[u8]; 5] = [
+        b"{\"type\":\"",
+        kind.as_bytes(),
+        b"\",\"object\":",
+        object,
+        b"}\n",
+    ];
+    parts.concat().into()
 }
 
 #[cfg(test)]
