@@ -9,6 +9,7 @@
 //! | [`fields`] | strict field checking, pruning, canonical form |
 //! | [`defaults`] | what upstream fills in |
 //! | [`validate`] | what upstream refuses, with its texts |
+//! | [`cel`] | what an admission expression says about an object |
 //! | [`apply`] | server-side apply: who owns which field |
 //! | [`patch`] | JSON, merge and strategic merge patches |
 //! | [`table`] | server-side tables |
@@ -16,6 +17,7 @@
 
 pub mod apply;
 pub mod catalog;
+pub mod cel;
 pub mod codec;
 pub mod custom;
 pub mod defaults;
