@@ -247,8 +247,13 @@ pub const SERVER_MODULES: &[ModuleSet] = &[
         ],
     },
     ModuleSet {
+        purpose: "checksums of ext4, built into the other flavour",
+        when: Load::Demand,
+        names: &["crc32c_generic", "crc32c_intel"],
+    },
+    ModuleSet {
         purpose: "firmware's variables",
-        when: Load::Boot,
+        when: Load::Demand,
         names: &["efivarfs"],
     },
 ];

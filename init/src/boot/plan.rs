@@ -208,6 +208,9 @@ fn image(boot: &mut Boot) -> Result<(), StepError> {
         kubeconfig_port: false,
     };
     console::say(format_args!("role {}", table::role(&boot.config, &boot.image)));
+    if let Some(slot) = &boot.config.slot {
+        console::say(format_args!("slot {slot} of the installed systems"));
+    }
     Ok(())
 }
 
