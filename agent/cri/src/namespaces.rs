@@ -162,6 +162,17 @@ pub fn unmount(target: &Path) -> io::Result<()> {
     }
 }
 
+/// Unmounts whatever is mounted below a folder, the latest first.
+pub fn unmount_below(folder: &Path) -> io::Result<()> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    let below = mounts
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(Path::new)
+        .filter(|path| path.starts_with(folder) && *path != folder);
+    below.collect::<Vec<_>>().into_iter().rev().try_for_each(unmount)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

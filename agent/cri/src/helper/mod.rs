@@ -79,6 +79,9 @@ pub fn main(args: &[String]) -> ExitCode {
 }
 
 fn perform(kind: &str, order: &str, console: Option<OwnedFd>) -> Result<i32, Failure> {
+    // Without its shim nobody would hear of what it starts.
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+        .map_err(|error| Failure::new(format!("prctl: {error}"), 128))?;
     crate::sys::restore_signals().map_err(|error| Failure::new(format!("signals: {error}"), 128))?;
     crate::sys::close_on_exec_from(3).map_err(|error| Failure::new(format!("close_range: {error}"), 128))?;
     let bad = |error: serde_json::Error| Failure::new(format!("order: {error}"), 128);

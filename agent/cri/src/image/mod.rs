@@ -46,3 +46,22 @@ pub enum ImageError {
     #[error("layer entry {path:?}: {source}")]
     Entry { path: PathBuf, source: std::io::Error },
 }
+
+impl ImageError {
+    /// Something is wrong with what was found, as opposed to nothing found, reached or shown.
+    fn is_fault(&self) -> bool {
+        use registry::RegistryError;
+        match self {
+            Self::Unresolved { source, .. } => source.is_fault(),
+            Self::Registry(error) => !matches!(
+                error,
+                RegistryError::Connect { .. }
+                    | RegistryError::NotFound
+                    | RegistryError::Denied(_)
+                    | RegistryError::Token { .. }
+                    | RegistryError::Challenge(_)
+            ),
+            _ => true,
+        }
+    }
+}

@@ -13,6 +13,9 @@ use std::sync::Arc;
 
 /// The exit code of a container whose end nobody saw (as containerd reports it).
 const LOST_EXIT_CODE: i32 = 255;
+/// How long, and how often, to wait for killed processes.
+const DEATH: std::time::Duration = std::time::Duration::from_millis(10);
+const DEATHS: u32 = 500;
 
 impl Runtime {
     /// Reads the records and connects to every shim that lives.
@@ -32,9 +35,10 @@ impl Runtime {
                 self.watch(&sandbox.id);
             } else if sandbox.ready {
                 lost += 1;
-                self.settle_lost(&sandbox.id);
+                self.settle_lost(&sandbox.id).await;
             }
         }
+        self.drop_orphaned_state();
         if adopted + lost > 0 {
             tracing::info!(
                 adopted,
@@ -83,7 +87,7 @@ impl Runtime {
                 .is_ok_and(|sandbox| sandbox.ready)
             {
                 tracing::error!(sandbox = sandbox_id, "the pod's shim died");
-                runtime.settle_lost(&sandbox_id);
+                runtime.settle_lost(&sandbox_id).await;
             }
         });
     }
@@ -100,12 +104,26 @@ impl Runtime {
         }
     }
 
+    /// libcontainer's folders of what a crash left half removed.
+    fn drop_orphaned_state(&self) {
+        for entry in fs::read_dir(self.layout.libcontainer()).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let id = name.to_string_lossy();
+            if self.memory.container(&id).is_err() && self.memory.sandbox(&id).is_err() {
+                if let Err(error) = state::remove_tree(&entry.path()) {
+                    tracing::warn!(path = %entry.path().display(), %error, "cannot remove an orphaned state");
+                }
+            }
+        }
+    }
+
     /// No shim, so nobody saw the end: what still runs is killed, and all is recorded as ended.
-    fn settle_lost(&self, sandbox_id: &str) {
+    async fn settle_lost(&self, sandbox_id: &str) {
         for container in self.memory.containers_of(sandbox_id) {
             let id = &container.record.id;
             let cgroup = super::container::cgroup_folder(&container.record.cgroup);
-            crate::shim::kill_cgroup(&cgroup);
+            let oom_killed = crate::shim::oom_killed(&cgroup);
+            end_cgroup(&cgroup).await;
             let recorded =
                 load::<ProcessRecord>(&self.layout.process_record(id)).or(container.process.clone());
             let Some(mut process) = recorded else { continue };
@@ -113,7 +131,7 @@ impl Runtime {
                 process = ProcessRecord {
                     finished_at: now_nanos(),
                     exit_code: LOST_EXIT_CODE,
-                    oom_killed: crate::shim::oom_killed(&cgroup),
+                    oom_killed,
                     lost: true,
                     ..process
                 };
@@ -121,18 +139,29 @@ impl Runtime {
                     tracing::error!(container = id, %error, "cannot record a lost container");
                 }
             }
-            if let Err(error) = crate::shim::remove_cgroup(&cgroup) {
-                tracing::warn!(container = id, %error, "cannot remove a cgroup");
-            }
             self.exited(id, process);
         }
         if let Ok(mut sandbox) = self.memory.sandbox(sandbox_id) {
+            self.end_pause(&sandbox).await;
             sandbox.ready = false;
             if let Err(error) = self.save_sandbox(sandbox) {
                 tracing::error!(sandbox = sandbox_id, %error, "cannot record a lost sandbox");
             }
         }
     }
+}
+
+/// Kills what is in a cgroup and removes it once all have died.
+pub async fn end_cgroup(cgroup: &Path) {
+    crate::shim::kill_cgroup(cgroup);
+    for _ in 0..DEATHS {
+        match crate::shim::remove_cgroup(cgroup) {
+            Ok(true) => return,
+            Ok(false) => tokio::time::sleep(DEATH).await,
+            Err(error) => return tracing::warn!(cgroup = %cgroup.display(), %error, "cannot remove a cgroup"),
+        }
+    }
+    tracing::warn!(cgroup = %cgroup.display(), "the processes of a cgroup do not die");
 }
 
 fn load<T: DeserializeOwned>(path: &Path) -> Option<T> {
@@ -151,7 +180,7 @@ fn records<T: DeserializeOwned>(parent: &Path, name: &str) -> Vec<(PathBuf, T)> 
             Some(record) => found.push((folder, record)),
             None => {
                 tracing::warn!(folder = %folder.display(), "removing a half-made object");
-                let unmounted = crate::namespaces::unmount(&folder.join("rootfs"));
+                let unmounted = crate::namespaces::unmount_below(&folder);
                 if let Err(error) = unmounted.and_then(|()| state::remove_tree(&folder)) {
                     tracing::error!(folder = %folder.display(), %error, "cannot remove it");
                 }

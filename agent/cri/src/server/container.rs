@@ -208,6 +208,8 @@ impl Runtime {
         let removed = id.clone();
         blocking(move || {
             runtime.unmount(&removed)?;
+            // The record first: without it, what is left is removed at the next start.
+            state::remove_record(&runtime.layout.container_record(&removed))?;
             state::remove_tree(&runtime.layout.libcontainer().join(&removed))?;
             state::remove_tree(&runtime.layout.container(&removed))
         })

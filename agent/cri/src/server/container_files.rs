@@ -143,6 +143,11 @@ impl Runtime {
                 "config.mounts[{index}].recursive_read_only: requires readonly and private propagation"
             )));
         }
+        if mount.image.is_some() && !mount.readonly {
+            return Err(Status::invalid_argument(format!(
+                "config.mounts[{index}].readonly: an image volume is read-only"
+            )));
+        }
         let source = match &mount.image {
             Some(image) => self.image_volume(container_id, index, image, &mount.image_sub_path)?,
             None => host_source(Path::new(&mount.host_path))
@@ -151,7 +156,7 @@ impl Runtime {
         Ok(HostMount {
             destination: PathBuf::from(&mount.container_path),
             source,
-            readonly: mount.readonly || mount.image.is_some(),
+            readonly: mount.readonly,
             recursive_readonly: mount.recursive_read_only,
             propagation: mount.propagation(),
         })

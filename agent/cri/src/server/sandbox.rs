@@ -236,17 +236,7 @@ impl Runtime {
             record.ready = false;
             self.save_sandbox(record.clone())?;
         }
-        if self.layout.namespace(id, "pid").exists() {
-            let signal = nix::libc::SIGKILL;
-            let _ = shim::ask(
-                &folder,
-                &Request::Kill {
-                    container_id: id.to_owned(),
-                    signal,
-                },
-            )
-            .await;
-        }
+        self.end_pause(&record).await;
         if !record.network_released {
             if convert::namespace_options(&record).network() != NamespaceMode::Node {
                 let netns = Some(self.layout.namespace(id, "net")).filter(|path| path.exists());
@@ -263,6 +253,21 @@ impl Runtime {
         }
         namespaces::unmount(&self.layout.shared_memory(id)).map_err(unknown)?;
         self.end_shim(&folder).await
+    }
+
+    /// Ends the pod's own PID 1, if it has one: also when a crash came before its namespace was bound, and
+    /// when the shim that started it is gone.
+    pub async fn end_pause(&self, record: &SandboxRecord) {
+        if convert::namespace_options(record).pid() != NamespaceMode::Pod {
+            return;
+        }
+        let request = Request::Kill {
+            container_id: record.id.clone(),
+            signal: nix::libc::SIGKILL,
+        };
+        if shim::ask(&self.layout.sandbox(&record.id), &request).await.is_err() {
+            super::adopt::end_cgroup(&super::container::cgroup_folder(&self.cgroup_of(record, &record.id))).await;
+        }
     }
 
     /// A shim refuses to go while something runs; the pause process needs a moment to die.
@@ -292,6 +297,8 @@ impl Runtime {
     }
 
     fn erase_sandbox(&self, id: &str) -> Result<(), Status> {
+        // The record first: without it, what is left is removed at the next start.
+        state::remove_record(&self.layout.sandbox_record(id)).map_err(unknown)?;
         state::remove_tree(&self.layout.libcontainer().join(id)).map_err(unknown)?;
         state::remove_tree(&self.layout.sandbox(id)).map_err(unknown)?;
         self.memory.forget_sandbox(id);

@@ -4,6 +4,7 @@ mod cgroup;
 pub mod client;
 mod connection;
 mod container;
+mod launch;
 pub mod log;
 pub mod protocol;
 mod spawn;

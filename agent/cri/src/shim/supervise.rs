@@ -2,11 +2,10 @@
 
 use super::connection::Connection;
 use super::container::Container;
-use super::log::{Log, Stream};
-use super::protocol::{ExecRequest, Reply, Request, StartRequest, frame};
-use super::spawn::{self, Helper};
+use super::log::Stream;
+use super::protocol::{Reply, Request, StartRequest, frame};
+use super::spawn::Helper;
 use super::{ShimError, cgroup};
-use crate::helper::HelperResult;
 use crate::state::layout::PROCESS_RECORD;
 use crate::state::{self, ProcessRecord, now_nanos};
 use nix::sys::signal::{SigSet, Signal};
@@ -16,31 +15,30 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 
-enum Role {
+pub(super) enum Role {
     Command,
     Subscriber,
     Attached { container: String, stdin: bool },
     Exec { pid: Option<i32>, kill_on_close: bool },
 }
 
-struct Client {
-    connection: Connection,
-    role: Role,
+pub(super) struct Client {
+    pub(super) connection: Connection,
+    pub(super) role: Role,
 }
 
 pub struct Supervisor {
     sandbox_id: String,
     listener: UnixListener,
     children: SignalFd,
-    clients: BTreeMap<u64, Client>,
+    pub(super) clients: BTreeMap<u64, Client>,
     next_client: u64,
-    containers: BTreeMap<String, Container>,
-    helpers: Vec<Helper>,
+    pub(super) containers: BTreeMap<String, Container>,
+    pub(super) helpers: Vec<Helper>,
     /// Children that died before their helper had named them.
-    early: HashMap<i32, i32>,
+    pub(super) early: HashMap<i32, i32>,
     /// Cgroups that still had dying processes.
     leftover: Vec<std::path::PathBuf>,
     over: bool,
@@ -276,83 +274,16 @@ impl Supervisor {
         }
     }
 
-    fn answer(&mut self, id: u64, reply: &Reply) {
+    pub(super) fn answer(&mut self, id: u64, reply: &Reply) {
         if let Some(client) = self.clients.get_mut(&id) {
             client.connection.send_line(reply);
             client.connection.finished = true;
         }
     }
 
-    fn start(&mut self, id: u64, request: StartRequest) {
-        if self.containers.contains_key(&request.container_id) {
-            return self.answer(id, &failed("the container runs already".into(), 0));
-        }
-        let log = match Log::open(request.log_path.clone()) {
-            Ok(log) => log,
-            Err(error) => {
-                let message = format!(
-                    "open the log {:?}: {error}",
-                    request.log_path.clone().unwrap_or_default()
-                );
-                return self.fail_start(id, &request, message, 128);
-            }
-        };
-        match spawn::start(&request, id) {
-            Ok((helper, pipes)) => {
-                let mut container = Container::new(request.clone(), log);
-                (container.stdin, container.stdout, container.stderr) =
-                    (pipes.stdin, pipes.stdout, pipes.stderr);
-                self.containers.insert(request.container_id.clone(), container);
-                self.helpers.push(helper);
-            }
-            Err(error) => self.fail_start(id, &request, format!("start the container helper: {error}"), 128),
-        }
-    }
-
-    fn fail_start(&mut self, id: u64, request: &StartRequest, message: String, exit_code: i32) {
-        let now = now_nanos();
-        let process = ProcessRecord {
-            started_at: now,
-            finished_at: now,
-            exit_code,
-            start_error: Some(message.clone()),
-            ..Default::default()
-        };
-        self.save(request, &process);
-        self.answer(id, &failed(message, exit_code));
-    }
-
-    fn save(&self, request: &StartRequest, process: &ProcessRecord) {
+    pub(super) fn save(&self, request: &StartRequest, process: &ProcessRecord) {
         if let Err(error) = state::save(&request.bundle.join(PROCESS_RECORD), process) {
             tracing::error!(container = request.container_id, %error, "cannot record a process");
-        }
-    }
-
-    fn exec(&mut self, id: u64, request: ExecRequest) {
-        let Some(client) = self.clients.get_mut(&id) else {
-            return;
-        };
-        let descriptors: Vec<OwnedFd> = client.connection.descriptors.drain(..).collect();
-        client.role = Role::Exec {
-            pid: None,
-            kill_on_close: request.kill_on_close,
-        };
-        let running = self
-            .containers
-            .get(&request.container_id)
-            .filter(|container| container.process.pid != 0);
-        let Some(container) = running else {
-            return self.answer(
-                id,
-                &failed(format!("container {} is not running", request.container_id), 0),
-            );
-        };
-        if descriptors.len() != if request.tty { 1 } else { 3 } {
-            return self.answer(id, &failed("exec: wrong number of descriptors".into(), 0));
-        }
-        match spawn::exec(&request, container, descriptors, id) {
-            Ok(helper) => self.helpers.push(helper),
-            Err(error) => self.answer(id, &failed(format!("start the container helper: {error}"), 126)),
         }
     }
 
@@ -416,96 +347,6 @@ impl Supervisor {
         }
     }
 
-    fn hear_helper(&mut self, index: usize) {
-        let helper = &mut self.helpers[index];
-        let mut buffer = [0u8; 4096];
-        loop {
-            match rustix::io::read(&helper.result, &mut buffer) {
-                Ok(0) => break,
-                Ok(n) => helper.answer.extend_from_slice(&buffer[..n]),
-                Err(Errno::AGAIN) => return,
-                Err(Errno::INTR) => {}
-                Err(_) => break,
-            }
-        }
-        let helper = self.helpers.remove(index);
-        match helper.purpose.clone() {
-            Request::Start(request) => self.started(helper, &request),
-            Request::Exec(_) => self.exec_started(&helper),
-            _ => {}
-        }
-        if self.helpers.is_empty() {
-            self.early.clear();
-        }
-    }
-
-    fn started(&mut self, helper: Helper, request: &StartRequest) {
-        let Some(container) = self.containers.get_mut(&request.container_id) else {
-            return;
-        };
-        let outcome = match helper.outcome() {
-            HelperResult::Running { pid } if request.tty => match receive_terminal(&helper) {
-                Ok(master) => container
-                    .set_terminal(master)
-                    .map(|()| pid)
-                    .map_err(|e| (format!("terminal: {e}"), 128)),
-                Err(error) => Err((format!("terminal: {error}"), 128)),
-            },
-            HelperResult::Running { pid } => Ok(pid),
-            HelperResult::Failed { message, exit_code } => Err((message, exit_code)),
-        };
-        let _ = std::fs::remove_file(request.bundle.join(spawn::CONSOLE_SOCKET));
-        match outcome {
-            Ok(pid) => {
-                container.process = ProcessRecord {
-                    pid,
-                    started_at: now_nanos(),
-                    ..Default::default()
-                };
-                let process = container.process.clone();
-                self.save(request, &process);
-                self.answer(helper.connection, &Reply::Started { process });
-                if let Some(code) = self.early.remove(&pid) {
-                    self.exited(&request.container_id, code);
-                }
-            }
-            Err((message, exit_code)) => {
-                self.containers.remove(&request.container_id);
-                cgroup::kill(&request.cgroup);
-                self.remove_cgroup(&request.cgroup);
-                self.fail_start(helper.connection, request, message, exit_code);
-            }
-        }
-    }
-
-    fn exec_started(&mut self, helper: &Helper) {
-        match helper.outcome() {
-            HelperResult::Failed { message, exit_code } => {
-                self.answer(helper.connection, &failed(message, exit_code))
-            }
-            HelperResult::Running { pid } => {
-                let ended = self.early.remove(&pid);
-                match self.clients.get_mut(&helper.connection) {
-                    Some(client) => {
-                        client.role = match client.role {
-                            Role::Exec { kill_on_close, .. } => Role::Exec {
-                                pid: Some(pid),
-                                kill_on_close,
-                            },
-                            _ => return,
-                        };
-                        client.connection.send_line(&Reply::Running);
-                        if let Some(exit_code) = ended {
-                            self.answer(helper.connection, &Reply::Ended { exit_code });
-                        }
-                    }
-                    // Nobody waits any more: what nobody can stop must not go on.
-                    None => kill_exec(pid),
-                }
-            }
-        }
-    }
-
     /// Reaps every dead child; the exit of a container's first process ends the container.
     fn reap(&mut self) {
         while let Ok(Some(_)) = self.children.read_signal() {}
@@ -536,7 +377,7 @@ impl Supervisor {
     }
 
     /// What was written before the exit is in the pipes: into the log with it, then the exit is told.
-    fn exited(&mut self, id: &str, exit_code: i32) {
+    pub(super) fn exited(&mut self, id: &str, exit_code: i32) {
         for stream in [Stream::Stdout, Stream::Stderr] {
             while self
                 .containers
@@ -572,7 +413,7 @@ impl Supervisor {
         }
     }
 
-    fn remove_cgroup(&mut self, cgroup: &std::path::Path) {
+    pub(super) fn remove_cgroup(&mut self, cgroup: &std::path::Path) {
         match cgroup::remove(cgroup) {
             Ok(true) => {}
             Ok(false) => self.leftover.push(cgroup.to_path_buf()),
@@ -622,11 +463,11 @@ impl Supervisor {
     }
 }
 
-fn failed(message: String, exit_code: i32) -> Reply {
+pub(super) fn failed(message: String, exit_code: i32) -> Reply {
     Reply::Failed { message, exit_code }
 }
 
-fn kill_exec(pid: i32) {
+pub(super) fn kill_exec(pid: i32) {
     if let Err(error) = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL) {
         tracing::warn!(pid, %error, "cannot end an exec");
     }
@@ -642,19 +483,4 @@ fn readable(container: &Container, stream: Stream) -> bool {
         tv_nsec: 0,
     };
     poll(&mut polled, Some(&now)).is_ok_and(|ready| ready > 0)
-}
-
-/// The terminal that libcontainer has sent to the console socket while it made the container.
-fn receive_terminal(helper: &Helper) -> io::Result<OwnedFd> {
-    let listener = helper
-        .console
-        .as_ref()
-        .ok_or_else(|| io::Error::other("no console socket"))?;
-    let (stream, _) = listener.accept()?;
-    let mut connection = Connection::new(stream)?;
-    connection.receive();
-    connection
-        .descriptors
-        .pop()
-        .ok_or_else(|| io::Error::other("no terminal was sent"))
 }

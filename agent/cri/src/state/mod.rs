@@ -98,6 +98,14 @@ pub fn hex(bytes: &[u8]) -> String {
         })
 }
 
+/// Removes a record's file; a missing one is fine.
+pub fn remove_record(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
 /// Removes a folder tree; a missing one is fine.
 pub fn remove_tree(path: &Path) -> io::Result<()> {
     match fs::remove_dir_all(path) {

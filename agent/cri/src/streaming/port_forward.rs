@@ -23,7 +23,7 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Send + 'static>(
         Ok(netns) => netns,
         Err(error) => return tracing::warn!(%error, "port-forward"),
     };
-    let mut opened = spdy::accept(stream);
+    let mut opened = spdy::accept(stream, true);
     let mut waiting: HashMap<String, Stream> = HashMap::new();
     while let Some(stream) = opened.recv().await {
         let key = format!("{}/{}", stream.header("requestid"), stream.header("port"));

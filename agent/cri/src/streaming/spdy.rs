@@ -102,8 +102,8 @@ impl Stream {
 }
 
 /// Serves a connection in the background; the streams come as the client opens them.
-/// The connection closes when it and all its streams have been dropped.
-pub fn accept<S: AsyncRead + AsyncWrite + Send + 'static>(stream: S) -> mpsc::Receiver<Stream> {
+/// The connection closes when all its streams have been dropped, or, if it `lingers`, when the client says so.
+pub fn accept<S: AsyncRead + AsyncWrite + Send + 'static>(stream: S, lingers: bool) -> mpsc::Receiver<Stream> {
     let (mut reader, mut writer) = tokio::io::split(stream);
     let (opened, streams) = mpsc::channel(QUEUE);
     let (outgoing, mut queue) = mpsc::channel::<Bytes>(QUEUE);
@@ -127,6 +127,7 @@ pub fn accept<S: AsyncRead + AsyncWrite + Send + 'static>(stream: S) -> mpsc::Re
             headers: HeaderReader::new(),
             replied: false,
         };
+        let _open = lingers.then(|| outgoing.clone());
         let mut first = Some(outgoing);
         let mut buffer = BytesMut::new();
         loop {
@@ -267,7 +268,7 @@ mod tests {
     #[tokio::test]
     async fn a_stream_carries_data_both_ways() {
         let (mut client, server) = tokio::io::duplex(1 << 16);
-        let mut streams = accept(server);
+        let mut streams = accept(server, false);
         let mut open = vec![0, 0, 0, 1, 0, 0, 0, 0, 0, 0];
         open.extend(spdy_headers::block(&[("streamtype", "data"), ("port", "80")]));
         client.write_all(&control(SYN_STREAM, 0, &open)).await.unwrap();

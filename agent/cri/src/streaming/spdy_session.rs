@@ -31,7 +31,7 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Send + 'static>(runtime: &Runtime
     .into_iter()
     .filter(|w| *w)
     .count();
-    let mut opened = spdy::accept(stream);
+    let mut opened = spdy::accept(stream, false);
     let mut streams: HashMap<String, Stream> = HashMap::new();
     let collect = async {
         while streams.len() < expected {

@@ -1,7 +1,7 @@
-//! A tiny OCI image made from Debian's static busybox.
+//! Images of any shape, and a tiny one made from Debian's static busybox.
 
 use flate2::{Compression, write::GzEncoder};
-use serde_json::json;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::io::Write;
 use std::path::Path;
@@ -11,6 +11,10 @@ const APPLETS: [&str; 26] = [
     "false", "kill", "hostname", "ps", "env", "touch", "mkdir", "head", "dd", "tr", "seq", "test", "pwd",
 ];
 
+pub fn named(bytes: &[u8]) -> String {
+    format!("sha256:{}", digest(bytes))
+}
+
 fn digest(bytes: &[u8]) -> String {
     Sha256::digest(bytes)
         .iter()
@@ -18,7 +22,7 @@ fn digest(bytes: &[u8]) -> String {
         .collect()
 }
 
-fn entry(
+pub fn entry(
     tar: &mut tar::Builder<Vec<u8>>,
     kind: tar::EntryType,
     path: &str,
@@ -41,7 +45,7 @@ fn entry(
 }
 
 /// Two layers: the second hides a file of the first.
-fn layers() -> [Vec<u8>; 2] {
+pub fn layers() -> [Vec<u8>; 2] {
     use tar::EntryType::{Directory, Regular, Symlink};
     let busybox = std::fs::read("/bin/busybox").expect("/bin/busybox (busybox-static)");
     let mut base = tar::Builder::new(Vec::new());
@@ -83,39 +87,98 @@ fn layers() -> [Vec<u8>; 2] {
     [base.into_inner().expect("tar"), top.into_inner().expect("tar")]
 }
 
+#[derive(Clone, Copy)]
+pub enum Packing {
+    Plain,
+    Gzip,
+    Zstd,
+}
+
+/// Which words its documents use.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Dialect {
+    Oci,
+    Docker,
+}
+
+pub struct Image {
+    /// Configuration and layers.
+    pub blobs: Vec<Vec<u8>>,
+    pub manifest: Vec<u8>,
+    pub dialect: Dialect,
+}
+
+impl Image {
+    pub fn new(layers: &[(Vec<u8>, Packing)], config: &Value, dialect: Dialect) -> Self {
+        let (mut blobs, mut descriptors, mut diff_ids) = (Vec::new(), Vec::new(), Vec::new());
+        for (layer, packing) in layers {
+            diff_ids.push(named(layer));
+            let (packed, suffix) = match packing {
+                Packing::Plain => (layer.clone(), ""),
+                Packing::Zstd => (zstd::encode_all(&layer[..], 1).expect("zstd"), "+zstd"),
+                Packing::Gzip => {
+                    let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
+                    gzip.write_all(layer).expect("gzip");
+                    (gzip.finish().expect("gzip"), "+gzip")
+                }
+            };
+            let media_type = match dialect {
+                Dialect::Oci => format!("application/vnd.oci.image.layer.v1.tar{suffix}"),
+                Dialect::Docker => "application/vnd.docker.image.rootfs.diff.tar.gzip".into(),
+            };
+            descriptors.push(json!({"mediaType": media_type, "digest": named(&packed), "size": packed.len()}));
+            blobs.push(packed);
+        }
+        let config = json!({
+            "architecture": "amd64", "os": "linux", "config": config,
+            "rootfs": {"type": "layers", "diff_ids": diff_ids},
+        })
+        .to_string()
+        .into_bytes();
+        let config_type = match dialect {
+            Dialect::Oci => "application/vnd.oci.image.config.v1+json",
+            Dialect::Docker => "application/vnd.docker.container.image.v1+json",
+        };
+        let manifest = json!({
+            "schemaVersion": 2, "mediaType": manifest_type(dialect), "layers": descriptors,
+            "config": {"mediaType": config_type, "digest": named(&config), "size": config.len()},
+        })
+        .to_string()
+        .into_bytes();
+        blobs.push(config);
+        Self { blobs, manifest, dialect }
+    }
+
+    pub fn id(&self) -> String {
+        named(self.blobs.last().expect("a configuration"))
+    }
+
+    pub fn digest(&self) -> String {
+        named(&self.manifest)
+    }
+}
+
+pub fn manifest_type(dialect: Dialect) -> &'static str {
+    match dialect {
+        Dialect::Oci => "application/vnd.oci.image.manifest.v1+json",
+        Dialect::Docker => "application/vnd.docker.distribution.manifest.v2+json",
+    }
+}
+
+/// The image that most cases run.
+pub fn busybox() -> Image {
+    let config = json!({"Env": ["FROM_IMAGE=yes"], "Cmd": ["/bin/sh"], "WorkingDir": "/made/by/runtime"});
+    Image::new(&layers().map(|layer| (layer, Packing::Gzip)), &config, Dialect::Oci)
+}
+
 /// Writes the image as an OCI archive named `name`.
 pub fn write_archive(path: &Path, name: &str) {
-    let mut blobs: Vec<Vec<u8>> = Vec::new();
-    let mut descriptors = Vec::new();
-    let mut diff_ids = Vec::new();
-    for layer in layers() {
-        diff_ids.push(format!("sha256:{}", digest(&layer)));
-        let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
-        gzip.write_all(&layer).expect("gzip");
-        let packed = gzip.finish().expect("gzip");
-        let media_type = "application/vnd.oci.image.layer.v1.tar+gzip";
-        descriptors.push(json!({"mediaType": media_type, "digest": format!("sha256:{}", digest(&packed)), "size": packed.len()}));
-        blobs.push(packed);
-    }
-    let config = json!({
-        "architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": diff_ids},
-        "config": {"Env": ["FROM_IMAGE=yes"], "Cmd": ["/bin/sh"], "WorkingDir": "/made/by/runtime"},
-    })
-    .to_string()
-    .into_bytes();
-    let manifest = json!({
-        "schemaVersion": 2, "layers": descriptors,
-        "config": {"mediaType": "application/vnd.oci.image.config.v1+json",
-                   "digest": format!("sha256:{}", digest(&config)), "size": config.len()},
-    })
-    .to_string()
-    .into_bytes();
+    let image = busybox();
     let index = json!({"schemaVersion": 2, "manifests": [{
-        "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "digest": format!("sha256:{}", digest(&manifest)), "size": manifest.len(),
+        "mediaType": manifest_type(image.dialect), "digest": image.digest(), "size": image.manifest.len(),
         "annotations": {"org.opencontainers.image.ref.name": name},
     }]});
-    blobs.extend([config, manifest]);
+    let blobs = image.blobs.iter().chain([&image.manifest]);
     let mut archive = tar::Builder::new(Vec::new());
     entry(
         &mut archive,
@@ -129,10 +192,10 @@ pub fn write_archive(path: &Path, name: &str) {
         entry(
             &mut archive,
             tar::EntryType::Regular,
-            &format!("blobs/sha256/{}", digest(&blob)),
+            &format!("blobs/sha256/{}", digest(blob)),
             "",
             0o644,
-            &blob,
+            blob,
         );
     }
     entry(

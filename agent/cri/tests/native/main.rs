@@ -3,10 +3,13 @@
 //! The binary is the test, the server, the shim and the helper: what runs is decided by the first argument.
 
 mod cases;
+mod faults;
 mod image;
 mod node;
+mod registry;
 mod spdy_client;
 mod stream_client;
+mod token_server;
 
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -30,6 +33,7 @@ fn outside(args: &[String]) -> ExitCode {
         eprintln!("native: these tests need root: run them with sudo, as tests/run does");
         return ExitCode::FAILURE;
     }
+    registry::provide();
     let exe = std::env::current_exe().expect("own path");
     let status = Command::new("unshare")
         .args([
@@ -44,6 +48,7 @@ fn outside(args: &[String]) -> ExitCode {
         .arg(exe)
         .arg("inside")
         .args(args)
+        .envs(registry::environment())
         .status()
         .expect("unshare (util-linux)");
     if status.success() {

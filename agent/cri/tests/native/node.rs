@@ -54,7 +54,7 @@ impl PodNetwork for RecordingNetwork {
     }
 }
 
-/// `serve FOLDER`: the server process.
+/// `serve FOLDER HOST=MIRROR…`: the server process.
 pub fn serve(args: &[String]) -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(std::env::var("RUST_LOG").unwrap_or_else(|_| "warn".into()))
@@ -65,7 +65,14 @@ pub fn serve(args: &[String]) -> ExitCode {
         listen: folder.join("cri.sock"),
         root_dir: folder.join("root"),
         image_archives: Some(folder.join("archives")),
-        registry_mirrors: vec![],
+        registry_mirrors: args[1..]
+            .iter()
+            .filter_map(|arg| arg.split_once('='))
+            .map(|(host, url)| cri::RegistryMirror {
+                host: host.into(),
+                url: url.into(),
+            })
+            .collect(),
         network: Arc::new(RecordingNetwork(folder.join("network"))),
     };
     let runtime = tokio::runtime::Runtime::new().expect("runtime");
@@ -80,6 +87,10 @@ pub fn serve(args: &[String]) -> ExitCode {
 
 pub struct Node {
     pub folder: PathBuf,
+    /// `HOST=URL`, from the next start on.
+    pub mirrors: Vec<String>,
+    /// The certificate authorities to trust, from the next start on.
+    pub trusted: Option<PathBuf>,
     server: Option<Child>,
     channel: Option<Channel>,
 }
@@ -90,6 +101,8 @@ impl Node {
         crate::image::write_archive(&folder.join("archives/busybox.tar.zst"), IMAGE);
         Self {
             folder: folder.to_path_buf(),
+            mirrors: Vec::new(),
+            trusted: None,
             server: None,
             channel: None,
         }
@@ -99,6 +112,8 @@ impl Node {
         let server = Command::new("/proc/self/exe")
             .arg("serve")
             .arg(&self.folder)
+            .args(&self.mirrors)
+            .envs(self.trusted.iter().map(|path| ("SSL_CERT_FILE", path)))
             .spawn()
             .expect("server");
         self.server = Some(server);
@@ -120,6 +135,12 @@ impl Node {
         let mut server = self.server.take().expect("a server");
         server.kill().expect("kill");
         server.wait().expect("wait");
+    }
+
+    /// Stops the server and starts it with what was changed.
+    pub async fn restart(&mut self) {
+        self.kill_server();
+        self.start().await;
     }
 
     pub fn runtime(&self) -> RuntimeServiceClient<Channel> {

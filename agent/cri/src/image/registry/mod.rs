@@ -166,7 +166,7 @@ impl Registry {
         have: &(dyn Fn(&str) -> bool + Send + Sync),
     ) -> Result<Pulled, ImageError> {
         let client = self.client()?;
-        let mut last = None;
+        let mut told: Option<ImageError> = None;
         for endpoint in endpoints(&reference.host, &self.mirrors) {
             let session = Session {
                 client: client.clone(),
@@ -179,11 +179,14 @@ impl Registry {
                 Ok(pulled) => return Ok(pulled),
                 Err(error) => {
                     tracing::debug!(endpoint = session.endpoint.base, %error, "pull");
-                    last = Some(error);
+                    // A mirror's bad answer says more than that the registry cannot be reached either.
+                    if !told.as_ref().is_some_and(ImageError::is_fault) {
+                        told = Some(error);
+                    }
                 }
             }
         }
-        Err(last.unwrap_or_else(|| ImageError::Invalid("no endpoint".into())))
+        Err(told.unwrap_or_else(|| ImageError::Invalid("no endpoint".into())))
     }
 
     async fn fetch_from(

@@ -281,6 +281,7 @@ pub async fn volumes_and_pod_files_are_mounted(node: &mut Node) {
     };
     let image = Mount {
         container_path: "/image".into(),
+        readonly: true,
         image: Some(ImageSpec {
             image: IMAGE.into(),
             ..Default::default()
