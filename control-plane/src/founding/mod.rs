@@ -53,7 +53,9 @@ pub fn found(flags: &flags::Founding, request: &Founding) -> anyhow::Result<()> 
     {
         let token = disk::read(&directory.join(files::BOOTSTRAP_TOKEN))?;
         disk::write(path, &token)?;
-        tracing::info!(file = %path.display(), "bootstrap token written");
+        let pin = pki::ca_pin(&disk::read(&directory.join(format!("{}.crt", files::CA)))?)?;
+        // Nobody was given this token: the machine's console is where people find it.
+        println!("others join with ironlet.token={} ironlet.ca-hash={pin}", token.trim());
     }
     Ok(())
 }
