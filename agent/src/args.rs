@@ -73,6 +73,12 @@ pub struct Agent {
     /// Networks whose addresses of this node are open at node ports [default: all]
     #[arg(long, value_name = "CIDR,…", value_delimiter = ',')]
     pub nodeport_addresses: Vec<IpNet>,
+    /// Where the runtime's pod network keeps its records: `network` below its --root-dir
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/ironlet/cri/network")]
+    pub pod_network_dir: PathBuf,
+    /// Refuse connections from outside to all ports but those of the node's own services and of Services
+    #[arg(long)]
+    pub host_firewall: bool,
     /// Where container logs are written
     #[arg(long, value_name = "DIR", default_value = "/var/log/pods")]
     pub pod_logs_dir: PathBuf,

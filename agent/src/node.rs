@@ -80,15 +80,17 @@ pub async fn run(args: Agent) -> anyhow::Result<()> {
         health_port: args.proxy_healthz_port,
         metrics_port: args.proxy_metrics_port,
     };
-    let routes = network::RoutesConfig {
+    let pod_network = network::Config {
         node_name,
         cluster_cidrs: args.cluster_cidr,
+        pod_network_dir: args.pod_network_dir,
+        host_firewall: args.host_firewall,
     };
     let background = [
         tokio::spawn(renew_client.keep_fresh()),
         tokio::spawn(renew_serving.keep_fresh()),
         tokio::spawn(kube_proxy::run(client.clone(), proxy, stop.clone())),
-        tokio::spawn(network::run_routes(client.clone(), routes, stop.clone())),
+        tokio::spawn(network::run(client.clone(), pod_network, stop.clone())),
     ];
     let overdue = async {
         stop.cancelled().await;

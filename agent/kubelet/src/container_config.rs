@@ -4,13 +4,14 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use cri_api::v1::{
-    ContainerConfig, ContainerMetadata, Device, ImageSpec, KeyValue, LinuxContainerConfig, Mount,
+    CdiDevice, ContainerConfig, ContainerMetadata, Device, ImageSpec, KeyValue, LinuxContainerConfig, Mount,
     MountPropagation, NamespaceMode, Signal, UserNamespace,
 };
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, VolumeDevice};
 
 use crate::container_hash::container_hash;
 use crate::context::{Context, name, namespace, uid};
+use crate::devices::Given;
 use crate::env;
 use crate::field_path::{Addresses, pod_field};
 use crate::resources::{container_resources, resource_field};
@@ -28,6 +29,8 @@ pub struct Prepared<'a> {
     /// Images to mount, by volume name.
     pub images: HashMap<String, ImageSpec>,
     pub pod_dir: &'a Path,
+    /// What device plugins add.
+    pub given: Given,
     /// How the pod's ids are the host's.
     pub users: Option<UserNamespace>,
     /// Host file mounted as `/etc/hosts`.
@@ -69,7 +72,7 @@ pub fn container_config(
         .as_deref()
         .unwrap_or("/dev/termination-log");
     let message_policy = container.termination_message_policy.as_deref().unwrap_or("File");
-    let annotations = HashMap::from([
+    let mut annotations = HashMap::from([
         (runtime::CONTAINER_HASH.to_owned(), container_hash(container)),
         (runtime::MESSAGE_PATH.to_owned(), message_path.to_owned()),
         (runtime::MESSAGE_POLICY.to_owned(), message_policy.to_owned()),
@@ -82,6 +85,7 @@ pub fn container_config(
             prepared.attempt.to_string(),
         ),
     ]);
+    annotations.extend(prepared.given.annotations.iter().cloned());
     let users = prepared.users.clone();
     let mut security = container_security(
         &spec,
@@ -121,13 +125,15 @@ pub fn container_config(
         envs: prepared
             .env
             .iter()
+            .chain(&prepared.given.env)
             .map(|(key, value)| KeyValue {
                 key: key.clone(),
                 value: value.clone(),
             })
             .collect(),
         mounts: mounts(&spec, container, prepared, message_path)?,
-        devices: devices(container, prepared.volumes),
+        devices: devices(container, prepared),
+        cdi_devices: prepared.given.cdi.iter().map(|name| CdiDevice { name: name.clone() }).collect(),
         labels,
         annotations,
         log_path: format!("{}/{}.log", container.name, prepared.attempt),
@@ -209,6 +215,12 @@ fn mounts(
             ..Default::default()
         });
     }
+    mounts.extend(prepared.given.mounts.iter().map(|given| Mount {
+        container_path: given.container_path.clone(),
+        host_path: given.host_path.clone(),
+        readonly: given.read_only,
+        ..Default::default()
+    }));
     let taken = |path: &str| {
         mounts
             .iter()
@@ -235,18 +247,23 @@ fn mounts(
     Ok(mounts)
 }
 
-/// Volumes that the container wants as devices.
-fn devices(container: &Container, volumes: &Volumes) -> Vec<Device> {
+/// Volumes that the container wants as devices, and what plugins give it.
+fn devices(container: &Container, prepared: &Prepared) -> Vec<Device> {
     let wanted = container.volume_devices.iter().flatten();
     let device = |wanted: &VolumeDevice| {
-        let volume = volumes.get(&wanted.name)?;
+        let volume = prepared.volumes.get(&wanted.name)?;
         Some(Device {
             container_path: wanted.device_path.clone(),
             host_path: volume.path.display().to_string(),
             permissions: if volume.read_only { "r" } else { "mrw" }.to_owned(),
         })
     };
-    wanted.filter_map(device).collect()
+    let given = prepared.given.devices.iter().map(|given| Device {
+        container_path: given.container_path.clone(),
+        host_path: given.host_path.clone(),
+        permissions: given.permissions.clone(),
+    });
+    wanted.filter_map(device).chain(given).collect()
 }
 
 /// Fetches what `env` and `envFrom` refer to; errors are upstream's `CreateContainerConfigError` messages.

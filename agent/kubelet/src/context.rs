@@ -12,6 +12,7 @@ use kube::runtime::reflector::Store;
 use crate::Config;
 use crate::allocation::Allocations;
 use crate::cgroups::Cgroups;
+use crate::devices::Devices;
 use crate::events::EventRecorder;
 use crate::eviction::{Pressures, Signal};
 use crate::image_collection::ImageHistory;
@@ -38,6 +39,7 @@ pub struct Context {
     pub pressures: Pressures,
     pub image_history: ImageHistory,
     pub allocations: Allocations,
+    pub devices: Devices,
     pub drivers: Drivers,
     pub rates: Rates,
     pub mirrors: Mirrors,

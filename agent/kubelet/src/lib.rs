@@ -10,6 +10,7 @@ mod cgroups;
 mod container_config;
 mod container_hash;
 mod context;
+mod devices;
 mod disk_usage;
 mod dns;
 mod env;

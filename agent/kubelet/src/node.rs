@@ -91,6 +91,7 @@ impl NodeLoop {
         let images = self.context.runtime.list_images().await.unwrap_or_default();
         let parameter_errors = std::fs::read_to_string(&self.context.config.parameter_errors).ok();
         let under = |signals: &[Signal]| self.context.is_under(signals);
+        let devices = self.context.devices.resources();
         let facts = status::Facts {
             machine: &self.machine,
             config: &self.context.config,
@@ -101,6 +102,7 @@ impl NodeLoop {
             disk_pressure: under(&[Signal::Storage, Signal::Inodes]),
             memory_pressure: under(&[Signal::Memory]),
             pid_pressure: under(&[Signal::Pids]),
+            devices: &devices,
             volumes_in_use: crate::volumes::csi::in_use(&self.context.config.root_dir),
             parameter_errors: parameter_errors.as_deref(),
         };

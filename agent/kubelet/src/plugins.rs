@@ -100,6 +100,11 @@ async fn register(context: &Context, socket: &Path) -> Result<String, String> {
     let plugin = registration::info(socket).await?;
     let result = match plugin.kind.as_str() {
         "CSIPlugin" => csi_node::add(context, &plugin.name, &plugin.endpoint).await,
+        "DevicePlugin" => {
+            registration::notify(socket, None).await?;
+            context.devices.follow(plugin.name.clone(), plugin.endpoint, Default::default());
+            return Ok(plugin.name);
+        }
         other => Err(format!("no handler registered for plugin type: {other}")),
     };
     registration::notify(socket, result.as_ref().err().map(String::as_str)).await?;

@@ -123,6 +123,8 @@ pub async fn start_container(context: &Context, pod: &Pod, start: ContainerStart
     let env = env.map_err(|message| fail("CreateContainerConfigError", message))?;
     let files = write_files(context, pod, container, start.attempt, &start.addresses.pod);
     let (hosts_file, message_file) = files.map_err(|message| fail("CreateContainerConfigError", message))?;
+    let given = context.devices.allocate(pod, container).await;
+    let given = given.map_err(|message| fail("CreateContainerConfigError", message))?;
     let prepared = Prepared {
         attempt: start.attempt,
         image_ref: image.reference,
@@ -130,6 +132,7 @@ pub async fn start_container(context: &Context, pod: &Pod, start: ContainerStart
         env,
         volumes: start.volumes,
         images,
+        given,
         pod_dir: &pod_dir,
         users: users_of(&sandbox),
         hosts_file: &hosts_file,

@@ -79,6 +79,18 @@ pub struct PodWorker {
     stopped: bool,
 }
 
+/// How long a pod may still be active, while it is.
+fn deadline(pod: &Pod, now: Timestamp) -> Option<Duration> {
+    let seconds = pod.spec.as_ref()?.active_deadline_seconds?;
+    let status = pod.status.as_ref()?;
+    if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
+        return None;
+    }
+    let started = status.start_time.as_ref()?.0;
+    let left = seconds - now.duration_since(started).as_secs();
+    Some(Duration::from_secs(u64::try_from(left).unwrap_or(0).max(1)))
+}
+
 impl PodWorker {
     pub fn new(context: Arc<Context>, assignments: watch::Receiver<Assignment>, wake: Arc<Notify>) -> Self {
         Self {
@@ -110,6 +122,7 @@ impl PodWorker {
                     RETRY
                 }
             };
+            let pause = deadline(&assignment.pod, Timestamp::now()).map_or(pause, |left| pause.min(left));
             tokio::select! {
                 changed = self.assignments.changed() => if changed.is_err() { return },
                 () = self.wake.notified() => {}

@@ -17,6 +17,7 @@ use crate::allocation::Allocations;
 use crate::cgroups::Cgroups;
 use crate::context::Context;
 use crate::events::EventRecorder;
+use crate::devices::{self, Devices};
 use crate::eviction::{self, Pressures};
 use crate::image_collection::{self, ImageHistory};
 use crate::images::ImagePuller;
@@ -73,6 +74,7 @@ pub async fn run(client: kube::Client, config: Config, stop: CancellationToken) 
         cgroups: Cgroups::new(&config.cgroup_root, &node::limits(&machine, &config.settings)),
         pressures: Pressures::default(),
         image_history: ImageHistory::default(),
+        devices: Devices::load(&config.root_dir),
         drivers: Drivers::default(),
         rates: Rates::default(),
         mirrors: Mirrors::default(),
@@ -97,6 +99,12 @@ pub async fn run(client: kube::Client, config: Config, stop: CancellationToken) 
         context.clone(),
         pods.clone(),
         machine.clone(),
+        stop.clone(),
+    ));
+    loops.spawn(devices::run_registration(context.clone(), stop.clone()));
+    loops.spawn(devices::run_pod_resources(
+        context.clone(),
+        pods.clone(),
         stop.clone(),
     ));
     loops.spawn(static_pods::run(context.clone(), pods.clone(), stop.clone()));

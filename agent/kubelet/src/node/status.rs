@@ -35,6 +35,8 @@ pub struct Facts<'a> {
     pub memory_pressure: bool,
     pub pid_pressure: bool,
     pub volumes_in_use: std::collections::BTreeSet<String>,
+    /// Capacity and allocatable by resource of device plugins.
+    pub devices: &'a BTreeMap<String, (Wire, Wire)>,
     /// One error a line; none where nobody checked kernel parameters.
     pub parameter_errors: Option<&'a str>,
 }
@@ -98,6 +100,15 @@ pub fn limits(machine: &Machine, settings: &Settings) -> Limits {
     }
 }
 
+fn with_devices(
+    mut resources: BTreeMap<String, Wire>,
+    devices: &BTreeMap<String, (Wire, Wire)>,
+    of: fn(&(Wire, Wire)) -> &Wire,
+) -> BTreeMap<String, Wire> {
+    resources.extend(devices.iter().map(|(name, both)| (name.clone(), of(both).clone())));
+    resources
+}
+
 /// Extended resources that others have told the API server of stay.
 fn with_extended(
     mut own: BTreeMap<String, Wire>,
@@ -149,10 +160,10 @@ pub fn node_status(facts: &Facts, old: &NodeStatus, now: Timestamp) -> NodeStatu
             address("Hostname", facts.config.node_name.clone()),
         ]),
         capacity: Some(with_extended(
-            capacity(machine, &facts.config.settings),
+            with_devices(capacity(machine, &facts.config.settings), facts.devices, |both| &both.0),
             old.capacity.as_ref(),
         )),
-        allocatable: Some(with_extended(facts.allocatable.clone(), old.allocatable.as_ref())),
+        allocatable: Some(with_extended(with_devices(facts.allocatable.clone(), facts.devices, |both| &both.1), old.allocatable.as_ref())),
         conditions: Some(conditions(facts, old, now)),
         daemon_endpoints: Some(NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint {
@@ -372,6 +383,7 @@ mod tests {
             disk_pressure: false,
             memory_pressure: false,
             pid_pressure: false,
+            devices: &BTreeMap::new(),
             volumes_in_use: Default::default(),
             parameter_errors,
         };

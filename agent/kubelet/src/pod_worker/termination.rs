@@ -92,6 +92,7 @@ impl PodWorker {
         context.objects.forget_pod(uid(pod));
         context.images.forget_pod(uid(pod));
         context.allocations.release(uid(pod));
+        context.devices.release(uid(pod));
         self.stopped = true;
         true
     }
