@@ -9,19 +9,29 @@ use serde_json::Value;
 const EDGES: &[(&str, &[&str])] = &[
     (
         "agent",
-        &["cri", "hollow", "kube-proxy", "kubelet", "network", "node-config", "pki"],
+        &[
+            "cri",
+            "hollow",
+            "kube-proxy",
+            "kubelet",
+            "network",
+            "node-config",
+            "pki",
+        ],
     ),
     ("api", &[]),
     ("api-client", &["api"]),
     ("apiserver", &["auth", "pki", "quota", "schema", "store"]),
     ("auth", &["pki"]),
     ("boot-disk", &[]),
+    ("cloud-controller-manager", &["api", "api-client"]),
     ("cluster-dns", &[]),
     (
         "control-plane",
         &[
             "apiserver",
             "auth",
+            "cloud-controller-manager",
             "controller-manager",
             "pki",
             "scheduler",

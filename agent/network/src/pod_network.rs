@@ -20,6 +20,8 @@ use crate::host_ports::{self, PortMapping};
 use crate::sys::links::{self, Pair};
 
 pub const BRIDGE: &str = "ironlet0";
+/// Where the records of attached pods are, below the pod network's own directory.
+pub const ATTACHMENTS: &str = "attachments";
 
 #[derive(Debug, Error)]
 pub enum NetworkError {
@@ -70,7 +72,7 @@ struct State {
 impl PodNetwork {
     /// Reads what an earlier process recorded under `directory`.
     pub fn new(directory: &Path) -> Result<Self, NetworkError> {
-        let attachments_dir = directory.join("attachments");
+        let attachments_dir = directory.join(ATTACHMENTS);
         fs::create_dir_all(&attachments_dir).map_err(|source| NetworkError::Record {
             path: attachments_dir.clone(),
             source,
@@ -267,7 +269,7 @@ fn host_side_name(sandbox_id: &str) -> String {
 }
 
 fn record_name(sandbox_id: &str) -> String {
-    format!("attachments/{sandbox_id}.json")
+    format!("{ATTACHMENTS}/{sandbox_id}.json")
 }
 
 fn link(operation: &'static str) -> impl FnOnce(io::Error) -> NetworkError {

@@ -1,4 +1,5 @@
-//! The agent's side: routes to the pods of the other nodes, and masquerading to the outside.
+//! The agent's side: routes to the pods of the other nodes, directly where they share a link and through VXLAN where
+//! not, and masquerading to the outside.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use tracing::{info, warn};
 
 use crate::addresses;
 use crate::masquerade;
+use crate::overlay::{self, Local, Tunnel};
 use crate::sys;
 
 /// Links and addresses change without a word from the API server, so look again now and then.
@@ -45,48 +47,53 @@ pub struct Route {
     pub destination: IpNet,
     pub gateway: IpAddr,
     pub link: u32,
+    /// The gateway is at the other end of the overlay, in no network of the link.
+    pub on_link: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Action {
     Replace(Route),
     Delete(Route),
-    /// The peer shares no link with this node.
-    Unreachable {
-        node: String,
-        pod_cidr: IpNet,
-    },
+}
+
+/// The routes to the peers that share a link with this node; of the others, through the overlay.
+fn wanted(peers: &[Peer], links: &[LinkAddress], overlay: Option<(u32, &[Tunnel])>) -> Vec<Route> {
+    // A node is registered a moment before its addresses are known.
+    let pairs = peers
+        .iter()
+        .flat_map(|peer| peer.pod_cidrs.iter().map(move |cidr| (peer, *cidr)));
+    let mut routes: Vec<Route> = pairs
+        .filter_map(|(peer, cidr)| direct(peer, cidr, links))
+        .collect();
+    for (link, tunnel) in overlay
+        .into_iter()
+        .flat_map(|(link, tunnels)| tunnels.iter().map(move |t| (link, t)))
+    {
+        let through = tunnel.routes(link);
+        let missing: Vec<Route> = through
+            .filter(|route| !routes.iter().any(|r| r.destination == route.destination))
+            .collect();
+        routes.extend(missing);
+    }
+    routes
 }
 
 /// What leads from the routes there are to the routes there should be.
-fn plan(peers: &[Peer], links: &[LinkAddress], existing: &[Route]) -> Vec<Action> {
-    let mut wanted = Vec::new();
-    let mut actions = Vec::new();
-    // A node is registered a moment before its addresses are known.
-    for peer in peers.iter().filter(|p| !p.addresses.is_empty()) {
-        for pod_cidr in &peer.pod_cidrs {
-            match direct(peer, *pod_cidr, links) {
-                Some(route) => wanted.push(route),
-                None => actions.push(Action::Unreachable {
-                    node: peer.node.clone(),
-                    pod_cidr: *pod_cidr,
-                }),
-            }
-        }
-    }
+fn plan(wanted: &[Route], existing: &[Route]) -> Vec<Action> {
     let stale = |r: &&Route| !wanted.iter().any(|w| w.destination == r.destination);
-    actions.extend(existing.iter().filter(stale).cloned().map(Action::Delete));
-    actions.extend(
-        wanted
-            .iter()
-            .filter(|w| !existing.contains(w))
-            .cloned()
-            .map(Action::Replace),
-    );
+    let mut actions: Vec<Action> = existing
+        .iter()
+        .filter(stale)
+        .cloned()
+        .map(Action::Delete)
+        .collect();
+    let new = wanted.iter().filter(|w| !existing.contains(w)).cloned();
+    actions.extend(new.map(Action::Replace));
     actions
 }
 
-fn direct(peer: &Peer, pod_cidr: IpNet, links: &[LinkAddress]) -> Option<Route> {
+pub fn direct(peer: &Peer, pod_cidr: IpNet, links: &[LinkAddress]) -> Option<Route> {
     let same_family = |a: &&IpAddr| a.is_ipv4() == pod_cidr.addr().is_ipv4();
     peer.addresses.iter().filter(same_family).find_map(|gateway| {
         let link = links
@@ -96,6 +103,7 @@ fn direct(peer: &Peer, pod_cidr: IpNet, links: &[LinkAddress]) -> Option<Route> 
             destination: pod_cidr,
             gateway: *gateway,
             link: link.link,
+            on_link: false,
         })
     })
 }
@@ -145,7 +153,7 @@ struct Synced {
     peers: Vec<Peer>,
     links: Vec<LinkAddress>,
     pod_cidrs: Vec<IpNet>,
-    warned: Vec<String>,
+    masqueraded: Vec<IpNet>,
 }
 
 impl Synced {
@@ -162,40 +170,58 @@ impl Synced {
             Ok(links) => links,
             Err(error) => return warn!(%error, "cannot read the addresses of this node"),
         };
-        if peers != self.peers || links != self.links {
-            if let Err(error) = self.sync_routes(&peers, &links).await {
+        let underlay = own.and_then(|n| peer(n).addresses.first().copied());
+        if peers != self.peers || links != self.links || pod_cidrs != self.pod_cidrs {
+            if let Err(error) = sync_routes(&peers, &links, underlay, &pod_cidrs).await {
                 return warn!(%error, "cannot change routes");
             }
             self.peers = peers;
             self.links = links;
+            self.pod_cidrs.clone_from(&pod_cidrs);
         }
-        if !pod_cidrs.is_empty() && pod_cidrs != self.pod_cidrs {
+        if !pod_cidrs.is_empty() && pod_cidrs != self.masqueraded {
             for family in families(&pod_cidrs) {
                 if let Err(error) = masquerade::apply(family, &pod_cidrs, &config.cluster_cidrs).await {
                     return warn!(%error, "cannot masquerade pod traffic");
                 }
             }
-            self.pod_cidrs = pod_cidrs;
+            self.masqueraded = pod_cidrs;
         }
     }
+}
 
-    async fn sync_routes(&mut self, peers: &[Peer], links: &[LinkAddress]) -> std::io::Result<()> {
-        for action in plan(peers, links, &sys::routes::ours().await?) {
-            match action {
-                Action::Replace(route) => {
-                    sys::routes::replace(&route).await?;
-                    info!(destination = %route.destination, gateway = %route.gateway, "route to pods");
-                }
-                Action::Delete(route) => sys::routes::delete(&route).await?,
-                Action::Unreachable { node, pod_cidr } if !self.warned.contains(&node) => {
-                    warn!(node, %pod_cidr, "no route to the pods of this node: it shares no link with us");
-                    self.warned.push(node);
-                }
-                Action::Unreachable { .. } => {}
+/// Brings routes and overlay to what the peers and our own links need.
+pub async fn sync_routes(
+    peers: &[Peer],
+    links: &[LinkAddress],
+    underlay: Option<IpAddr>,
+    pod_cidrs: &[IpNet],
+) -> std::io::Result<()> {
+    let tunnels = underlay
+        .map(|underlay| overlay::tunnels(peers, links, underlay))
+        .unwrap_or_default();
+    let mut device = None;
+    match underlay {
+        Some(underlay) if !tunnels.is_empty() && !pod_cidrs.is_empty() => {
+            let mtu = sys::links::uplink_mtu().await?;
+            sys::overlay::ensure(&Local::new(underlay, pod_cidrs, mtu)).await?;
+            for tunnel in &tunnels {
+                device = Some(sys::overlay::add(tunnel).await?);
             }
         }
-        Ok(())
+        _ => sys::overlay::remove().await?,
     }
+    let wanted = wanted(peers, links, device.map(|device| (device, tunnels.as_slice())));
+    for action in plan(&wanted, &sys::routes::ours().await?) {
+        match action {
+            Action::Replace(route) => {
+                sys::routes::replace(&route).await?;
+                info!(destination = %route.destination, gateway = %route.gateway, overlay = route.on_link, "route to pods");
+            }
+            Action::Delete(route) => sys::routes::delete(&route).await?,
+        }
+    }
+    Ok(())
 }
 
 fn families(nets: &[IpNet]) -> Vec<Family> {
@@ -210,7 +236,7 @@ fn pod_cidrs(node: &Node) -> Vec<IpNet> {
     cidrs.iter().filter_map(|c| addresses::parse(c).ok()).collect()
 }
 
-fn peer(node: &Node) -> Peer {
+pub fn peer(node: &Node) -> Peer {
     let addresses = node
         .status
         .as_ref()
@@ -244,6 +270,7 @@ mod tests {
             destination: destination.parse().unwrap(),
             gateway: gateway.parse().unwrap(),
             link,
+            on_link: false,
         }
     }
 
@@ -262,33 +289,30 @@ mod tests {
             peer("far", "172.16.0.9", "10.244.2.0/24"),
         ];
         let old = route("10.244.9.0/24", "192.168.76.99", 3);
+        let near = route("10.244.1.0/24", "192.168.76.21", 3);
+        let without_overlay = wanted(&peers, &links(), None);
         assert_eq!(
-            plan(&peers, &links(), std::slice::from_ref(&old)),
-            [
-                Action::Unreachable {
-                    node: "far".into(),
-                    pod_cidr: "10.244.2.0/24".parse().unwrap()
-                },
-                Action::Delete(old),
-                Action::Replace(route("10.244.1.0/24", "192.168.76.21", 3)),
-            ]
+            plan(&without_overlay, std::slice::from_ref(&old)),
+            [Action::Delete(old), Action::Replace(near.clone())]
         );
-    }
-
-    #[test]
-    fn a_converged_node_needs_nothing() {
-        let peers = [peer("w1", "192.168.76.21", "10.244.1.0/24")];
+        let tunnels = overlay::tunnels(&peers, &links(), "192.168.76.11".parse().unwrap());
+        let far = Route {
+            on_link: true,
+            ..route("10.244.2.0/24", "10.244.2.0", 9)
+        };
         assert_eq!(
-            plan(&peers, &links(), &[route("10.244.1.0/24", "192.168.76.21", 3)]),
-            []
+            wanted(&peers, &links(), Some((9, &tunnels))),
+            [near.clone(), far.clone()]
         );
+        assert_eq!(plan(&[near.clone(), far.clone()], &[far, near]), []);
     }
 
     #[test]
     fn a_peer_that_moved_is_replaced_not_deleted() {
         let peers = [peer("w1", "192.168.76.22", "10.244.1.0/24")];
+        let wanted = wanted(&peers, &links(), None);
         assert_eq!(
-            plan(&peers, &links(), &[route("10.244.1.0/24", "192.168.76.21", 3)]),
+            plan(&wanted, &[route("10.244.1.0/24", "192.168.76.21", 3)]),
             [Action::Replace(route("10.244.1.0/24", "192.168.76.22", 3))]
         );
     }
@@ -296,9 +320,6 @@ mod tests {
     #[test]
     fn an_address_of_our_own_is_no_way_to_a_peer() {
         let peers = [peer("clone", "192.168.76.11", "10.244.3.0/24")];
-        assert!(matches!(
-            plan(&peers, &links(), &[])[..],
-            [Action::Unreachable { .. }]
-        ));
+        assert_eq!(wanted(&peers, &links(), None), []);
     }
 }

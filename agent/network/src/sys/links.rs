@@ -8,6 +8,7 @@ use std::path::Path;
 
 use futures::TryStreamExt;
 use ipnet::IpNet;
+use netlink_packet_route::address::AddressHeaderFlags;
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use rtnetlink::{
     Handle, LinkBridge, LinkBridgePort, LinkUnspec, LinkVeth, RouteMessageBuilder, new_connection,
@@ -66,13 +67,51 @@ pub async fn ensure_bridge(name: &str, addresses: &[IpNet], mtu: u32) -> io::Res
             .map_err(io_error)?;
     }
     let index = index(&handle, name).await?;
-    let up = LinkUnspec::new_with_index(index).mtu(mtu).up().build();
+    skip_duplicate_detection(name);
+    // Without an address of its own the bridge takes that of some port, and changes it when the port goes.
+    let hardware = hardware_address(addresses.first().map(IpNet::addr));
+    let up = LinkUnspec::new_with_index(index)
+        .address(hardware.to_vec())
+        .mtu(mtu)
+        .up()
+        .build();
     handle.link().set(up).execute().await.map_err(io_error)?;
     for address in addresses {
-        let add = handle.address().add(index, address.addr(), address.prefix_len());
-        add.replace().execute().await.map_err(io_error)?;
+        add_address(&handle, index, *address).await?;
     }
     Ok(())
+}
+
+/// A locally administered hardware address that tells the IP address it stands for.
+pub fn hardware_address(of: Option<IpAddr>) -> [u8; 6] {
+    let last = match of {
+        Some(IpAddr::V4(address)) => address.octets(),
+        Some(IpAddr::V6(address)) => {
+            let halves = address.octets();
+            std::array::from_fn(|i| halves[i + 4] ^ halves[i + 12])
+        }
+        None => [0; 4],
+    };
+    [0x0a, 0x58, last[0], last[1], last[2], last[3]]
+}
+
+/// Nobody could be asked for a neighbour before the link's own address has passed. A kernel without IPv6 has no such
+/// file.
+fn skip_duplicate_detection(link: &str) {
+    let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{link}/accept_dad"), "0");
+}
+
+/// Without duplicate address detection, which would keep a new IPv6 address from use for a second: who has which
+/// address is decided here.
+pub async fn add_address(handle: &Handle, link: u32, address: IpNet) -> io::Result<()> {
+    let mut add = handle
+        .address()
+        .add(link, address.addr(), address.prefix_len())
+        .replace();
+    if address.addr().is_ipv6() {
+        add.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+    }
+    add.execute().await.map_err(io_error)
 }
 
 /// The MTU of the link that the default route leaves by; Ethernet's when there is none.
@@ -150,18 +189,14 @@ async fn configure_pod_side(name: &str, mtu: u32, addresses: &[(IpNet, IpAddr)])
         .await
         .map_err(io_error)?;
     let eth0 = index(&handle, name).await?;
+    skip_duplicate_detection(name);
     let named = LinkUnspec::new_with_index(eth0)
         .name("eth0".to_owned())
         .mtu(mtu)
         .build();
     handle.link().set(named).execute().await.map_err(io_error)?;
     for (address, _) in addresses {
-        handle
-            .address()
-            .add(eth0, address.addr(), address.prefix_len())
-            .execute()
-            .await
-            .map_err(io_error)?;
+        add_address(&handle, eth0, *address).await?;
     }
     handle
         .link()

@@ -7,7 +7,7 @@ use futures::TryStreamExt;
 use ipnet::IpNet;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::AddressAttribute;
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteProtocol};
 use rtnetlink::{Handle, RouteMessageBuilder};
 
 use super::links::{handle, io_error};
@@ -80,9 +80,11 @@ pub async fn delete(route: &Route) -> io::Result<()> {
 }
 
 fn message(route: &Route) -> io::Result<RouteMessage> {
-    RouteMessageBuilder::<IpAddr>::new()
+    let builder = RouteMessageBuilder::<IpAddr>::new()
         .protocol(PROTOCOL)
-        .output_interface(route.link)
+        .output_interface(route.link);
+    let builder = if route.on_link { builder.onlink() } else { builder };
+    builder
         .destination_prefix(route.destination.addr(), route.destination.prefix_len())
         .and_then(|b| b.gateway(route.gateway))
         .map(RouteMessageBuilder::build)
@@ -128,6 +130,7 @@ fn route(message: &RouteMessage) -> Option<Route> {
         destination,
         gateway: gateway?,
         link: output_link(message)?,
+        on_link: message.header.flags.contains(RouteFlags::Onlink),
     })
 }
 
