@@ -6,12 +6,13 @@ use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Endpoints, Namespace, Node, PersistentVolumeClaim, Pod, ReplicationController, ResourceQuota,
-    Secret, Service, ServiceAccount,
+    ConfigMap, Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod,
+    ReplicationController, ResourceQuota, Secret, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::ClusterRole;
+use k8s_openapi::api::storage::v1::{CSIDriver, StorageClass, VolumeAttachment, VolumeAttributesClass};
 use kube::runtime::watcher::Config;
 use kube::{Api, Client};
 use std::any::TypeId;
@@ -62,6 +63,11 @@ caches! {
     cron_jobs: CronJob = Config::default(), |_| {};
     jobs: Job = Config::default(), |_| {};
     persistent_volume_claims: PersistentVolumeClaim = Config::default(), |_| {};
+    persistent_volumes: PersistentVolume = Config::default(), |_| {};
+    storage_classes: StorageClass = Config::default(), |_| {};
+    volume_attachments: VolumeAttachment = Config::default(), |_| {};
+    csi_drivers: CSIDriver = Config::default(), |_| {};
+    volume_attributes_classes: VolumeAttributesClass = Config::default(), |_| {};
     stateful_sets: StatefulSet = Config::default(), |_| {};
     disruption_budgets: PodDisruptionBudget = Config::default(), |_| {};
     daemon_sets: DaemonSet = Config::default(), |_| {};

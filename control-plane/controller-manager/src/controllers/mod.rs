@@ -1,5 +1,6 @@
 //! The list of controllers, and what each is given.
 
+mod attach_detach;
 mod bootstrap_signer;
 mod clusterrole_aggregation;
 mod cronjob;
@@ -11,6 +12,7 @@ mod deployment;
 mod disruption;
 mod endpoints;
 mod endpointslice;
+mod ephemeral_volume;
 mod garbage_collector;
 mod history;
 mod job;
@@ -18,6 +20,7 @@ mod namespace;
 mod node_ipam;
 mod node_lifecycle;
 mod owned;
+mod persistentvolume_binder;
 mod pod_garbage_collector;
 mod replicaset;
 mod resourcequota;
@@ -27,6 +30,8 @@ mod statefulset;
 mod taint_eviction;
 mod token_cleaner;
 mod ttl_after_finished;
+mod volume_expander;
+mod volume_protection;
 
 use crate::caches::Caches;
 use crate::config::{Config, Error};
@@ -75,6 +80,25 @@ const CONTROLLERS: &[(&str, Start)] = &[
     ("namespace-controller", namespace::start),
     ("node-ipam-controller", node_ipam::start),
     ("node-lifecycle-controller", node_lifecycle::start),
+    ("ephemeral-volume-controller", ephemeral_volume::start),
+    ("persistentvolume-attach-detach-controller", attach_detach::start),
+    (
+        "persistentvolume-binder-controller",
+        persistentvolume_binder::start,
+    ),
+    ("persistentvolume-expander-controller", volume_expander::start),
+    (
+        "persistentvolume-protection-controller",
+        volume_protection::start_volumes,
+    ),
+    (
+        "persistentvolumeclaim-protection-controller",
+        volume_protection::start_claims,
+    ),
+    (
+        "volumeattributesclass-protection-controller",
+        volume_protection::start_attributes_classes,
+    ),
     ("pod-garbage-collector-controller", pod_garbage_collector::start),
     ("replicaset-controller", replicaset::start),
     (
