@@ -8,6 +8,7 @@ use kube::Resource;
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::any::TypeId;
+use std::borrow::Cow;
 use std::time::Duration;
 
 /// One write to the API server, or a word to the user, or a wish to look again.
@@ -48,10 +49,10 @@ pub struct Path {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Announce {
     pub about: ObjectReference,
-    /// Reason, and the text before the object's name.
-    pub success: (&'static str, &'static str),
-    /// Reason, and the text before the error.
-    pub failure: (&'static str, &'static str),
+    /// Reason, and the text with `{}` for the object's name.
+    pub success: (&'static str, Cow<'static, str>),
+    /// Reason, and the text with `{}` for the error.
+    pub failure: (&'static str, Cow<'static, str>),
     /// Who says it; the executor fills it in.
     pub source: &'static str,
 }

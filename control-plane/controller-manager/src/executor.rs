@@ -257,13 +257,13 @@ impl Executor {
                 (
                     NORMAL,
                     announce.success.0,
-                    format!("{}{name}", announce.success.1),
+                    announce.success.1.replacen("{}", name, 1),
                 )
             }
             Err(error) => (
                 WARNING,
                 announce.failure.0,
-                format!("{}{}", announce.failure.1, error.message()),
+                announce.failure.1.replacen("{}", error.message(), 1),
             ),
         };
         self.recorder.record(Notice {

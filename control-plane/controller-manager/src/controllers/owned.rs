@@ -142,8 +142,8 @@ pub fn pod_of<O: Resource<DynamicType = ()>>(owner: &O, template: &PodTemplateSp
 pub fn create<O: Resource<DynamicType = ()>>(owner: &O, pod: &Pod) -> Action {
     Action::create(pod).announced(Announce {
         about: reference(owner),
-        success: ("SuccessfulCreate", "Created pod: "),
-        failure: ("FailedCreate", "Error creating: "),
+        success: ("SuccessfulCreate", "Created pod: {}".into()),
+        failure: ("FailedCreate", "Error creating: {}".into()),
         source: "",
     })
 }
@@ -152,8 +152,8 @@ pub fn create<O: Resource<DynamicType = ()>>(owner: &O, pod: &Pod) -> Action {
 pub fn delete<O: Resource<DynamicType = ()>>(owner: &O, pod: &Pod) -> Action {
     Action::delete(pod).announced(Announce {
         about: reference(owner),
-        success: ("SuccessfulDelete", "Deleted pod: "),
-        failure: ("FailedDelete", "Error deleting: "),
+        success: ("SuccessfulDelete", "Deleted pod: {}".into()),
+        failure: ("FailedDelete", "Error deleting: {}".into()),
         source: "",
     })
 }

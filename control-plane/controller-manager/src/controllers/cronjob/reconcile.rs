@@ -188,8 +188,8 @@ impl Step<'_> {
         let job = self.job(name, start, zone);
         self.plan.push(Action::create(&job).announced(Announce {
             about: reference(self.cron_job),
-            success: ("SuccessfulCreate", "Created job "),
-            failure: ("FailedCreate", "Error creating job: "),
+            success: ("SuccessfulCreate", "Created job {}".into()),
+            failure: ("FailedCreate", "Error creating job: {}".into()),
             source: "",
         }));
         self.status.last_schedule_time = Some(Time(start));
@@ -254,8 +254,8 @@ impl Step<'_> {
     fn delete(&self, job: &Job) -> Action {
         Action::delete(job).announced(Announce {
             about: reference(self.cron_job),
-            success: ("SuccessfulDelete", "Deleted job "),
-            failure: ("FailedDelete", "Deleted job: "),
+            success: ("SuccessfulDelete", "Deleted job {}".into()),
+            failure: ("FailedDelete", "Deleted job: {}".into()),
             source: "",
         })
     }

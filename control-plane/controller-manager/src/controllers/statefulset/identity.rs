@@ -1,11 +1,13 @@
 //! What makes a StatefulSet's pod that pod: its name, labels, host name and volumes.
 
+use crate::action::Action;
 use crate::controllers::history::REVISION_HASH;
 use crate::controllers::owned::pod_of;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{
     PersistentVolumeClaim, PersistentVolumeClaimVolumeSource, Pod, PodTemplateSpec, Volume,
 };
+use serde_json::{Map, Value, json};
 
 const POD_NAME: &str = "statefulset.kubernetes.io/pod-name";
 const POD_INDEX: &str = "apps.kubernetes.io/pod-index";
@@ -23,16 +25,34 @@ pub fn pod_name(set: &StatefulSet, ordinal: i32) -> String {
     format!("{}-{ordinal}", set.metadata.name.as_deref().unwrap_or_default())
 }
 
+/// The labels that tell pods of a set apart.
+fn labels(set: &StatefulSet, ordinal: i32) -> [(&'static str, String); 2] {
+    [
+        (POD_NAME, pod_name(set, ordinal)),
+        (POD_INDEX, ordinal.to_string()),
+    ]
+}
+
+/// Gives a pod back the labels somebody took.
+pub fn repair(set: &StatefulSet, pod: &Pod, ordinal: i32) -> Option<Action> {
+    let have = pod.metadata.labels.as_ref();
+    let lost: Map<String, Value> = labels(set, ordinal)
+        .into_iter()
+        .filter(|(key, value)| have.and_then(|l| l.get(*key)) != Some(value))
+        .map(|(key, value)| (key.into(), value.into()))
+        .collect();
+    (!lost.is_empty()).then(|| Action::patch_as_seen(pod, json!({"metadata": {"labels": lost}})))
+}
+
 /// The pod of an ordinal, of the revision called `revision`.
 pub fn pod(set: &StatefulSet, template: &PodTemplateSpec, revision: &str, ordinal: i32) -> Pod {
     let name = pod_name(set, ordinal);
     let mut pod = pod_of(set, template);
     pod.metadata.generate_name = None;
     pod.metadata.name = Some(name.clone());
-    let labels = pod.metadata.labels.get_or_insert_default();
-    labels.insert(POD_NAME.into(), name.clone());
-    labels.insert(POD_INDEX.into(), ordinal.to_string());
-    labels.insert(REVISION_HASH.into(), revision.into());
+    let all = pod.metadata.labels.get_or_insert_default();
+    all.extend(labels(set, ordinal).map(|(key, value)| (key.into(), value)));
+    all.insert(REVISION_HASH.into(), revision.into());
     let spec = pod.spec.get_or_insert_default();
     spec.hostname = Some(name);
     spec.subdomain = set.spec.as_ref().and_then(|s| s.service_name.clone());

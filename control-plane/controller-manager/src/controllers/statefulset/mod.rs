@@ -1,5 +1,6 @@
 //! StatefulSets: pods with names and volumes that outlive them.
 
+mod claims;
 mod identity;
 mod reconcile;
 
@@ -50,7 +51,10 @@ impl Controller for StatefulSets {
         let claims = self.caches.persistent_volume_claims.list_in(&key.namespace);
         let observed = Observed {
             pods: owned::candidates(&self.caches, &set.metadata),
-            claims: claims.iter().filter_map(|c| c.metadata.name.clone()).collect(),
+            claims: claims
+                .into_iter()
+                .filter_map(|c| Some((c.metadata.name.clone()?, c)))
+                .collect(),
             taken: revisions.iter().filter_map(|r| r.metadata.name.clone()).collect(),
             revisions: revisions
                 .into_iter()

@@ -1,9 +1,10 @@
 //! One step of a StatefulSet towards its specification (upstream's `updateStatefulSet`).
 
-use super::identity::{claims, ordinal, pod};
+use super::claims::{Claims, retention};
+use super::identity::{claims, ordinal, pod, repair};
 use crate::action::{Action, Announce, reference};
 use crate::controllers::history::{self, REVISION_HASH, template_of};
-use crate::controllers::owned::{claim_all, delete};
+use crate::controllers::owned::claim_all;
 use api::event::{NORMAL, WARNING};
 use api::pod::{is_available, is_ready, is_terminating, phase};
 use k8s_openapi::api::apps::v1::{ControllerRevision, StatefulSet, StatefulSetSpec, StatefulSetStatus};
@@ -17,8 +18,8 @@ pub struct Observed {
     pub set: Arc<StatefulSet>,
     /// Pods that refer to the set as their controller, and those of its namespace that refer to none.
     pub pods: Vec<Arc<Pod>>,
-    /// Names of the claims in the namespace.
-    pub claims: HashSet<String>,
+    /// Claims of the namespace, by name.
+    pub claims: Claims,
     /// The set's revisions, and those of its namespace that nobody controls.
     pub revisions: Vec<Arc<ControllerRevision>>,
     /// Names of revisions in the namespace.
@@ -87,7 +88,7 @@ struct Step<'a> {
     set: &'a StatefulSet,
     spec: &'a StatefulSetSpec,
     now: Timestamp,
-    claims: &'a HashSet<String>,
+    claims: &'a Claims,
     current: &'a Arc<ControllerRevision>,
     update: &'a Arc<ControllerRevision>,
     by_ordinal: BTreeMap<i32, Arc<Pod>>,
@@ -165,14 +166,27 @@ impl Step<'_> {
 
     /// A rollout that reached every pod makes its revision the current one.
     fn complete(&self, status: &mut StatefulSetStatus) {
-        let all = Some(status.replicas).filter(|n| *n > 0);
-        if self.is_rolling() && status.updated_replicas == all && status.ready_replicas == all {
+        let all = self.spec.replicas.unwrap_or(1);
+        let reached = |n: Option<i32>| n.unwrap_or_default() == all;
+        if self.is_rolling()
+            && status.replicas == all
+            && reached(status.updated_replicas)
+            && reached(status.ready_replicas)
+        {
             status.current_revision = status.update_revision.clone();
             status.current_replicas = status.updated_replicas;
         }
     }
 
     fn advance(&mut self, status: &StatefulSetStatus) {
+        let wanted = self.wanted();
+        for (n, pod) in &self.by_ordinal {
+            self.plan
+                .extend(retention(self.set, self.claims, *n, pod, !wanted.contains(n)));
+            if wanted.contains(n) && !is_terminating(pod) {
+                self.plan.extend(repair(self.set, pod, *n));
+            }
+        }
         if self.fill(status) && self.shrink() {
             self.roll();
         }
@@ -198,6 +212,9 @@ impl Step<'_> {
                 }
                 continue;
             }
+            if phase(&pod) == "Pending" {
+                self.claim(n);
+            }
             if ordered && !self.is_healthy(&pod) {
                 return false;
             }
@@ -207,39 +224,78 @@ impl Step<'_> {
 
     fn create(&mut self, n: i32, status: &StatefulSetStatus) {
         let start = self.start();
-        let current_below = match self.partition() {
-            Some(partition) if partition > 0 => start + partition,
-            _ => start + status.current_replicas.unwrap_or_default(),
+        let rolling = self
+            .spec
+            .update_strategy
+            .as_ref()
+            .and_then(|s| s.rolling_update.as_ref());
+        let current_below = match rolling {
+            Some(rolling) => start + rolling.partition.unwrap_or_default(),
+            None => start + status.current_replicas.unwrap_or_default(),
         };
         let (template, revision) = match template_of(self.current) {
             Some(template) if self.is_rolling() && n < current_below => (template, self.current),
             _ => (self.spec.template.clone(), self.update),
         };
-        let about = || reference(self.set);
-        for (_, claim) in claims(self.set, n) {
-            if claim
-                .metadata
-                .name
-                .as_ref()
-                .is_some_and(|name| !self.claims.contains(name))
-            {
-                let announce = Announce {
-                    about: about(),
-                    success: ("SuccessfulCreate", "create Claim "),
-                    failure: ("FailedCreate", "create Claim failed error: "),
-                    source: "",
-                };
-                self.plan.push(Action::create(&claim).announced(announce));
-            }
+        if !self.claim(n) {
+            return;
         }
         let pod = pod(self.set, &template, history::name(revision), n);
-        let announce = Announce {
-            about: about(),
-            success: ("SuccessfulCreate", "create Pod "),
-            failure: ("FailedCreate", "create Pod failed error: "),
-            source: "",
-        };
+        let announce = self.announcement(&pod, "create", "SuccessfulCreate", "FailedCreate");
         self.plan.push(Action::create(&pod).announced(announce));
+    }
+
+    /// Creates missing claims of an ordinal; false while one is on its way out.
+    fn claim(&mut self, n: i32) -> bool {
+        let set = self.set.metadata.name.as_deref().unwrap_or_default();
+        let pod = super::identity::pod_name(self.set, n);
+        let mut usable = true;
+        for (_, claim) in claims(self.set, n) {
+            match self
+                .claims
+                .get(claim.metadata.name.as_deref().unwrap_or_default())
+            {
+                Some(known) => usable &= known.metadata.deletion_timestamp.is_none(),
+                None => {
+                    let name = claim.metadata.name.as_deref().unwrap_or_default();
+                    let failure =
+                        format!("create Claim {name} for Pod {pod} in StatefulSet {set} failed error: {{}}");
+                    let announce = Announce {
+                        about: reference(self.set),
+                        success: (
+                            "SuccessfulCreate",
+                            format!("create Claim {{}} Pod {pod} in StatefulSet {set} success").into(),
+                        ),
+                        failure: ("FailedCreate", failure.into()),
+                        source: "",
+                    };
+                    self.plan.push(Action::create(&claim).announced(announce));
+                }
+            }
+        }
+        usable
+    }
+
+    fn announcement(&self, pod: &Pod, verb: &str, done: &'static str, failed: &'static str) -> Announce {
+        let set = self.set.metadata.name.as_deref().unwrap_or_default();
+        let name = pod.metadata.name.as_deref().unwrap_or_default();
+        Announce {
+            about: reference(self.set),
+            success: (
+                done,
+                format!("{verb} Pod {name} in StatefulSet {set} successful").into(),
+            ),
+            failure: (
+                failed,
+                format!("{verb} Pod {name} in StatefulSet {set} failed error: {{}}").into(),
+            ),
+            source: "",
+        }
+    }
+
+    fn delete(&mut self, pod: &Pod) {
+        let announce = self.announcement(pod, "delete", "SuccessfulDelete", "FailedDelete");
+        self.plan.push(Action::delete(pod).announced(announce));
     }
 
     fn recreate(&mut self, pod: &Pod) {
@@ -255,7 +311,7 @@ impl Step<'_> {
             pod.metadata.name.as_deref().unwrap_or_default()
         );
         self.plan.push(Action::event(self.set, kind, reason, message));
-        self.plan.push(delete(self.set, pod));
+        self.delete(pod);
     }
 
     /// Deletes pods beyond the wanted ones, highest ordinal first; false while some are left.
@@ -271,7 +327,7 @@ impl Step<'_> {
         let ordered = self.is_ordered();
         for pod in &condemned {
             if !is_terminating(pod) {
-                self.plan.push(delete(self.set, pod));
+                self.delete(pod);
             }
             if ordered {
                 return false;
@@ -294,12 +350,12 @@ impl Step<'_> {
         let wanted = self.wanted();
         let lowest = wanted.start + self.partition().unwrap_or_default();
         for n in (lowest.min(wanted.end)..wanted.end).rev() {
-            let Some(pod) = self.by_ordinal.get(&n) else {
+            let Some(pod) = &self.by_ordinal.get(&n).cloned() else {
                 return;
             };
             let stale = revision_of(pod) != Some(history::name(self.update));
             if stale && !is_terminating(pod) {
-                self.plan.push(delete(self.set, pod));
+                self.delete(pod);
                 unavailable += 1;
             } else if !self.is_healthy(pod) {
                 unavailable += 1;
@@ -337,7 +393,7 @@ mod tests {
             Self(Observed {
                 set: set("a", extra),
                 pods: vec![],
-                claims: HashSet::new(),
+                claims: Claims::new(),
                 revisions: vec![],
                 taken: HashSet::new(),
             })
@@ -367,9 +423,8 @@ mod tests {
                         self.0.pods.push(Arc::new(from_value(body).unwrap()));
                     }
                     Action::Create { body, .. } if body["kind"] == "PersistentVolumeClaim" => {
-                        self.0
-                            .claims
-                            .insert(body["metadata"]["name"].as_str().unwrap().into());
+                        let name = body["metadata"]["name"].as_str().unwrap().to_string();
+                        self.0.claims.insert(name, Arc::new(from_value(body).unwrap()));
                     }
                     Action::Create { body, .. } => {
                         self.0.revisions.push(Arc::new(from_value(body.clone()).unwrap()));
@@ -379,6 +434,12 @@ mod tests {
                         self.0
                             .pods
                             .retain(|p| p.metadata.name.as_deref() != Some(&at.key.name));
+                    }
+                    Action::Patch { at, patch } if at.key.name.starts_with("data-") => {
+                        let claim = self.0.claims.get_mut(&at.key.name).unwrap();
+                        let mut value = json!(**claim);
+                        value["metadata"]["ownerReferences"] = patch["metadata"]["ownerReferences"].clone();
+                        *claim = Arc::new(from_value(value).unwrap());
                     }
                     Action::Patch { patch, .. } => {
                         let mut set = json!(*self.0.set);
@@ -419,8 +480,8 @@ mod tests {
         assert_eq!(world.settle(), "+db-1");
         assert_eq!(world.plan(), []);
         assert_eq!(
-            world.0.claims,
-            HashSet::from(["data-db-0".into(), "data-db-1".into()])
+            world.0.claims.keys().collect::<Vec<_>>(),
+            ["data-db-0", "data-db-1"]
         );
         let spec = world.0.pods[1].spec.clone().unwrap();
         assert_eq!(
@@ -499,6 +560,56 @@ mod tests {
                 .filter(|p| p.metadata.name == Some(pod_name(&world.0.set, 0)))
                 .count(),
             1
+        );
+    }
+
+    #[test]
+    fn claims_belong_to_the_set_or_to_the_pod_that_goes() {
+        let owner = |world: &World, claim: &str| {
+            let refs = world.0.claims[claim]
+                .metadata
+                .owner_references
+                .clone()
+                .unwrap_or_default();
+            refs.into_iter().map(|r| r.kind).collect::<Vec<_>>()
+        };
+        let policy = |replicas: i32, deleted: &str, scaled: &str| {
+            json!({"replicas": replicas,
+                "persistentVolumeClaimRetentionPolicy": {"whenDeleted": deleted, "whenScaled": scaled}})
+        };
+        let mut world = World::new(policy(2, "Delete", "Delete"));
+        world.settle();
+        assert_eq!(owner(&world, "data-db-1"), ["StatefulSet"]);
+        world.edit("a", policy(1, "Delete", "Delete"));
+        world.step();
+        assert_eq!(
+            (owner(&world, "data-db-0"), owner(&world, "data-db-1")),
+            (vec!["StatefulSet".into()], vec!["Pod".into()])
+        );
+        world.edit("a", policy(1, "Retain", "Retain"));
+        world.settle();
+        assert_eq!(owner(&world, "data-db-0"), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_pod_whose_labels_were_changed_gets_them_back() {
+        let mut world = World::new(json!({"replicas": 1}));
+        world.settle();
+        let mut pod = (*world.0.pods[0]).clone();
+        pod.metadata
+            .labels
+            .as_mut()
+            .unwrap()
+            .remove("statefulset.kubernetes.io/pod-name");
+        world.0.pods[0] = Arc::new(pod);
+        let plan = world.plan();
+        let [Action::Patch { at, patch }] = &plan[..] else {
+            panic!("{plan:?}")
+        };
+        assert_eq!(at.key.name, "db-0");
+        assert_eq!(
+            patch["metadata"]["labels"],
+            json!({"statefulset.kubernetes.io/pod-name": "db-0"})
         );
     }
 }
