@@ -37,11 +37,15 @@ impl PodNetwork for Adapter {
             host_port: mapping.host_port,
             host_ip: mapping.host_ip,
         });
-        let name = format!("{}/{}", pod.namespace, pod.name);
-        self.0
-            .attach(&pod.sandbox_id, &name, &pod.netns, ports.collect())
-            .await
-            .map_err(refused)
+        let sandbox = network::Sandbox {
+            sandbox_id: pod.sandbox_id.clone(),
+            namespace: pod.namespace.clone(),
+            name: pod.name.clone(),
+            uid: pod.uid.clone(),
+            netns: pod.netns.clone(),
+            port_mappings: ports.collect(),
+        };
+        self.0.attach(sandbox).await.map_err(refused)
     }
 
     async fn detach(&self, sandbox_id: &str, _netns: Option<&Path>) -> Result<(), PodNetworkError> {

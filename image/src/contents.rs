@@ -137,6 +137,8 @@ pub const MODULES: &[ModuleSet] = &[
             "xt_state",
             "xt_TCPMSS",
             "xt_TPROXY",
+            "ip_set_hash_ipport",
+            "ip_set_hash_net",
             "ip6t_rpfilter",
             "ipt_rpfilter",
             "sctp",
@@ -264,6 +266,7 @@ pub const LIBRARY_PACKAGES: &[&str] = &[
     "libxtables12",
     "libmnl0",
     "libnftnl11",
+    "libipset13",
     "libext2fs2t64",
     "libcom-err2",
     "libblkid1",
@@ -386,6 +389,11 @@ pub const ROOT: &[Item] = &[
         Content::Link("xtables-nft-multi"),
     ),
     both("usr/sbin/ip6tables-save", 0, Content::Link("xtables-nft-multi")),
+    both(
+        "usr/sbin/ipset",
+        0o755,
+        Content::Packaged("ipset", "usr/sbin/ipset"),
+    ),
     both(
         "usr/lib/x86_64-linux-gnu/xtables",
         0o644,

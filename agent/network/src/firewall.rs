@@ -88,12 +88,12 @@ const PASSING: &[(Option<Family>, &str)] = &[
 
 /// What the rules depend on.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-struct Facts {
-    pod_networks: Vec<IpNet>,
-    nodes: BTreeSet<IpAddr>,
-    masters: BTreeSet<IpAddr>,
+pub struct Facts {
+    pub pod_networks: Vec<IpNet>,
+    pub nodes: BTreeSet<IpAddr>,
+    pub masters: BTreeSet<IpAddr>,
     /// Pods in the node's own network listen where they like, declared or not.
-    host_pods: bool,
+    pub host_pods: bool,
 }
 
 fn render(family: Family, facts: &Facts) -> Vec<String> {
@@ -145,7 +145,7 @@ fn render(family: Family, facts: &Facts) -> Vec<String> {
     rules
 }
 
-async fn apply(family: Family, facts: &Facts) -> Result<(), IptablesError> {
+pub async fn apply(family: Family, facts: &Facts) -> Result<(), IptablesError> {
     let mut changes = Changes::default();
     changes.chain(CHAIN, &render(family, facts));
     iptables::restore(family, &changes.render("filter")).await?;

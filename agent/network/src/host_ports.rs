@@ -133,6 +133,7 @@ mod tests {
             pod: "default/p".into(),
             addresses: vec![address.parse().unwrap()],
             port_mappings,
+            cni: None,
         }
     }
 

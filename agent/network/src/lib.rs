@@ -7,6 +7,7 @@
 
 mod addresses;
 mod announce;
+mod cni;
 mod firewall;
 mod host_ports;
 mod masquerade;
@@ -20,6 +21,7 @@ mod routes;
 mod sys;
 
 pub use addresses::AddressError;
+pub use cni::Sandbox;
 pub use host_ports::{PortMapping, Protocol};
 pub use node::{Config, run};
 pub use pod_network::{Attachment, NetworkError, PodNetwork};

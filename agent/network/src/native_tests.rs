@@ -6,11 +6,12 @@ use std::process::Command;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Service;
+use netfilter::Family;
 use serde_json::json;
 
 use crate::routes::{Peer, sync_routes};
 use crate::sys::namespace::within;
-use crate::{announce, overlay, sys};
+use crate::{announce, firewall, overlay, sys};
 
 const INSIDE: &str = "IRONLET_TEST_INSIDE_NAMESPACE";
 
@@ -162,4 +163,66 @@ async fn a_load_balancer_s_address_moves_with_its_announcement() {
         let left = run(&format!("ip -n {} addr", order[1]));
         assert!(!left.contains("200"), "{left}");
     }
+}
+
+#[tokio::test]
+async fn the_firewall_opens_what_its_table_says() {
+    if !in_own_namespaces("native_tests::the_firewall_opens_what_its_table_says") {
+        return;
+    }
+    run("mount -t tmpfs tmpfs /run; ip link set lo up; sysctl -q -w net.ipv4.ip_forward=1
+        for n in outside pod; do
+          ip netns add $n; ip link add $n type veth peer name eth0 netns $n; ip link set $n up
+          ip -n $n link set eth0 up; ip -n $n link set lo up
+        done
+        ip addr add 192.168.76.11/24 dev outside; ip -n outside addr add 192.168.76.1/24 dev eth0
+        ip addr add 10.244.0.1/24 dev pod; ip -n pod addr add 10.244.0.2/24 dev eth0; ip -n pod route add default via 10.244.0.1");
+    let listen = |port: u16| std::net::TcpListener::bind(("0.0.0.0", port)).unwrap();
+    let _listeners = [2379, 6443, 8080, 10250, 30080].map(listen);
+    let refused = |from: &'static str| async move {
+        let mut refused = Vec::new();
+        for port in [2379, 6443, 8080, 10250, 30080] {
+            let connect = move || async move {
+                let to = std::net::SocketAddr::from(([192, 168, 76, 11], port));
+                Ok(tokio::net::TcpStream::connect(to).await.is_err())
+            };
+            if within(&netns(from), connect).await.unwrap() {
+                refused.push(port);
+            }
+        }
+        refused
+    };
+    let facts = firewall::Facts {
+        pod_networks: vec!["10.244.0.0/16".parse().unwrap()],
+        ..firewall::Facts::default()
+    };
+    assert!(refused("outside").await.is_empty());
+    for _ in 0..2 {
+        firewall::apply(Family::V4, &facts).await.unwrap();
+    }
+    assert_eq!(refused("outside").await, [2379, 8080]);
+    assert_eq!(refused("pod").await, [2379]);
+    run("ip netns exec outside ping -c1 -W2 192.168.76.11");
+    assert!(
+        std::net::TcpStream::connect("192.168.76.11:2379").is_ok(),
+        "the node itself"
+    );
+
+    let masters = ["192.168.76.1".parse().unwrap()].into();
+    firewall::apply(
+        Family::V4,
+        &firewall::Facts {
+            masters,
+            host_pods: true,
+            ..facts
+        },
+    )
+    .await
+    .unwrap();
+    assert!(refused("outside").await.is_empty());
+    assert_eq!(
+        refused("pod").await,
+        [2379],
+        "a pod of the host's network opens no port of the node's own"
+    );
 }

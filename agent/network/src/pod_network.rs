@@ -16,6 +16,7 @@ use tokio::sync::Mutex;
 use tracing::warn;
 
 use crate::addresses::{self, AddressError};
+use crate::cni::{self, CniError, Sandbox};
 use crate::host_ports::{self, PortMapping};
 use crate::sys::links::{self, Pair};
 
@@ -43,6 +44,8 @@ pub enum NetworkError {
     },
     #[error(transparent)]
     Iptables(#[from] IptablesError),
+    #[error(transparent)]
+    Cni(#[from] CniError),
 }
 
 /// What one pod sandbox has of the network.
@@ -53,10 +56,15 @@ pub struct Attachment {
     pub pod: String,
     pub addresses: Vec<IpAddr>,
     pub port_mappings: Vec<PortMapping>,
+    /// CNI plugins connected it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cni: Option<cni::Added>,
 }
 
 pub struct PodNetwork {
     directory: PathBuf,
+    /// Where configurations of CNI plugins appear, and the plugins.
+    cni: (PathBuf, PathBuf),
     state: Mutex<State>,
 }
 
@@ -72,6 +80,11 @@ struct State {
 impl PodNetwork {
     /// Reads what an earlier process recorded under `directory`.
     pub fn new(directory: &Path) -> Result<Self, NetworkError> {
+        Self::with_cni(directory, Path::new(cni::CONFIG_DIR), Path::new(cni::PLUGIN_DIR))
+    }
+
+    /// With CNI's directories elsewhere.
+    pub fn with_cni(directory: &Path, configs: &Path, plugins: &Path) -> Result<Self, NetworkError> {
         let attachments_dir = directory.join(ATTACHMENTS);
         fs::create_dir_all(&attachments_dir).map_err(|source| NetworkError::Record {
             path: attachments_dir.clone(),
@@ -84,6 +97,7 @@ impl PodNetwork {
         };
         Ok(Self {
             directory: directory.to_owned(),
+            cni: (configs.to_owned(), plugins.to_owned()),
             state: Mutex::new(state),
         })
     }
@@ -103,11 +117,19 @@ impl PodNetwork {
             state.pod_cidrs = nets;
             state.bridge_ready = false;
         }
-        ensure_bridge(&mut state).await
+        match cni::configured(&self.cni.0)? {
+            Some(_) => Ok(()),
+            None => ensure_bridge(&mut state).await,
+        }
     }
 
     /// Why pods cannot be attached now, if they cannot.
     pub fn readiness(&self) -> Result<(), String> {
+        match cni::configured(&self.cni.0) {
+            Ok(Some(_)) => return Ok(()),
+            Ok(None) => {}
+            Err(error) => return Err(error.to_string()),
+        }
         match self.state.try_lock() {
             Ok(state) if state.pod_cidrs.is_empty() => Err(NetworkError::NotConfigured.to_string()),
             // Busy means that a pod is being attached, which needs a configured network.
@@ -116,37 +138,27 @@ impl PodNetwork {
     }
 
     /// Gives the sandbox `eth0` with an address of each family; the same again when it has them.
-    pub async fn attach(
-        &self,
-        sandbox_id: &str,
-        pod: &str,
-        netns: &Path,
-        port_mappings: Vec<PortMapping>,
-    ) -> Result<Vec<IpAddr>, NetworkError> {
+    pub async fn attach(&self, pod: Sandbox) -> Result<Vec<IpAddr>, NetworkError> {
         let mut state = self.state.lock().await;
+        let known = state.attachments.get(&pod.sandbox_id).cloned();
+        if let Some(network) = cni::configured(&self.cni.0)?
+            && known.as_ref().is_none_or(|known| known.cni.is_some())
+        {
+            return self.attach_by_plugins(&mut state, network, pod, known).await;
+        }
         if state.pod_cidrs.is_empty() {
             return Err(NetworkError::NotConfigured);
         }
         ensure_bridge(&mut state).await?;
-        let attachment = match state.attachments.get(sandbox_id) {
-            Some(known) => known.clone(),
-            None => {
-                let addresses = choose_addresses(&mut state)?;
-                let pod = pod.to_owned();
-                Attachment {
-                    sandbox_id: sandbox_id.to_owned(),
-                    pod,
-                    addresses,
-                    port_mappings,
-                }
-            }
+        let Sandbox {
+            sandbox_id, netns, ..
+        } = &pod;
+        let attachment = match known {
+            Some(known) => known,
+            None => attachment(&pod, choose_addresses(&mut state)?, None),
         };
         // The record comes first: a crash from here on is cleaned up by the sandbox's detach.
-        self.write(&record_name(sandbox_id), &attachment)?;
-        state
-            .attachments
-            .insert(sandbox_id.to_owned(), attachment.clone());
-
+        self.record(&mut state, &attachment)?;
         let mtu = links::uplink_mtu().await.map_err(link("read the uplink's MTU"))?;
         let addresses = with_gateways(&state.pod_cidrs, &attachment.addresses);
         let host_side = host_side_name(sandbox_id);
@@ -167,16 +179,49 @@ impl PodNetwork {
         Ok(attachment.addresses)
     }
 
+    async fn attach_by_plugins(
+        &self,
+        state: &mut State,
+        network: cni::Network,
+        pod: Sandbox,
+        known: Option<Attachment>,
+    ) -> Result<Vec<IpAddr>, NetworkError> {
+        if let Some(known) = known.filter(|known| !known.addresses.is_empty()) {
+            return Ok(known.addresses);
+        }
+        let begun = cni::Added::begin(network, pod.clone());
+        self.record(state, &attachment(&pod, Vec::new(), Some(begun.clone())))?;
+        let (added, addresses) = cni::add(begun, &self.cni.1).await?;
+        self.record(state, &attachment(&pod, addresses.clone(), Some(added)))?;
+        Ok(addresses)
+    }
+
+    fn record(&self, state: &mut State, attachment: &Attachment) -> Result<(), NetworkError> {
+        self.write(&record_name(&attachment.sandbox_id), attachment)?;
+        state
+            .attachments
+            .insert(attachment.sandbox_id.clone(), attachment.clone());
+        Ok(())
+    }
+
     /// Takes all of it back; nothing to do is success.
     pub async fn detach(&self, sandbox_id: &str) -> Result<(), NetworkError> {
         let mut state = self.state.lock().await;
-        links::delete(&host_side_name(sandbox_id))
-            .await
-            .map_err(link("delete the pod's link"))?;
+        let by_plugins = state
+            .attachments
+            .get(sandbox_id)
+            .and_then(|attachment| attachment.cni.clone());
+        match &by_plugins {
+            Some(added) => cni::delete(added, &self.cni.1).await?,
+            None => links::delete(&host_side_name(sandbox_id))
+                .await
+                .map_err(link("delete the pod's link"))?,
+        }
         let Some(gone) = state.attachments.remove(sandbox_id) else {
             return Ok(());
         };
-        if !gone.port_mappings.is_empty()
+        if by_plugins.is_none()
+            && !gone.port_mappings.is_empty()
             && let Err(error) = apply_host_ports(&state).await
         {
             warn!(sandbox = sandbox_id, %error, "host ports stay until the next change");
@@ -193,6 +238,16 @@ impl PodNetwork {
     fn write(&self, name: &str, value: &impl Serialize) -> Result<(), NetworkError> {
         let path = self.directory.join(name);
         replace_file(&path, value).map_err(|source| NetworkError::Record { path, source })
+    }
+}
+
+fn attachment(pod: &Sandbox, addresses: Vec<IpAddr>, cni: Option<cni::Added>) -> Attachment {
+    Attachment {
+        sandbox_id: pod.sandbox_id.clone(),
+        pod: format!("{}/{}", pod.namespace, pod.name),
+        addresses,
+        port_mappings: pod.port_mappings.clone(),
+        cni,
     }
 }
 
@@ -229,7 +284,11 @@ fn choose_addresses(state: &mut State) -> Result<Vec<IpAddr>, AddressError> {
 }
 
 async fn apply_host_ports(state: &State) -> Result<(), NetworkError> {
-    let all: Vec<Attachment> = state.attachments.values().cloned().collect();
+    let own = state
+        .attachments
+        .values()
+        .filter(|attachment| attachment.cni.is_none());
+    let all: Vec<Attachment> = own.cloned().collect();
     let families: BTreeSet<bool> = state.pod_cidrs.iter().map(|n| n.addr().is_ipv6()).collect();
     for v6 in families {
         host_ports::apply(if v6 { Family::V6 } else { Family::V4 }, &all).await?;
@@ -340,6 +399,7 @@ mod tests {
             pod: "default/a".into(),
             addresses: vec!["10.244.1.2".parse().unwrap()],
             port_mappings: vec![],
+            cni: None,
         };
         network.write(&record_name("a1"), &attachment).unwrap();
         network

@@ -1,9 +1,9 @@
 //! Real bridges, veth pairs and iptables in a network namespace of the test's own (needs root).
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
-use network::{PodNetwork, PortMapping, Protocol};
+use network::{PodNetwork, PortMapping, Protocol, Sandbox};
 
 const INSIDE: &str = "IRONLET_TEST_INSIDE_NAMESPACE";
 
@@ -38,9 +38,19 @@ fn run(program: &str, args: &[&str]) -> String {
     text
 }
 
-fn pod_namespace(name: &str) -> PathBuf {
+fn pod_namespace(name: &str) {
     run("ip", &["netns", "add", name]);
-    Path::new("/run/netns").join(name)
+}
+
+fn sandbox(id: &str, name: &str, port_mappings: Vec<PortMapping>) -> Sandbox {
+    Sandbox {
+        sandbox_id: id.into(),
+        namespace: "default".into(),
+        name: name.into(),
+        uid: "u".into(),
+        netns: Path::new("/run/netns").join(name),
+        port_mappings,
+    }
 }
 
 #[tokio::test]
@@ -50,12 +60,13 @@ async fn pods_reach_each_other_and_leave_nothing_behind() {
     }
     run("mount", &["-t", "tmpfs", "tmpfs", "/run"]);
     run("ip", &["link", "set", "lo", "up"]);
-    let (a, b) = (pod_namespace("a"), pod_namespace("b"));
+    pod_namespace("a");
+    pod_namespace("b");
     let dir = Path::new("/run/network");
     let network = PodNetwork::new(dir).unwrap();
     assert!(
         network
-            .attach("aaaaaaaaaaaa1", "default/a", &a, vec![])
+            .attach(sandbox("aaaaaaaaaaaa1", "a", vec![]))
             .await
             .is_err(),
         "no pod CIDR yet"
@@ -69,11 +80,11 @@ async fn pods_reach_each_other_and_leave_nothing_behind() {
         host_ip: None,
     };
     let first = network
-        .attach("aaaaaaaaaaaa1", "default/a", &a, vec![web])
+        .attach(sandbox("aaaaaaaaaaaa1", "a", vec![web]))
         .await
         .unwrap();
     let second = network
-        .attach("bbbbbbbbbbbb2", "default/b", &b, vec![])
+        .attach(sandbox("bbbbbbbbbbbb2", "b", vec![]))
         .await
         .unwrap();
     assert_eq!(first, ["10.244.7.2".parse::<std::net::IpAddr>().unwrap()]);
@@ -95,4 +106,86 @@ async fn pods_reach_each_other_and_leave_nothing_behind() {
     );
     run("ip", &["netns", "del", "a"]);
     run("ip", &["netns", "del", "b"]);
+}
+
+/// Debian's containernetworking-plugins.
+const PLUGINS: &str = "/usr/lib/cni";
+
+#[tokio::test]
+async fn a_cni_configuration_takes_over_and_gives_back() {
+    if !in_own_namespaces("a_cni_configuration_takes_over_and_gives_back") {
+        return;
+    }
+    let plugins = std::env::var("CNI_PATH").unwrap_or_else(|_| PLUGINS.into());
+    assert!(
+        Path::new(&plugins).join("bridge").exists(),
+        "{plugins}: install containernetworking-plugins"
+    );
+    run("mount", &["-t", "tmpfs", "tmpfs", "/run"]);
+    // host-local keeps its addresses there.
+    std::fs::create_dir_all("/var/lib/cni").unwrap();
+    run("mount", &["-t", "tmpfs", "tmpfs", "/var/lib/cni"]);
+    run("ip", &["link", "set", "lo", "up"]);
+    pod_namespace("a");
+    pod_namespace("b");
+    let configs = Path::new("/run/net.d");
+    std::fs::create_dir(configs).unwrap();
+    let network = PodNetwork::with_cni(Path::new("/run/network"), configs, Path::new(&plugins)).unwrap();
+    assert!(network.readiness().is_err(), "neither a pod CIDR nor plugins");
+
+    let list = r#"{"cniVersion": "0.4.0", "name": "lab", "plugins": [
+        {"type": "bridge", "bridge": "cni0", "isGateway": true,
+            "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.7.0.0/24"}]]}},
+        {"type": "portmap", "capabilities": {"portMappings": true}}]}"#;
+    std::fs::write(configs.join("10-lab.conflist"), list).unwrap();
+    assert!(network.readiness().is_ok());
+    network.configure(&["10.244.7.0/24".into()]).await.unwrap();
+    let web = PortMapping {
+        protocol: Protocol::Tcp,
+        container_port: 80,
+        host_port: 8080,
+        host_ip: None,
+    };
+    let first = network
+        .attach(sandbox("aaaaaaaaaaaa1", "a", vec![web]))
+        .await
+        .unwrap();
+    assert_eq!(first, ["10.7.0.2".parse::<std::net::IpAddr>().unwrap()]);
+    assert_eq!(
+        network
+            .attach(sandbox("aaaaaaaaaaaa1", "a", vec![]))
+            .await
+            .unwrap(),
+        first
+    );
+    network
+        .attach(sandbox("bbbbbbbbbbbb2", "b", vec![]))
+        .await
+        .unwrap();
+    run("ip", &["netns", "exec", "a", "ping", "-c1", "-W5", "10.7.0.3"]);
+    assert!(run("iptables-save", &["-t", "nat"]).contains("--to-destination 10.7.0.2:80"));
+    assert!(
+        !run("ip", &["-o", "link"]).contains("ironlet0"),
+        "the built-in network stays away"
+    );
+
+    // Another process, and the configuration is gone: what plugins did, they take back.
+    std::fs::remove_file(configs.join("10-lab.conflist")).unwrap();
+    let restarted = PodNetwork::with_cni(Path::new("/run/network"), configs, Path::new(&plugins)).unwrap();
+    restarted.detach("aaaaaaaaaaaa1").await.unwrap();
+    restarted.detach("aaaaaaaaaaaa1").await.unwrap();
+    assert!(!run("iptables-save", &["-t", "nat"]).contains("10.7.0.2:80"));
+    assert!(!run("ip", &["netns", "exec", "a", "ip", "-o", "link"]).contains("eth0"));
+
+    std::fs::write(
+        configs.join("10-bad.conf"),
+        r#"{"cniVersion": "0.4.0", "name": "bad", "type": "nobody"}"#,
+    )
+    .unwrap();
+    let error = restarted
+        .attach(sandbox("cccccccccccc3", "a", vec![]))
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("CNI plugin nobody"), "{error}");
 }

@@ -122,8 +122,8 @@ impl Cluster {
             ip -n wa route add 10.244.7.0/24 via 192.168.76.11 src 10.244.9.2; ip route add 10.244.9.0/24 via 192.168.76.12
             ip -n wa -6 route add fd00:244:0:7::/64 via fd00:76::11 src fd00:244:0:9::2
             ip -6 route add fd00:244:0:9::/64 via fd00:76::12");
-        let network = PodNetwork::new(Path::new("/run/network")).unwrap();
-        network
+        let pod_network = PodNetwork::new(Path::new("/run/network")).unwrap();
+        pod_network
             .configure(&["10.244.7.0/24".into(), "fd00:244:0:7::/64".into()])
             .await
             .unwrap();
@@ -140,12 +140,15 @@ impl Cluster {
                 vec!["10.244.9.2".parse().unwrap(), "fd00:244:0:9::2".parse().unwrap()]
             } else {
                 run(&format!("ip netns add {netns}"));
-                let path = Path::new("/run/netns").join(&netns);
-                let pod = format!("{namespace}/{name}");
-                network
-                    .attach(&format!("{index}{index}"), &pod, &path, vec![])
-                    .await
-                    .unwrap()
+                let sandbox = network::Sandbox {
+                    sandbox_id: format!("{index}{index}"),
+                    namespace: namespace.into(),
+                    name: name.into(),
+                    uid: String::new(),
+                    netns: Path::new("/run/netns").join(&netns),
+                    port_mappings: vec![],
+                };
+                pod_network.attach(sandbox).await.unwrap()
             };
             serve(&netns);
             cluster.attached.insert(
