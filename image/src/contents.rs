@@ -104,6 +104,21 @@ pub const MODULES: &[ModuleSet] = &[
         ],
     },
     ModuleSet {
+        purpose: "sets for NetworkPolicy",
+        when: Load::Demand,
+        names: &[
+            "ip_set_hash_ip",
+            "ip_set_hash_ipport",
+            "ip_set_hash_net",
+            "xt_set",
+        ],
+    },
+    ModuleSet {
+        purpose: "network file systems",
+        when: Load::Demand,
+        names: &["nfsv3", "nfsv4"],
+    },
+    ModuleSet {
         purpose: "iptables for everything else",
         when: Load::Demand,
         names: &[
@@ -132,7 +147,6 @@ pub const MODULES: &[ModuleSet] = &[
             "xt_physdev",
             "xt_pkttype",
             "xt_REDIRECT",
-            "xt_set",
             "xt_socket",
             "xt_state",
             "xt_TCPMSS",
@@ -264,6 +278,7 @@ pub const SERVER_MODULES: &[ModuleSet] = &[
 pub const LIBRARY_PACKAGES: &[&str] = &[
     "libc6",
     "libxtables12",
+    "libipset13",
     "libmnl0",
     "libnftnl11",
     "libipset13",
@@ -378,6 +393,11 @@ pub const ROOT: &[Item] = &[
         "usr/sbin/xtables-nft-multi",
         0o755,
         Content::Packaged("iptables", "usr/sbin/xtables-nft-multi"),
+    ),
+    both(
+        "usr/sbin/ipset",
+        0o755,
+        Content::Packaged("ipset", "usr/sbin/ipset"),
     ),
     both("usr/sbin/iptables", 0, Content::Link("xtables-nft-multi")),
     both("usr/sbin/iptables-restore", 0, Content::Link("xtables-nft-multi")),
