@@ -4,13 +4,17 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use auth::FrontProxyHeaders;
 use store::Store;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::RunError;
+use crate::server::trust::Trust;
+
 /// A certificate chain and its key, PEM.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct KeyPair {
     pub certificate: String,
     pub key: String,
@@ -27,6 +31,18 @@ pub struct ServiceAccountKeys {
     pub issuer: String,
 }
 
+/// Proxies in front of us say in headers who asks; extension API servers believe us likewise.
+#[derive(Clone, Default)]
+pub struct FrontProxy {
+    /// PEM bundle that vouches for such proxies; empty: none is believed.
+    pub client_ca: String,
+    /// Common names such a proxy may have; empty: any.
+    pub allowed_names: Vec<String>,
+    pub headers: FrontProxyHeaders,
+    /// Our identity towards extension API servers.
+    pub client: Option<KeyPair>,
+}
+
 /// Everything [`crate::run`] needs.
 #[derive(Clone)]
 pub struct Config {
@@ -41,6 +57,7 @@ pub struct Config {
     /// Identity towards kubelets (exec, logs, …) and the CA their serving certificates come from.
     pub kubelet_client: KeyPair,
     pub kubelet_ca: String,
+    pub front_proxy: FrontProxy,
     pub service_account: ServiceAccountKeys,
     /// For example `10.96.0.0/12`; the first is the primary family.
     pub service_cidrs: Vec<String>,
@@ -58,6 +75,7 @@ pub struct Handle {
     pub address: SocketAddr,
     pub(crate) ready: watch::Receiver<bool>,
     pub(crate) shutdown: CancellationToken,
+    pub(crate) trust: Arc<Trust>,
     pub(crate) task: JoinHandle<()>,
 }
 
@@ -69,6 +87,16 @@ impl Handle {
         if ready.wait_for(|ready| *ready).await.is_err() {
             std::future::pending::<()>().await;
         }
+    }
+
+    /// Takes another serving certificate and other authorities for clients, from the next connection on.
+    pub fn replace_certificates(
+        &self,
+        serving: &KeyPair,
+        client_ca: &str,
+        front_proxy_ca: &str,
+    ) -> Result<(), RunError> {
+        self.trust.replace(serving, client_ca, front_proxy_ca)
     }
 
     /// Ends watches, finishes requests in flight, returns when all is done.

@@ -5,11 +5,13 @@
 //! (strategies, storage) → store. Reads are served by `cache`.
 
 pub mod admission;
+mod aggregation;
 mod background;
 mod cache;
 pub mod config;
 pub mod connect;
 mod endpoints;
+mod flow_control;
 mod metrics;
 mod negotiate;
 pub mod object;
@@ -23,6 +25,7 @@ mod server;
 mod state;
 pub mod status;
 mod warnings;
+mod webhook;
 
 use std::sync::Arc;
 
@@ -33,7 +36,8 @@ use tokio::net::TcpListener;
 use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 
-pub use config::{Config, Handle, KeyPair, ServiceAccountKeys};
+pub use auth::FrontProxyHeaders;
+pub use config::{Config, FrontProxy, Handle, KeyPair, ServiceAccountKeys};
 pub use status::ApiError;
 
 use registry::Registry;
@@ -56,7 +60,8 @@ pub enum RunError {
 
 /// Starts serving; returns when the port is bound (readiness: [`Handle::ready`]).
 pub async fn run(mut config: Config) -> Result<Handle, RunError> {
-    let tls = server::tls_config(&config)?;
+    let trust = server::trust::Trust::new(&config)?;
+    let tls = trust.server_config()?;
     let services = Allocator::new(&config.service_cidrs, config.node_port_range).map_err(|message| {
         RunError::Config {
             field: "service_cidrs",
@@ -93,6 +98,9 @@ pub async fn run(mut config: Config) -> Result<Handle, RunError> {
         authorizer,
         tokens: TokenIssuer::new(signing, issuer),
         services,
+        aggregator: aggregation::Aggregator::default(),
+        flow_control: flow_control::FlowControl::default(),
+        trust: trust.clone(),
         openapi: std::sync::Mutex::new(None),
         metrics: metrics::Metrics::default(),
         ready: watch::Sender::new(false),
@@ -112,6 +120,7 @@ pub async fn run(mut config: Config) -> Result<Handle, RunError> {
         address,
         ready,
         shutdown,
+        trust,
         task,
     })
 }

@@ -1,6 +1,8 @@
 //! What a request is about, read off its method and path alone: the input of authorization,
 //! admission and dispatch. Upstream: `k8s.io/apiserver/pkg/endpoints/request/requestinfo.go`.
 
+use std::time::Duration;
+
 /// Upstream's `RequestInfo`. Strings that do not apply are empty.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RequestInfo {
@@ -113,6 +115,23 @@ fn single_name(query: &str) -> Option<String> {
     })
 }
 
+/// How long the client gives this request: `timeout`, at most `longest`. None when it is no duration.
+pub fn patience(query: &str, longest: Duration) -> Option<Duration> {
+    let Some(text) = query_values(query, "timeout")
+        .next()
+        .filter(|text| !text.is_empty())
+    else {
+        return Some(longest);
+    };
+    let asked = text.parse::<jiff::SignedDuration>().ok()?;
+    let asked = Duration::try_from(asked).ok()?;
+    Some(if asked.is_zero() {
+        longest
+    } else {
+        asked.min(longest)
+    })
+}
+
 /// Decoded values of one query parameter.
 pub fn query_values<'a>(query: &'a str, key: &'a str) -> impl Iterator<Item = String> + 'a {
     query_pairs(query).filter_map(move |(k, v)| (k == key).then_some(v))
@@ -157,6 +176,24 @@ mod tests {
     fn parse(method: &str, uri: &str) -> RequestInfo {
         let (path, query) = uri.split_once('?').unwrap_or((uri, ""));
         RequestInfo::parse(&method.parse().unwrap(), path, query)
+    }
+
+    #[test]
+    fn the_client_may_give_less_time() {
+        let longest = Duration::from_secs(60);
+        for (query, seconds) in [
+            ("", Some(60.0)),
+            ("timeout=", Some(60.0)),
+            ("timeout=10s", Some(10.0)),
+            ("timeout=1h0m0s", Some(60.0)),
+            ("timeout=0s", Some(60.0)),
+            ("timeout=500ms", Some(0.5)),
+            ("timeout=x", None),
+            ("timeout=-5s", None),
+        ] {
+            let told = patience(query, longest).map(|duration| duration.as_secs_f64());
+            assert_eq!(told, seconds, "{query}");
+        }
     }
 
     #[test]

@@ -7,18 +7,21 @@ use auth::{Authenticator, Authorizer, LookupError, ObjectLookup, TokenIssuer};
 use schema::Catalog;
 use schema::openapi::OpenApi;
 use serde_json::Value;
-use store::{LeaseId, Store};
+use store::{LeaseId, Revision, Store};
 use tokio::sync::{Mutex, watch};
 use tokio::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
+use crate::aggregation::Aggregator;
 use crate::cache::{Selection, WatchCache, store_error};
 use crate::config::Config;
+use crate::flow_control::FlowControl;
 use crate::metrics::Metrics;
 use crate::object;
 use crate::pipeline::{Chain, ObjectReader};
 use crate::registry::service::Allocator;
 use crate::registry::{self, Registry};
+use crate::server::trust::Trust;
 use crate::status::ApiError;
 
 /// Events share a lease this long, so that there are few leases.
@@ -33,6 +36,9 @@ pub struct ApiServer {
     pub authorizer: Arc<Authorizer>,
     pub tokens: TokenIssuer,
     pub services: Allocator,
+    pub aggregator: Aggregator,
+    pub flow_control: FlowControl,
+    pub trust: Arc<Trust>,
     /// Documents and the catalog they are about.
     pub openapi: std::sync::Mutex<Option<(Arc<Catalog>, Arc<OpenApi>)>>,
     pub metrics: Metrics,
@@ -124,6 +130,14 @@ impl ObjectReader for ApiServer {
             .iter()
             .map(|e| serde_json::from_slice(&e.bytes).map_err(ApiError::internal))
             .collect()
+    }
+
+    fn revision(&self, group: &str, resource: &str) -> Revision {
+        self.cache(group, resource).current_revision()
+    }
+
+    fn catalog(&self) -> Arc<Catalog> {
+        self.registry.catalog()
     }
 }
 

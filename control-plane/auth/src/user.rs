@@ -42,6 +42,10 @@ impl UserInfo {
         }
     }
 
+    pub fn is_anonymous(&self) -> bool {
+        self.name == ANONYMOUS
+    }
+
     pub fn in_group(&self, group: &str) -> bool {
         self.groups.iter().any(|candidate| candidate == group)
     }

@@ -6,12 +6,15 @@ mod bootstrap;
 mod compaction;
 mod definitions;
 mod endpoints;
+mod flow_control;
+mod front_proxy;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::aggregation::{availability, registration};
 use crate::endpoints::ResourceRequest;
 use crate::negotiate::Wanted;
 use crate::request_info::RequestInfo;
@@ -37,7 +40,14 @@ pub async fn run(server: Arc<ApiServer>, port: u16) {
             tokio::time::sleep(RETRY).await;
         }
         server.ready.send_replace(true);
-        tokio::join!(endpoints::keep(&server, port), compaction::keep(&server));
+        tokio::join!(
+            endpoints::keep(&server, port),
+            compaction::keep(&server),
+            front_proxy::publish(&server),
+            flow_control::keep(&server),
+            availability::keep(&server),
+            registration::keep(&server)
+        );
     };
     tokio::select! {
         () = work => {}
@@ -46,7 +56,7 @@ pub async fn run(server: Arc<ApiServer>, port: u16) {
 }
 
 /// A write of the server itself, through the same path as everyone's.
-fn own_request(
+pub(crate) fn own_request(
     server: &ApiServer,
     group: &str,
     plural: &str,
@@ -79,7 +89,7 @@ fn own_request(
 }
 
 /// Creates the object unless it is there.
-async fn ensure_object(
+pub(crate) async fn ensure_object(
     server: &ApiServer,
     request: &ResourceRequest,
     object: Value,

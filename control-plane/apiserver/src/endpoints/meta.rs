@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::{openapi, respond};
+use crate::aggregation::discovery as merged;
 use crate::connect::Body;
 use crate::negotiate::{self, Wanted, header};
 use crate::request_info::{RequestInfo, query_pairs};
@@ -44,9 +45,7 @@ pub async fn answer(
     let catalog = server.registry.catalog();
     match segments.as_slice() {
         [] => Ok(document(&catalog, &json!({"paths": PATHS}), wanted)),
-        ["healthz" | "livez" | "readyz", rest @ ..] => {
-            health(server, segments[0], rest.first().copied(), query).await
-        }
+        ["healthz" | "livez" | "readyz", rest @ ..] => health(server, segments[0], rest, query).await,
         ["version"] => Ok(document(
             &catalog,
             &version(),
@@ -55,29 +54,45 @@ pub async fn answer(
                 ..wanted
             },
         )),
-        ["metrics"] => Ok(respond::plain(
-            StatusCode::OK,
-            "text/plain; version=0.0.4",
-            server.metrics.render(),
-        )),
+        ["metrics"] => {
+            let mut text = server.metrics.render();
+            server.flow_control.render(&mut text);
+            Ok(respond::plain(StatusCode::OK, "text/plain; version=0.0.4", text))
+        }
         ["api" | "apis"] if negotiate::wants_aggregated_discovery(headers) => {
-            Ok(aggregated(&catalog, segments[0] == "api", headers, wanted))
+            let core = segments[0] == "api";
+            let mut list = discovery::aggregated(&catalog, core);
+            if !core {
+                merged::aggregated(&server.aggregator, &mut list);
+            }
+            Ok(aggregated(&list, headers, wanted))
         }
         ["api"] => Ok(document(
             &catalog,
             &discovery::api_versions(&server.config.advertise_address.to_string()),
             wanted,
         )),
-        ["apis"] => Ok(document(&catalog, &discovery::api_group_list(&catalog), wanted)),
+        ["apis"] => {
+            let mut list = discovery::api_group_list(&catalog);
+            merged::group_list(&server.aggregator, &mut list);
+            Ok(document(&catalog, &list, wanted))
+        }
         ["api", version] => resources(&catalog, "", version, wanted),
         ["apis", group] => {
-            let group = discovery::api_group(&catalog, group).ok_or_else(ApiError::no_such_path)?;
+            let own = discovery::api_group(&catalog, group);
+            let group = merged::group(&server.aggregator, own, group).ok_or_else(ApiError::no_such_path)?;
             Ok(document(&catalog, &group, wanted))
         }
         ["apis", group, version] => resources(&catalog, group, version, wanted),
         ["openapi", "v2"] => Ok(openapi::v2(server, headers, wanted)),
-        ["openapi", "v3"] => Ok(openapi::index(server, wanted)),
-        ["openapi", "v3", rest @ ..] => openapi::document(server, &rest.join("/"), headers, query, wanted),
+        ["openapi", "v3"] => Ok(openapi::index(server, wanted).await),
+        ["openapi", "v3", rest @ ..] => {
+            let path = rest.join("/");
+            match merged::openapi_document(server, &path, query).await {
+                Some(response) => Ok(response),
+                None => openapi::document(server, &path, headers, query, wanted),
+            }
+        }
         [".well-known", "openid-configuration"] => {
             let issuer = &server.config.service_account.issuer;
             let keys = format!(
@@ -123,8 +138,8 @@ fn resources(
     Ok(document(catalog, &list, wanted))
 }
 
-fn aggregated(catalog: &Catalog, core: bool, headers: &HeaderMap, wanted: Wanted) -> Response<Body> {
-    let bytes = discovery::aggregated(catalog, core).to_string();
+fn aggregated(list: &Value, headers: &HeaderMap, wanted: Wanted) -> Response<Body> {
+    let bytes = list.to_string();
     let digest: String = Sha256::digest(&bytes)
         .iter()
         .map(|byte| format!("{byte:02X}"))
@@ -159,66 +174,86 @@ pub fn version() -> Value {
     })
 }
 
+/// What start-up does, under upstream's names.
+const HOOKS: [&str; 4] = [
+    "poststarthook/rbac/bootstrap-roles",
+    "poststarthook/scheduling/bootstrap-system-priority-classes",
+    "poststarthook/bootstrap-controller",
+    "poststarthook/start-apiextensions-controllers",
+];
+
 /// `/livez`, `/readyz/etcd`, `?verbose`, `?exclude=etcd`.
 async fn health(
     server: &ApiServer,
     endpoint: &str,
-    only: Option<&str>,
+    only: &[&str],
     query: &str,
 ) -> Result<Response<Body>, ApiError> {
-    let mut checks = vec![("ping", Ok(()))];
+    let store = match server.store.revision().await {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            tracing::warn!(%error, "the store fails its health check");
+            Err(())
+        }
+    };
+    let started = if *server.ready.borrow() { Ok(()) } else { Err(()) };
+    let mut checks = vec![("ping", Ok(())), ("log", Ok(())), ("etcd", store)];
+    if endpoint == "readyz" {
+        checks.extend([("etcd-readiness", store), ("informer-sync", started)]);
+    }
     if endpoint != "livez" {
-        let store = server
-            .store
-            .revision()
-            .await
-            .map(drop)
-            .map_err(|error| error.to_string());
-        checks.push(("etcd", store));
-        let started = *server.ready.borrow();
-        checks.push((
-            "poststarthook/bootstrap",
-            if started {
-                Ok(())
-            } else {
-                Err("not finished".to_owned())
-            },
-        ));
+        checks.extend(HOOKS.map(|hook| (hook, started)));
+    }
+    if endpoint == "readyz" {
         let leaving = server.shutdown.is_cancelled();
-        checks.push((
-            "shutdown",
-            if leaving {
-                Err("the server is shutting down".into())
-            } else {
-                Ok(())
-            },
-        ));
+        checks.push(("shutdown", if leaving { Err(()) } else { Ok(()) }));
     }
     let pairs: Vec<(String, String)> = query_pairs(query).collect();
-    checks.retain(|(name, _)| {
-        only.is_none_or(|only| only == *name)
-            && !pairs.iter().any(|(key, value)| key == "exclude" && value == name)
-    });
+    let excluded: Vec<&str> = pairs
+        .iter()
+        .filter_map(|(key, value)| (key == "exclude").then_some(value.as_str()))
+        .collect();
+    let unknown = excluded
+        .iter()
+        .filter(|name| !checks.iter().any(|(check, _)| check == *name));
+    let unknown: Vec<String> = unknown.map(|name| format!("\"{name}\"")).collect();
+    let only = only.join("/");
+    if !only.is_empty() {
+        checks.retain(|(name, _)| *name == only);
+    }
     if checks.is_empty() {
         return Err(ApiError::no_such_path());
     }
-    let failed = checks.iter().any(|(_, result)| result.is_err());
-    let status = if failed {
-        StatusCode::INTERNAL_SERVER_ERROR
-    } else {
-        StatusCode::OK
-    };
-    let verbose = pairs.iter().any(|(key, _)| key == "verbose");
-    if !failed && !verbose {
-        return Ok(respond::plain(status, "text/plain; charset=utf-8", "ok"));
-    }
     let mut text = String::new();
+    let mut failed = false;
     for (name, result) in &checks {
         text += &match result {
+            _ if excluded.contains(name) => format!("[+]{name} excluded: ok\n"),
             Ok(()) => format!("[+]{name} ok\n"),
-            Err(why) => format!("[-]{name} failed: {why}\n"),
+            Err(()) => {
+                failed = true;
+                format!("[-]{name} failed: reason withheld\n")
+            }
         };
     }
-    text += &format!("{endpoint} check {}\n", if failed { "failed" } else { "passed" });
-    Ok(respond::plain(status, "text/plain; charset=utf-8", text))
+    if !unknown.is_empty() {
+        text += &format!(
+            "warn: some health checks cannot be excluded: no matches for {}\n",
+            unknown.join(", ")
+        );
+    }
+    let (status, outcome) = if failed {
+        (StatusCode::INTERNAL_SERVER_ERROR, "failed")
+    } else {
+        (StatusCode::OK, "passed")
+    };
+    let verbose = pairs.iter().any(|(key, _)| key == "verbose");
+    if !failed && (!verbose || !only.is_empty()) {
+        text = "ok".into();
+    } else {
+        text += &format!("{endpoint} check {outcome}\n");
+    }
+    let mut response = respond::plain(status, "text/plain; charset=utf-8", text);
+    respond::set_header(&mut response, http::header::CACHE_CONTROL, "no-cache, private");
+    Ok(response)
 }

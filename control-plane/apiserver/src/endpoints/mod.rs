@@ -14,7 +14,7 @@ mod watch;
 mod write;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use auth::{Attributes, Credentials, Impersonation, ImpersonationError, Unauthenticated, UserInfo};
 use bytes::Bytes;
@@ -23,16 +23,23 @@ use http::{HeaderMap, Request, Response};
 use hyper::body::Incoming;
 use schema::Resource;
 
+use crate::aggregation;
 use crate::connect::Body;
+use crate::flow_control::Classified;
 use crate::negotiate::{self, Wanted};
-use crate::request_info::{RequestInfo, query_values};
+use crate::request_info::{RequestInfo, patience, query_values};
+use crate::server::trust::Peer;
 use crate::state::ApiServer;
 use crate::status::ApiError;
 use crate::warnings;
 
 pub use crate::connect::BoxError;
 pub use delete::delete_object;
+pub use respond::plain;
 pub use write::{Intent, create_object, update_object};
+
+/// Upstream's `--request-timeout`.
+const REQUEST_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the verbs work on.
 pub struct ResourceRequest {
@@ -52,11 +59,7 @@ impl ResourceRequest {
 }
 
 /// Answers one request; errors become Status objects here.
-pub async fn handle(
-    server: Arc<ApiServer>,
-    request: Request<Incoming>,
-    certificate: Option<Bytes>,
-) -> Response<Body> {
+pub async fn handle(server: Arc<ApiServer>, request: Request<Incoming>, peer: &Peer) -> Response<Body> {
     let started = Instant::now();
     let info = RequestInfo::parse(
         request.method(),
@@ -65,7 +68,8 @@ pub async fn handle(
     );
     let (verb, resource) = (info.verb.clone(), info.resource.clone());
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let (answered, warnings) = warnings::collecting(answer(&server, request, info, certificate)).await;
+    let mut classified = None;
+    let (answered, warnings) = warnings::collecting(answer_in_time(&server, request, info, peer, &mut classified)).await;
     let mut response = match answered {
         Ok(response) => response,
         Err(error) => {
@@ -76,6 +80,9 @@ pub async fn handle(
         }
     };
     respond::warn(&mut response, &warnings);
+    if let Some(classified) = classified {
+        respond::classified(&mut response, &classified);
+    }
     tracing::debug!(%method, path, code = response.status().as_u16(), "request");
     server
         .metrics
@@ -83,15 +90,57 @@ pub async fn handle(
     response
 }
 
+/// Streams take as long as they take; all else has an end.
+async fn answer_in_time(
+    server: &Arc<ApiServer>,
+    request: Request<Incoming>,
+    info: RequestInfo,
+    peer: &Peer,
+    classified: &mut Option<Classified>,
+) -> Result<Response<Body>, ApiError> {
+    if info.verb == "watch" || connect::is_connect(&info) {
+        return answer(server, request, info, peer, classified).await;
+    }
+    let patience = patience(request.uri().query().unwrap_or_default(), REQUEST_PATIENCE)
+        .ok_or_else(|| ApiError::bad_request("invalid timeout specified in the request URL"))?;
+    tokio::time::timeout(patience, answer(server, request, info, peer, classified))
+        .await
+        .unwrap_or_else(|_| {
+            Err(ApiError::timeout(
+                "Timeout: request did not complete within the allotted timeout",
+            ))
+        })
+}
+
 async fn answer(
     server: &Arc<ApiServer>,
     request: Request<Incoming>,
     info: RequestInfo,
-    certificate: Option<Bytes>,
+    peer: &Peer,
+    classified: &mut Option<Classified>,
 ) -> Result<Response<Body>, ApiError> {
     let query = request.uri().query().unwrap_or_default().to_owned();
-    let user = authenticate(server, request.headers(), certificate.as_deref()).await?;
+    let user = authenticate(server, request.headers(), peer).await?;
+    // Streams would hold their seat for as long as they last.
+    let seat = if connect::is_connect(&info) {
+        None
+    } else {
+        server.flow_control.enter(&user, &info).await
+    };
+    let _seat = match seat {
+        None => None,
+        Some((of, seat)) => {
+            *classified = Some(of);
+            match seat {
+                Ok(seat) => Some(seat),
+                Err(_) => return Ok(respond::too_many_requests()),
+            }
+        }
+    };
     authorize(server, &user, &info, &query)?;
+    if let Some(remote) = server.aggregator.find(&info) {
+        return Ok(aggregation::proxy(server, &remote, &user, request).await);
+    }
     if !info.is_resource {
         return meta::answer(server, &info, request.headers(), &query).await;
     }
@@ -163,7 +212,13 @@ async fn dispatch(server: &Arc<ApiServer>, request: ResourceRequest) -> Result<R
                 .verbs
         }
     };
-    if !verbs.contains(&request.info.verb) {
+    // New objects come to the collection, changes go to one of it.
+    let fits = match request.info.verb.as_str() {
+        "create" => !request.info.subresource.is_empty() || request.info.name.is_empty(),
+        "update" | "patch" => !request.info.name.is_empty(),
+        _ => true,
+    };
+    if !fits || !verbs.contains(&request.info.verb) {
         return Err(ApiError::method_not_allowed());
     }
     if reviews::is_review(&request.resource) {
@@ -192,33 +247,16 @@ async fn dispatch(server: &Arc<ApiServer>, request: ResourceRequest) -> Result<R
     }
 }
 
-async fn authenticate(
-    server: &ApiServer,
-    headers: &HeaderMap,
-    certificate: Option<&[u8]>,
-) -> Result<UserInfo, ApiError> {
-    let text = |name: &http::HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
-    let credentials = Credentials {
-        certificate,
-        authorization: text(&AUTHORIZATION),
-        websocket_protocol: text(&http::header::SEC_WEBSOCKET_PROTOCOL),
-    };
-    let user = match server
-        .authenticator
-        .authenticate(credentials, server, jiff::Timestamp::now())
-        .await
-    {
-        Ok(user) => user,
-        Err(Unauthenticated::Rejected(reason)) => {
-            tracing::info!(reason, "unauthenticated");
-            return Err(ApiError::unauthorized());
-        }
-        Err(Unauthenticated::Lookup(error)) => return Err(ApiError::internal(error)),
-    };
-    let pairs = headers
+async fn authenticate(server: &ApiServer, headers: &HeaderMap, peer: &Peer) -> Result<UserInfo, ApiError> {
+    let pairs: Vec<(&str, &str)> = headers
         .iter()
-        .filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?)));
-    match Impersonation::from_headers(pairs) {
+        .filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?)))
+        .collect();
+    let user = match front_proxy_user(server, peer, &pairs) {
+        Some(user) => user,
+        None => own_user(server, headers, peer).await?,
+    };
+    match Impersonation::from_headers(pairs.into_iter()) {
         None => Ok(user),
         Some(wanted) => auth::impersonate(&server.authorizer, &user, &wanted).map_err(|error| match error {
             ImpersonationError::NoUser(_) => ApiError::internal(error),
@@ -229,6 +267,42 @@ async fn authenticate(
                 message,
             } => ApiError::forbidden(&crate::status::qualified(resource, group), &name, &message),
         }),
+    }
+}
+
+/// Whom a proxy that we believe asks for.
+fn front_proxy_user(server: &ApiServer, peer: &Peer, headers: &[(&str, &str)]) -> Option<UserInfo> {
+    let config = &server.config.front_proxy;
+    let name = peer.front_proxy.as_ref()?;
+    let believed = config.allowed_names.is_empty() || config.allowed_names.contains(name);
+    believed
+        .then(|| config.headers.user(headers.iter().copied()))
+        .flatten()
+}
+
+/// Whom a certificate or token of its own makes the sender.
+async fn own_user(server: &ApiServer, headers: &HeaderMap, peer: &Peer) -> Result<UserInfo, ApiError> {
+    let text = |name: &http::HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
+    let credentials = Credentials {
+        certificate: peer.client.as_deref(),
+        authorization: text(&AUTHORIZATION),
+        websocket_protocol: text(&http::header::SEC_WEBSOCKET_PROTOCOL),
+    };
+    match server
+        .authenticator
+        .authenticate(credentials, server, jiff::Timestamp::now())
+        .await
+    {
+        Ok(user) if peer.shown && peer.client.is_none() && user.is_anonymous() => {
+            tracing::info!("unauthenticated: a client certificate of an unknown authority");
+            Err(ApiError::unauthorized())
+        }
+        Ok(user) => Ok(user),
+        Err(Unauthenticated::Rejected(reason)) => {
+            tracing::info!(reason, "unauthenticated");
+            Err(ApiError::unauthorized())
+        }
+        Err(Unauthenticated::Lookup(error)) => Err(ApiError::internal(error)),
     }
 }
 

@@ -30,12 +30,10 @@ pub fn load(catalog: &Arc<Catalog>, pack: Option<&Path>) -> OpenApi {
     OpenApi::new(catalog.as_ref().clone(), descriptions)
 }
 
-pub fn index(server: &ApiServer, wanted: Wanted) -> Response<Body> {
-    respond::json_bytes(
-        StatusCode::OK,
-        server.openapi().index().to_string().into(),
-        wanted,
-    )
+pub async fn index(server: &ApiServer, wanted: Wanted) -> Response<Body> {
+    let mut index = server.openapi().index();
+    crate::aggregation::discovery::openapi_index(server, &mut index).await;
+    respond::json_bytes(StatusCode::OK, index.to_string().into(), wanted)
 }
 
 /// One group version's document. Its hash in the query makes it immutable for caches.

@@ -13,6 +13,7 @@ use schema::{Catalog, MediaType, Resource};
 use serde_json::{Value, json};
 
 use crate::connect::Body;
+use crate::flow_control::Classified;
 use crate::negotiate::{View, Wanted};
 use crate::request_info::query_values;
 use crate::status::ApiError;
@@ -89,6 +90,24 @@ pub fn error(error: &ApiError) -> Response<Body> {
             .insert(http::header::RETRY_AFTER, HeaderValue::from(seconds));
     }
     response
+}
+
+/// Flow control's refusal: plain text, since it costs nothing.
+pub fn too_many_requests() -> Response<Body> {
+    let text = "Too many requests, please try again later.\n";
+    let mut response = plain(StatusCode::TOO_MANY_REQUESTS, "text/plain; charset=utf-8", text);
+    response
+        .headers_mut()
+        .insert(http::header::RETRY_AFTER, HeaderValue::from_static("1"));
+    response
+}
+
+/// Says where flow control put the request.
+pub fn classified(response: &mut Response<Body>, to: &Classified) {
+    let schema = HeaderName::from_static("x-kubernetes-pf-flowschema-uid");
+    set_header(response, schema, &to.schema_uid);
+    let level = HeaderName::from_static("x-kubernetes-pf-prioritylevel-uid");
+    set_header(response, level, &to.level_uid);
 }
 
 /// Adds `Warning: 299 - "…"` headers.

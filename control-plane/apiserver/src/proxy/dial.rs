@@ -39,15 +39,30 @@ impl<'a> From<&'a Config> for Kubelets<'a> {
 }
 
 pub async fn dial(kubelets: Kubelets<'_>, target: &Target) -> io::Result<Box<dyn Stream>> {
+    let config = match target.scheme {
+        Scheme::Http => return connect(target, None).await,
+        Scheme::Https => client_config(None, None)?,
+        Scheme::Kubelet | Scheme::UnverifiedKubelet => {
+            let verified = target.scheme == Scheme::Kubelet && !kubelets.ca.trim().is_empty();
+            client_config(verified.then_some(kubelets.ca), Some(kubelets.client))?
+        }
+    };
+    tls(target, &target.host, config).await
+}
+
+/// TLS to a target whose certificate has the name `host`.
+pub async fn tls(target: &Target, host: &str, config: ClientConfig) -> io::Result<Box<dyn Stream>> {
+    connect(target, Some((host, config))).await
+}
+
+async fn connect(target: &Target, tls: Option<(&str, ClientConfig)>) -> io::Result<Box<dyn Stream>> {
     let connecting = async {
         let tcp = TcpStream::connect((target.host.as_str(), target.port)).await?;
         tcp.set_nodelay(true)?;
-        let tls = match target.scheme {
-            Scheme::Http => return Ok(Box::new(tcp) as Box<dyn Stream>),
-            Scheme::Https => unverified().with_no_client_auth(),
-            Scheme::Kubelet | Scheme::UnverifiedKubelet => kubelet(kubelets, target.scheme)?,
+        let Some((host, tls)) = tls else {
+            return Ok(Box::new(tcp) as Box<dyn Stream>);
         };
-        let name = ServerName::try_from(target.host.clone()).map_err(io::Error::other)?;
+        let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
         let stream = TlsConnector::from(Arc::new(tls)).connect(name, tcp).await?;
         Ok(Box::new(stream) as Box<dyn Stream>)
     };
@@ -57,11 +72,11 @@ pub async fn dial(kubelets: Kubelets<'_>, target: &Target) -> io::Result<Box<dyn
         .map_err(timed_out)?
 }
 
-fn kubelet(kubelets: Kubelets<'_>, scheme: Scheme) -> io::Result<ClientConfig> {
-    let verified = scheme == Scheme::Kubelet && !kubelets.ca.trim().is_empty();
-    let builder = if verified {
+/// Whom to believe (PEM; None: anyone), and what to show.
+pub fn client_config(ca: Option<&str>, client: Option<&KeyPair>) -> io::Result<ClientConfig> {
+    let builder = if let Some(ca) = ca {
         let mut roots = RootCertStore::empty();
-        for certificate in certificates(kubelets.ca)? {
+        for certificate in certificates(ca)? {
             roots.add(certificate).map_err(io::Error::other)?;
         }
         ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
@@ -71,8 +86,11 @@ fn kubelet(kubelets: Kubelets<'_>, scheme: Scheme) -> io::Result<ClientConfig> {
     } else {
         unverified()
     };
-    let chain = certificates(&kubelets.client.certificate)?;
-    let key = PrivateKeyDer::from_pem_slice(kubelets.client.key.as_bytes()).map_err(io::Error::other)?;
+    let Some(client) = client else {
+        return Ok(builder.with_no_client_auth());
+    };
+    let chain = certificates(&client.certificate)?;
+    let key = PrivateKeyDer::from_pem_slice(client.key.as_bytes()).map_err(io::Error::other)?;
     builder
         .with_client_auth_cert(chain, key)
         .map_err(io::Error::other)

@@ -1,11 +1,11 @@
 //! Requests that end at a kubelet, a pod or a service: resolved to a target, then carried byte by byte.
 
-mod dial;
+pub(crate) mod dial;
 mod pod;
 mod query;
-mod service;
-mod target;
-mod transport;
+pub(crate) mod service;
+pub(crate) mod target;
+pub(crate) mod transport;
 
 use http::{HeaderValue, Method, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Empty};

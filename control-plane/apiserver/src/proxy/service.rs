@@ -4,6 +4,7 @@ use rand::seq::IndexedRandom as _;
 use serde_json::Value;
 
 use super::target::{Scheme, Target, kubelet};
+use crate::object;
 use crate::pipeline::ObjectReader;
 use crate::request_info::RequestInfo;
 use crate::status::ApiError;
@@ -82,14 +83,7 @@ pub async fn service(reader: &dyn ObjectReader, info: &RequestInfo, query: &str)
     let slices = reader
         .list("discovery.k8s.io", "endpointslices", &info.namespace)
         .await?;
-    let port_name = port_name(&service, port).ok_or_else(|| {
-        ApiError::service_unavailable(format!("no service port {port:?} found for service {name:?}"))
-    })?;
-    let candidates = endpoints(&slices, name, &port_name);
-    let chosen = candidates.choose(&mut rand::rng()).cloned();
-    let (host, port) = chosen.ok_or_else(|| {
-        ApiError::service_unavailable(format!("no endpoints available for service {name:?}"))
-    })?;
+    let (host, port) = endpoint(&service, &slices, port).map_err(ApiError::service_unavailable)?;
     Ok(Target {
         scheme,
         host,
@@ -98,8 +92,18 @@ pub async fn service(reader: &dyn ObjectReader, info: &RequestInfo, query: &str)
     })
 }
 
+/// A ready endpoint behind a service's port, which is asked for by name or number.
+pub fn endpoint(service: &Value, slices: &[Value], port: &str) -> Result<(String, u16), String> {
+    let name = object::name(service);
+    let port_name = port_name(service, port)
+        .ok_or_else(|| format!("no service port {port:?} found for service {name:?}"))?;
+    let candidates = endpoints(slices, name, &port_name);
+    let chosen = candidates.choose(&mut rand::rng()).cloned();
+    chosen.ok_or_else(|| format!("no endpoints available for service {name:?}"))
+}
+
 /// The name a service port goes by in the endpoint slices; asked for by name or number, or the only one.
-fn port_name(service: &Value, asked: &str) -> Option<String> {
+pub fn port_name(service: &Value, asked: &str) -> Option<String> {
     let ports = service["spec"]["ports"]
         .as_array()
         .map(Vec::as_slice)
@@ -122,10 +126,13 @@ fn port_name(service: &Value, asked: &str) -> Option<String> {
         .map(name)
 }
 
-fn endpoints(slices: &[Value], service: &str, port_name: &str) -> Vec<(String, u16)> {
-    let of_service = slices
-        .iter()
-        .filter(|slice| slice["metadata"]["labels"]["kubernetes.io/service-name"] == service);
+/// Whether an endpoint slice is of the service.
+pub fn is_of(slice: &Value, service: &str) -> bool {
+    slice["metadata"]["labels"]["kubernetes.io/service-name"] == service
+}
+
+pub fn endpoints(slices: &[Value], service: &str, port_name: &str) -> Vec<(String, u16)> {
+    let of_service = slices.iter().filter(|slice| is_of(slice, service));
     let mut found = Vec::new();
     for slice in of_service {
         let items = |field: &str| slice[field].as_array().cloned().unwrap_or_default();

@@ -1,5 +1,7 @@
 //! Carries a request to its target and the answer back: bodies as streams, upgraded connections as bytes.
 
+use std::io;
+
 use http::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, HOST, HeaderName, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Empty, Limited};
@@ -7,7 +9,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 
-use super::dial::{Kubelets, dial};
+use super::dial::{Kubelets, Stream, dial};
 use super::target::Target;
 use crate::connect::{Body, BoxError, ConnectResponse};
 use crate::status::ApiError;
@@ -37,32 +39,38 @@ pub fn is_upgrade(headers: &HeaderMap) -> bool {
     upgrade_wanted && headers.contains_key(UPGRADE)
 }
 
-/// The whole request goes on, and whatever comes back goes back; after `101 Switching Protocols`, bytes both ways.
+/// To a kubelet, pod or service.
 pub async fn forward(
     kubelets: Kubelets<'_>,
     target: Target,
-    mut request: Request<Incoming>,
+    request: Request<Incoming>,
 ) -> Result<ConnectResponse, ApiError> {
+    carry(dial(kubelets, &target), &target, request)
+        .await
+        .map_err(|error| unreachable_backend(&error))
+}
+
+/// The whole request goes on, and whatever comes back goes back; after `101 Switching Protocols`, bytes both ways.
+pub async fn carry(
+    connecting: impl Future<Output = io::Result<Box<dyn Stream>>>,
+    target: &Target,
+    mut request: Request<Incoming>,
+) -> Result<ConnectResponse, BoxError> {
     let upgrade = is_upgrade(request.headers());
     let client = upgrade.then(|| hyper::upgrade::on(&mut request));
     let (parts, body) = request.into_parts();
     let mut onward = Request::builder()
         .method(parts.method)
         .uri(&target.path)
-        .body(body.map_err(BoxError::from).boxed_unsync())
-        .map_err(ApiError::internal)?;
-    *onward.headers_mut() = onward_headers(parts.headers, &target, upgrade);
-    let mut response = send(kubelets, &target, onward)
-        .await
-        .map_err(|error| unreachable_backend(&error))?;
+        .body(body.map_err(BoxError::from).boxed_unsync())?;
+    *onward.headers_mut() = onward_headers(parts.headers, target, upgrade);
+    let mut response = send(connecting, target, onward).await?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         strip(response.headers_mut());
         return Ok(response.map(|body| body.map_err(BoxError::from).boxed_unsync()));
     }
     let Some(client) = client else {
-        return Err(ApiError::internal(
-            "the backend switched protocols without being asked",
-        ));
+        return Err("the backend switched protocols without being asked".into());
     };
     let backend = hyper::upgrade::on(&mut response);
     tokio::spawn(async move {
@@ -102,7 +110,9 @@ pub async fn fetch_log(
             format!("Get {:?}: {error}", target.url()),
         )
     };
-    let response = send(kubelets, target, request).await.map_err(failed)?;
+    let response = send(dial(kubelets, target), target, request)
+        .await
+        .map_err(failed)?;
     if !response.status().is_success() {
         return Err(kubelet_refusal(response, pod).await);
     }
@@ -136,12 +146,12 @@ async fn kubelet_refusal(response: Response<Incoming>, pod: &str) -> ApiError {
     }
 }
 
-async fn send(
-    kubelets: Kubelets<'_>,
+pub async fn send(
+    connecting: impl Future<Output = io::Result<Box<dyn Stream>>>,
     target: &Target,
     request: Request<Body>,
 ) -> Result<Response<Incoming>, BoxError> {
-    let stream = dial(kubelets, target)
+    let stream = connecting
         .await
         .map_err(|error| format!("dial tcp {}: {}", target.authority(), dial_words(&error)))?;
     let (mut sender, connection) = http1::handshake::<_, Body>(TokioIo::new(stream)).await?;

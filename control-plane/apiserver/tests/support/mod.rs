@@ -63,6 +63,7 @@ impl Server {
             client_ca: ca.certificate_pem().to_owned(),
             kubelet_client: pair(kubelet),
             kubelet_ca: ca.certificate_pem().to_owned(),
+            front_proxy: apiserver::FrontProxy::default(),
             service_account: ServiceAccountKeys {
                 signing_key,
                 public_keys: vec![public_key],
