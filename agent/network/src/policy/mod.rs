@@ -61,12 +61,10 @@ pub async fn run_policies(client: Client, config: PolicyConfig, shutdown: Cancel
     let (namespaces, namespace_events) = watch::<Namespace>(&client, all());
     let (pods, pod_events) = watch::<Pod>(&client, all());
     let (nodes, node_events) = watch::<Node>(&client, own);
-    let attached_events = match attached::changes(&config.pod_network_dir) {
-        Ok(events) => events,
-        Err(error) => {
-            return warn!(%error, "NetworkPolicies are not enforced: cannot follow the pod network's records");
-        }
-    };
+    let attached_events = attached::changes(&config.pod_network_dir).unwrap_or_else(|error| {
+        warn!(%error, "new pods wait for the API to tell their addresses: cannot follow the pod network's records");
+        stream::pending().boxed()
+    });
     let stores = Stores {
         policies,
         namespaces,
