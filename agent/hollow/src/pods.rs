@@ -22,7 +22,7 @@ const FIRST_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
 const RETRY: Duration = Duration::from_secs(1);
 
 type Key = ObjectRef<Pod>;
-/// What came of a write: the pod as it is now, if it still is.
+/// What came of a write: the pod as it is now, unless it was removed.
 type Outcome = Result<Option<Pod>, kube::Error>;
 type Write = std::pin::Pin<Box<dyn Future<Output = (Key, Outcome)> + Send>>;
 
@@ -149,7 +149,7 @@ impl Pods {
                         uid,
                         resource_version: None,
                     });
-                async move { api.delete(&name, &this).await.map(|gone| gone.left()) }.boxed()
+                async move { api.delete(&name, &this).await.map(|_| None) }.boxed()
             }
         };
         self.writing.insert(key.clone());
@@ -160,13 +160,8 @@ impl Pods {
         self.writing.remove(&key);
         match outcome {
             Ok(Some(pod)) => {
-                let removing = pod.metadata.deletion_timestamp.is_some()
-                    && self.known.get(&key).and_then(ResourceExt::resource_version) == pod.resource_version();
                 self.learn(&key, pod);
-                // Kept by a finalizer: news will come.
-                if !removing {
-                    self.advance(key);
-                }
+                self.advance(key);
             }
             Ok(None) => {}
             Err(kube::Error::Api(status)) if status.code == 404 => {
