@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 
 use anyhow::Context as _;
-use apiserver::{KeyPair, ServiceAccountKeys};
+use apiserver::ServiceAccountKeys;
 use controller_manager::Signer;
 use pki::BootstrapToken;
 use tokio::task::JoinSet;
@@ -61,7 +61,22 @@ pub async fn run(flags: flags::All) -> anyhow::Result<()> {
             directory.join(files::ADMIN).display()
         );
     }
-    let outcome = watch(&mut tasks, &shutdown).await;
+    let certificates = || {
+        let key_pair = components::key_pair_in(&directory, files::APISERVER)?;
+        let ca = |stem| disk::read(&directory.join(format!("{stem}.crt")));
+        Ok((key_pair, ca(files::CA)?, ca(files::FRONT_PROXY_CA)?))
+    };
+    let renewed = || {
+        founding::found(
+            &flags.founding,
+            &request(Some(SocketAddr::new(own_address, port)))?,
+        )?;
+        certificates()
+    };
+    let outcome = tokio::select! {
+        outcome = watch(&mut tasks, &shutdown) => outcome,
+        never = components::keep_certificates(&server, certificates()?, renewed) => match never {},
+    };
     shutdown.cancel();
     while tasks.join_next().await.is_some() {}
     server.shutdown().await;
@@ -93,11 +108,9 @@ async fn start(
     let ca_pem = read("pki/ca.crt")?;
 
     let scheduler_client = client(&directory.join(files::SCHEDULER)).await?;
-    let config = scheduler::Config {
-        leader_elect,
-        identity: identity.clone(),
-        ..scheduler::Config::default()
-    };
+    let mut config = scheduler::Config::default();
+    config.leader_elect = leader_elect;
+    config.identity.clone_from(&identity);
     let stop = shutdown.clone();
     tasks.spawn(async move {
         scheduler::run(scheduler_client, config, stop.clone())
@@ -111,7 +124,7 @@ async fn start(
     let mut config =
         components::controllers_config(&flags.controllers, &flags.cluster.service_cluster_ip_range);
     config.leader_elect = leader_elect;
-    config.identity = identity;
+    config.identity.clone_from(&identity);
     config.cluster_signing = Some(Signer {
         cert_pem: ca_pem.clone(),
         key_pem: read("pki/ca.key")?,
@@ -123,6 +136,24 @@ async fn start(
             .await
             .context("controller manager")?;
         anyhow::ensure!(stop.is_cancelled(), "the controller manager ended by itself");
+        Ok(())
+    });
+
+    let cloud_client = client(&directory.join(files::CLOUD_CONTROLLER_MANAGER)).await?;
+    let config = cloud_controller_manager::Config {
+        pool: flags.cloud.load_balancer_pool.clone(),
+        leader_elect,
+        identity,
+    };
+    let stop = shutdown.clone();
+    tasks.spawn(async move {
+        cloud_controller_manager::run(cloud_client, config, stop.clone())
+            .await
+            .context("cloud controller manager")?;
+        anyhow::ensure!(
+            stop.is_cancelled(),
+            "the cloud controller manager ended by itself"
+        );
         Ok(())
     });
 
@@ -169,12 +200,7 @@ async fn server_config(
     shutdown: &CancellationToken,
 ) -> anyhow::Result<apiserver::Config> {
     let read = |name: String| disk::read(&directory.join(name));
-    let key_pair = |stem: &str| -> anyhow::Result<KeyPair> {
-        Ok(KeyPair {
-            certificate: read(format!("{stem}.crt"))?,
-            key: read(format!("{stem}.key"))?,
-        })
-    };
+    let key_pair = |stem| components::key_pair_in(directory, stem);
     let ca = read(format!("{}.crt", files::CA))?;
     Ok(apiserver::Config {
         store: open_store(&flags.store, Some(directory), shutdown).await?,
@@ -184,6 +210,12 @@ async fn server_config(
         client_ca: ca,
         kubelet_client: key_pair(files::KUBELET_CLIENT)?,
         kubelet_ca: components::kubelet_ca(&flags.serving)?,
+        front_proxy: apiserver::FrontProxy {
+            client_ca: read(format!("{}.crt", files::FRONT_PROXY_CA))?,
+            allowed_names: vec![files::FRONT_PROXY_NAME.into()],
+            client: Some(key_pair(files::FRONT_PROXY_CLIENT)?),
+            ..apiserver::FrontProxy::default()
+        },
         service_account: ServiceAccountKeys {
             signing_key: read(files::SERVICE_ACCOUNT_KEY.into())?,
             public_keys: vec![read(files::SERVICE_ACCOUNT_PUBLIC.into())?],

@@ -13,8 +13,20 @@ use tokio_util::sync::CancellationToken;
 use crate::flags::{self, StoreKind};
 use crate::{files, process};
 
+/// Upstream looks at its certificate files as often.
+const CERTIFICATE_INTERVAL: Duration = Duration::from_secs(60);
+
 pub fn url(address: IpAddr, port: u16) -> String {
     format!("https://{}", SocketAddr::new(address, port))
+}
+
+/// `<stem>.crt` and `<stem>.key`.
+pub fn key_pair_in(directory: &Path, stem: &str) -> anyhow::Result<KeyPair> {
+    let read = |kind: &str| files::read(&directory.join(format!("{stem}.{kind}")));
+    Ok(KeyPair {
+        certificate: read("crt")?,
+        key: read("key")?,
+    })
 }
 
 pub fn issuer(cluster_domain: &str) -> String {
@@ -154,6 +166,7 @@ pub async fn apiserver(flags: flags::ApiServer) -> anyhow::Result<()> {
         client_ca: files::read(&flags.client_ca_file)?,
         kubelet_client: key_pair(&flags.kubelet_client_certificate, &flags.kubelet_client_key)?,
         kubelet_ca: kubelet_ca(&flags.serving)?,
+        front_proxy: front_proxy(&flags)?,
         service_account: ServiceAccountKeys {
             signing_key: files::read(&flags.service_account_signing_key_file)?,
             public_keys: public_keys.collect::<Result<_, _>>()?,
@@ -173,19 +186,77 @@ pub async fn apiserver(flags: flags::ApiServer) -> anyhow::Result<()> {
         () = server.ready() => println!("API server ready: {}", url(advertise_address, server.address.port())),
         () = shutdown.cancelled() => {}
     }
-    shutdown.cancelled().await;
+    let read = || {
+        let requestheader = flags.front_proxy.requestheader_client_ca_file.as_deref();
+        Ok((
+            key_pair(&flags.tls_cert_file, &flags.tls_private_key_file)?,
+            files::read(&flags.client_ca_file)?,
+            requestheader.map(files::read).transpose()?.unwrap_or_default(),
+        ))
+    };
+    let known = read()?;
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        never = keep_certificates(&server, known, read) => match never {},
+    }
     server.shutdown().await;
     Ok(())
 }
 
+fn front_proxy(flags: &flags::ApiServer) -> anyhow::Result<apiserver::FrontProxy> {
+    let given = &flags.front_proxy;
+    let read = |path: &Option<PathBuf>| path.as_deref().map(files::read).transpose();
+    let client = match (
+        read(&given.proxy_client_cert_file)?,
+        read(&given.proxy_client_key_file)?,
+    ) {
+        (Some(certificate), Some(key)) => Some(KeyPair { certificate, key }),
+        _ => None,
+    };
+    Ok(apiserver::FrontProxy {
+        client_ca: read(&given.requestheader_client_ca_file)?.unwrap_or_default(),
+        allowed_names: given.requestheader_allowed_names.clone(),
+        headers: apiserver::FrontProxyHeaders {
+            username: given.requestheader_username_headers.clone(),
+            uid: given.requestheader_uid_headers.clone(),
+            group: given.requestheader_group_headers.clone(),
+            extra_prefix: given.requestheader_extra_headers_prefix.clone(),
+        },
+        client,
+    })
+}
+
+/// The serving certificate, and the authorities of clients and of front proxies.
+pub type Certificates = (KeyPair, String, String);
+
+/// Serves what `read` gives, looking again and again. What cannot be read changes nothing.
+pub async fn keep_certificates(
+    server: &apiserver::Handle,
+    mut known: Certificates,
+    read: impl Fn() -> anyhow::Result<Certificates>,
+) -> std::convert::Infallible {
+    loop {
+        tokio::time::sleep(CERTIFICATE_INTERVAL).await;
+        let taken = read().and_then(|found| {
+            if found != known {
+                server.replace_certificates(&found.0, &found.1, &found.2)?;
+                tracing::info!("serving with changed certificates");
+            }
+            Ok(found)
+        });
+        match taken {
+            Ok(found) => known = found,
+            Err(error) => tracing::warn!(error = format!("{error:#}"), "certificates are not renewed"),
+        }
+    }
+}
+
 pub async fn scheduler(flags: flags::Scheduler) -> anyhow::Result<()> {
     let shutdown = process::shutdown_signal()?;
-    let mut config = scheduler::Config {
-        leader_elect: flags.leader_elect,
-        identity: identity(),
-        metrics_address: Some(flags.metrics_bind_address),
-        ..scheduler::Config::default()
-    };
+    let mut config = scheduler::Config::default();
+    config.leader_elect = flags.leader_elect;
+    config.identity = identity();
+    config.metrics_address = Some(flags.metrics_bind_address);
     if let Some(path) = &flags.config {
         let named = || format!("--config {}", path.display());
         let document = serde_saphyr::from_str(&files::read(path)?).with_context(named)?;
@@ -211,6 +282,16 @@ pub async fn controller_manager(flags: flags::ControllerManager) -> anyhow::Resu
         config.root_ca_pem = Some(files::read(path)?);
     }
     Ok(controller_manager::run(client(&flags.kubeconfig).await?, config, shutdown).await?)
+}
+
+pub async fn cloud_controller_manager(flags: flags::CloudControllerManager) -> anyhow::Result<()> {
+    let shutdown = process::shutdown_signal()?;
+    let config = cloud_controller_manager::Config {
+        pool: flags.cloud.load_balancer_pool,
+        leader_elect: flags.leader_elect,
+        identity: identity(),
+    };
+    Ok(cloud_controller_manager::run(client(&flags.kubeconfig).await?, config, shutdown).await?)
 }
 
 /// Differs between processes, so that two of them never both hold a Lease.

@@ -141,6 +141,8 @@ pub struct All {
     pub store: Store,
     #[command(flatten)]
     pub controllers: Controllers,
+    #[command(flatten)]
+    pub cloud: Cloud,
     /// Add-ons to install and keep up to date: dns is the cluster's name server
     #[arg(long, value_enum, default_value_t = Addons::None)]
     pub addons: Addons,
@@ -190,6 +192,54 @@ pub struct Controllers {
 }
 
 #[derive(Debug, Clone, Args)]
+pub struct FrontProxy {
+    /// CA of the proxies that may say in headers who asks
+    #[arg(long, value_name = "FILE")]
+    pub requestheader_client_ca_file: Option<PathBuf>,
+    /// Common names such a proxy may have; none given: any
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
+    pub requestheader_allowed_names: Vec<String>,
+    /// Headers that name the user
+    #[arg(
+        long,
+        value_name = "NAME,…",
+        value_delimiter = ',',
+        default_value = "X-Remote-User"
+    )]
+    pub requestheader_username_headers: Vec<String>,
+    /// Headers that hold the user's UID
+    #[arg(
+        long,
+        value_name = "NAME,…",
+        value_delimiter = ',',
+        default_value = "X-Remote-Uid"
+    )]
+    pub requestheader_uid_headers: Vec<String>,
+    /// Headers that name the user's groups
+    #[arg(
+        long,
+        value_name = "NAME,…",
+        value_delimiter = ',',
+        default_value = "X-Remote-Group"
+    )]
+    pub requestheader_group_headers: Vec<String>,
+    /// What the names of headers begin with that hold more about the user
+    #[arg(
+        long,
+        value_name = "PREFIX,…",
+        value_delimiter = ',',
+        default_value = "X-Remote-Extra-"
+    )]
+    pub requestheader_extra_headers_prefix: Vec<String>,
+    /// Our certificate towards extension API servers
+    #[arg(long, value_name = "FILE", requires = "proxy_client_key_file")]
+    pub proxy_client_cert_file: Option<PathBuf>,
+    /// Its key
+    #[arg(long, value_name = "FILE", requires = "proxy_client_cert_file")]
+    pub proxy_client_key_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Args)]
 pub struct ApiServer {
     #[command(flatten)]
     pub cluster: Cluster,
@@ -197,6 +247,8 @@ pub struct ApiServer {
     pub serving: Serving,
     #[command(flatten)]
     pub store: Store,
+    #[command(flatten)]
+    pub front_proxy: FrontProxy,
     /// Directory of the embedded store
     #[arg(long, value_name = "DIR", required_if_eq("store", "embedded"))]
     pub data_dir: Option<PathBuf>,
@@ -240,6 +292,25 @@ pub struct Scheduler {
     /// Serve /metrics and the health checks here, as plain HTTP
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:10259")]
     pub metrics_bind_address: SocketAddr,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct Cloud {
+    /// Addresses for Services of type LoadBalancer, as CIDRs or ranges; none: the nodes' own addresses
+    #[arg(long, value_name = "CIDR|FIRST-LAST,…", value_delimiter = ',')]
+    pub load_balancer_pool: Vec<cloud_controller_manager::Pool>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct CloudControllerManager {
+    /// How to reach the API server
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: PathBuf,
+    /// Wait for the Lease before controlling
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    pub leader_elect: bool,
+    #[command(flatten)]
+    pub cloud: Cloud,
 }
 
 #[derive(Debug, Clone, Args)]

@@ -30,6 +30,8 @@ enum Role {
     Apiserver(Box<flags::ApiServer>),
     /// The scheduler alone
     Scheduler(flags::Scheduler),
+    /// The cloud controller manager alone: what a cloud would do, on bare metal
+    CloudControllerManager(flags::CloudControllerManager),
     /// The controller manager alone
     ControllerManager(Box<flags::ControllerManager>),
     /// Makes keys, certificates, kubeconfigs and the bootstrap token, and ends; repeating it renews what needs it
@@ -56,6 +58,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             Role::All(flags) => all::run(*flags).await,
             Role::Apiserver(flags) => components::apiserver(*flags).await,
             Role::Scheduler(flags) => components::scheduler(flags).await,
+            Role::CloudControllerManager(flags) => components::cloud_controller_manager(flags).await,
             Role::ControllerManager(flags) => components::controller_manager(*flags).await,
         }
     });

@@ -21,12 +21,12 @@ pub struct Config {
     pub longest_backoff: Duration,
     /// Where `/metrics`, `/healthz`, `/livez` and `/readyz` are served, as plain HTTP; `None` for nowhere.
     pub metrics_address: Option<SocketAddr>,
-    profiles: Vec<ProfileConfig>,
+    pub profiles: Vec<ProfileConfig>,
 }
 
-/// One entry of `profiles`, understood.
+/// One entry of `profiles`, understood: [`Config::apply`] makes it.
 #[derive(Clone, Debug, PartialEq)]
-struct ProfileConfig {
+pub struct ProfileConfig {
     scheduler_name: String,
     disabled: BTreeSet<String>,
     weights: Vec<(String, i64)>,

@@ -16,12 +16,17 @@ pub mod files {
     pub const CA: &str = "pki/ca";
     pub const APISERVER: &str = "pki/apiserver";
     pub const KUBELET_CLIENT: &str = "pki/apiserver-kubelet-client";
+    pub const FRONT_PROXY_CA: &str = "pki/front-proxy-ca";
+    pub const FRONT_PROXY_CLIENT: &str = "pki/front-proxy-client";
+    /// Common name of that client.
+    pub const FRONT_PROXY_NAME: &str = "front-proxy-client";
     pub const ETCD_CA: &str = "pki/etcd/ca";
     pub const SERVICE_ACCOUNT_KEY: &str = "pki/sa.key";
     pub const SERVICE_ACCOUNT_PUBLIC: &str = "pki/sa.pub";
     pub const ADMIN: &str = "admin.kubeconfig";
     pub const CONTROLLER_MANAGER: &str = "controller-manager.kubeconfig";
     pub const SCHEDULER: &str = "scheduler.kubeconfig";
+    pub const CLOUD_CONTROLLER_MANAGER: &str = "cloud-controller-manager.kubeconfig";
     pub const BOOTSTRAP_TOKEN: &str = "bootstrap-token";
     pub const CLUSTER_ID: &str = "cluster-id";
 }
@@ -32,7 +37,7 @@ const CLUSTER_NAME: &str = "ironlet";
 const AUTHORITIES: [(&str, &str, &str, &str); 3] = [
     (files::CA, "pki/ca.crt", "pki/ca.key", "kubernetes"),
     (
-        "pki/front-proxy-ca",
+        files::FRONT_PROXY_CA,
         "pki/front-proxy-ca.crt",
         "pki/front-proxy-ca.key",
         "front-proxy-ca",
@@ -65,8 +70,8 @@ const LEAVES: [(&str, &str, &str, &str, Role); 6] = [
     (
         "pki/front-proxy-client.crt",
         "pki/front-proxy-client.key",
-        "pki/front-proxy-ca",
-        "front-proxy-client",
+        files::FRONT_PROXY_CA,
+        files::FRONT_PROXY_NAME,
         Role::Client(&[]),
     ),
     (
@@ -93,10 +98,11 @@ const LEAVES: [(&str, &str, &str, &str, Role); 6] = [
 ];
 
 /// (file, user, groups)
-const KUBECONFIGS: [(&str, &str, &[&str]); 3] = [
+const KUBECONFIGS: [(&str, &str, &[&str]); 4] = [
     (files::ADMIN, "kubernetes-admin", &["kubeadm:cluster-admins"]),
     (files::CONTROLLER_MANAGER, "system:kube-controller-manager", &[]),
     (files::SCHEDULER, "system:kube-scheduler", &[]),
+    (files::CLOUD_CONTROLLER_MANAGER, "system:cloud-controller-manager", &[]),
 ];
 
 /// Every file founding reads or writes.
@@ -491,7 +497,8 @@ mod tests {
         let before = Kubeconfig::parse(&files[files::ADMIN]).unwrap();
         let writes = plan(&files, &moved, now()).unwrap();
         let names = apply(&mut files, writes);
-        assert_eq!(names, [files::ADMIN, files::CONTROLLER_MANAGER, files::SCHEDULER]);
+        let kubeconfigs: Vec<&str> = KUBECONFIGS.iter().map(|(file, ..)| *file).collect();
+        assert_eq!(names, kubeconfigs);
         let after = Kubeconfig::parse(&files[files::ADMIN]).unwrap();
         assert_eq!(after.credentials, before.credentials);
         assert_eq!(after.server, "https://127.0.0.1:7443");
