@@ -1,6 +1,6 @@
 //! Label and field selectors: upstream's grammar, and matching against an index.
 
-use std::collections::BTreeMap;
+use serde_json::Value;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Requirement {
@@ -304,11 +304,39 @@ fn unescape(value: &str) -> String {
     out
 }
 
-/// `a=b,c=d`, as `status.selector` of a Scale shows a map of labels.
-pub fn render(labels: &BTreeMap<String, String>) -> String {
-    labels
-        .iter()
-        .map(|(key, value)| format!("{key}={value}"))
+/// The text of a `LabelSelector`, or of a plain map of labels, as Scale tells it.
+pub fn render(selector: &Value) -> String {
+    let plain = selector.get("matchLabels").is_none() && selector.get("matchExpressions").is_none();
+    let labels = if plain { selector } else { &selector["matchLabels"] };
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let mut parts: Vec<(String, String)> = labels
+        .as_object()
+        .into_iter()
+        .flatten()
+        .map(|(key, value)| (key.clone(), format!("{key}={}", text(value))))
+        .collect();
+    for requirement in selector["matchExpressions"].as_array().into_iter().flatten() {
+        let key = text(&requirement["key"]);
+        let mut values: Vec<String> = requirement["values"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(text)
+            .collect();
+        values.sort();
+        let values = values.join(",");
+        let part = match requirement["operator"].as_str().unwrap_or_default() {
+            "In" => format!("{key} in ({values})"),
+            "NotIn" => format!("{key} notin ({values})"),
+            "Exists" => key.clone(),
+            _ => format!("!{key}"),
+        };
+        parts.push((key, part));
+    }
+    parts.sort();
+    parts
+        .into_iter()
+        .map(|(_, part)| part)
         .collect::<Vec<_>>()
         .join(",")
 }

@@ -6,7 +6,7 @@ use schema::patch::PatchType;
 use schema::{Kind, MediaType, Resource};
 use serde_json::{Value, json};
 
-use super::write::{Intent, Track, update_as};
+use super::write::{Intent, Track, apply_through, check_options, update_as};
 use super::{ResourceRequest, body, respond};
 use crate::connect::Body;
 use crate::negotiate::header;
@@ -52,7 +52,7 @@ pub async fn answer(server: &ApiServer, request: &ResourceRequest) -> Result<Res
                 let patch_type =
                     PatchType::parse(header(&request.headers, &CONTENT_TYPE)).ok_or_else(unsupported)?;
                 if patch_type == PatchType::Apply {
-                    return Err(unsupported());
+                    return configure(server, request, kind).await;
                 }
                 let (patch, _) =
                     schema::codec::parse_patch(MediaType::Json, &request.body).map_err(body::codec_error)?;
@@ -62,19 +62,7 @@ pub async fn answer(server: &ApiServer, request: &ResourceRequest) -> Result<Res
                         .map_err(|error| ApiError::bad_request(error.message))
                 })
             };
-            // The change is one of the workload's spec, so it counts as a new generation.
-            let parent = ResourceRequest {
-                info: crate::request_info::RequestInfo {
-                    subresource: String::new(),
-                    ..info.clone()
-                },
-                user: request.user.clone(),
-                resource: resource.clone(),
-                headers: request.headers.clone(),
-                query: request.query.clone(),
-                wanted: request.wanted,
-                body: bytes::Bytes::new(),
-            };
+            let parent = on_workload(request);
             let intent = Intent {
                 request: &parent,
                 dry_run: options.dry_run,
@@ -95,6 +83,59 @@ pub async fn answer(server: &ApiServer, request: &ResourceRequest) -> Result<Res
     ))
 }
 
+/// The change is one of the workload's spec, so it counts as a new generation.
+fn on_workload(request: &ResourceRequest) -> ResourceRequest {
+    ResourceRequest {
+        info: crate::request_info::RequestInfo {
+            subresource: String::new(),
+            ..request.info.clone()
+        },
+        user: request.user.clone(),
+        resource: request.resource.clone(),
+        headers: request.headers.clone(),
+        query: request.query.clone(),
+        wanted: request.wanted,
+        body: bytes::Bytes::new(),
+    }
+}
+
+/// An applied Scale owns the workload's replicas.
+async fn configure(
+    server: &ApiServer,
+    request: &ResourceRequest,
+    kind: &Kind,
+) -> Result<Response<Body>, ApiError> {
+    let options = WriteOptions::parse(&request.query, "PatchOptions")?;
+    let force = check_options(request, "PatchOptions", true)?;
+    let (scale, _) = schema::codec::parse_patch(MediaType::Yaml, &request.body).map_err(body::codec_error)?;
+    let (version, name) = (text(&scale, "/apiVersion"), text(&scale, "/kind"));
+    if (version, name) != (kind.gvk.api_version().as_str(), kind.gvk.kind.as_str()) {
+        let wanted = kind.gvk.api_version();
+        return Err(ApiError::bad_request(format!(
+            "Incorrect version specified in apply patch. Specified patch version: {version}, expected: {wanted}"
+        )));
+    }
+    let gvk = &request.resource.kind.gvk;
+    let mut config = json!({
+        "apiVersion": gvk.api_version(),
+        "kind": gvk.kind,
+        "metadata": {"name": request.info.name, "namespace": request.info.namespace},
+    });
+    if let Some(replicas) = scale.pointer("/spec/replicas") {
+        let place = scale_pointers(&request.resource).replicas;
+        set_at(&mut config, &place, replicas.clone());
+    }
+    let parent = on_workload(request);
+    let intent = Intent {
+        request: &parent,
+        dry_run: options.dry_run,
+    };
+    let written = apply_through(server, intent, "scale", &config, force).await?;
+    let scale = of(&request.resource, kind, &written.object)?;
+    let catalog = server.registry.catalog();
+    Ok(respond::value(&catalog, StatusCode::OK, &scale, request.wanted))
+}
+
 /// A workload as a Scale.
 fn of(resource: &Resource, kind: &Kind, object: &Value) -> Result<Value, ApiError> {
     let places = scale_pointers(resource);
@@ -105,16 +146,13 @@ fn of(resource: &Resource, kind: &Kind, object: &Value) -> Result<Value, ApiErro
             "the spec replicas field \"{path}\" does not exist"
         )));
     }
-    let selector = &object["spec"]["selector"];
-    let labels = selector.get("matchLabels").unwrap_or(selector);
-    let labels = serde_json::from_value(labels.clone()).unwrap_or_default();
     let mut metadata = json!({});
     for field in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
         metadata[field] = object["metadata"][field].clone();
     }
     let selector = match &places.selector {
         Some(pointer) => text(object, pointer).to_owned(),
-        None => selectors::render(&labels),
+        None => selectors::render(&object["spec"]["selector"]),
     };
     Ok(json!({
         "kind": kind.gvk.kind,

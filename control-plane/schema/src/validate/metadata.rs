@@ -45,6 +45,7 @@ pub(super) fn create(resource: &Resource, object: &Value) -> Vec<Cause> {
         }
     }
     causes.extend(shared(metadata, "metadata"));
+    causes.extend(finalizer_names(resource, metadata));
     causes
 }
 
@@ -92,6 +93,7 @@ pub(super) fn update(resource: &Resource, object: &Value, old: &Value) -> Vec<Ca
         }
     }
     causes.extend(shared(metadata, "metadata"));
+    causes.extend(finalizer_names(resource, metadata));
     causes
 }
 
@@ -161,6 +163,25 @@ pub(super) fn shared(metadata: &Value, path: &str) -> Vec<Cause> {
     causes
 }
 
+/// Finalizers of Kubernetes' own kinds are the standard ones or name their domain.
+fn finalizer_names(resource: &Resource, metadata: &Value) -> Vec<Cause> {
+    if resource.kind.custom.is_some() || resource.group == "apiextensions.k8s.io" {
+        return Vec::new();
+    }
+    let unqualified =
+        |name: &str| !name.contains('/') && !matches!(name, "kubernetes" | "orphan" | "foregroundDeletion");
+    let given = metadata["finalizers"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .enumerate();
+    let detail = "name is neither a standard finalizer name nor is it fully qualified";
+    given
+        .filter(|(_, name)| name.as_str().is_some_and(unqualified))
+        .map(|(index, name)| Cause::invalid(&format!("metadata.finalizers[{index}]"), name, detail))
+        .collect()
+}
+
 /// A map of labels; the field is the map's, the value what is wrong in it.
 pub(super) fn labels(labels: &Value, field: &str) -> Vec<Cause> {
     let mut causes = Vec::new();
@@ -179,7 +200,9 @@ pub(super) fn labels(labels: &Value, field: &str) -> Vec<Cause> {
 fn name_check(resource: &Resource) -> fn(&str) -> Option<String> {
     match (resource.group.as_str(), resource.plural.as_str()) {
         ("", "namespaces" | "services") | ("apps", "statefulsets") => names::dns_label_problem,
-        ("rbac.authorization.k8s.io" | "flowcontrol.apiserver.k8s.io", _) => names::path_segment_problem,
+        ("rbac.authorization.k8s.io" | "flowcontrol.apiserver.k8s.io" | "apiregistration.k8s.io", _) => {
+            names::path_segment_problem
+        }
         ("networking.k8s.io", "ipaddresses") => |name| match name.parse::<std::net::IpAddr>() {
             Ok(address) if address.to_string() == name => None,
             Ok(_) => Some("must be a canonical IP address".to_owned()),

@@ -72,6 +72,29 @@ async fn configure(
     Err(exhausted(intent))
 }
 
+/// A configuration of what is there already, owned through a sub-resource.
+pub async fn apply_through(
+    server: &ApiServer,
+    intent: Intent<'_>,
+    subresource: &str,
+    config: &Value,
+    force: bool,
+) -> Result<Written, ApiError> {
+    let stored = storage_resource(server, &intent.request.resource);
+    let (manager, now) = (manager(intent.request), object::time(jiff::Timestamp::now()));
+    let writer = Writer {
+        manager: &manager,
+        subresource,
+        now: &now,
+        reset: reset_fields(intent.request, subresource),
+    };
+    update_as(server, intent, Track::Kept, |live| {
+        schema::apply::apply(&stored.kind, Some(live), config, writer, force)
+            .map_err(|error| refused(intent, config, error))
+    })
+    .await
+}
+
 /// The configuration must be of the kind and the name that the path says.
 fn check(intent: Intent<'_>, config: &Value) -> Result<(), ApiError> {
     let gvk = &intent.resource().kind.gvk;

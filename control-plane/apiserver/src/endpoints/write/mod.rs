@@ -27,8 +27,9 @@ use crate::registry::{self, deletion, names};
 use crate::state::ApiServer;
 use crate::status::{ApiError, Cause};
 
+pub use apply::apply_through;
 pub use create::{create, create_object};
-pub use ownership::Track;
+pub use ownership::{Track, check_options};
 pub use patch::patch;
 pub use update::{update, update_as, update_object};
 

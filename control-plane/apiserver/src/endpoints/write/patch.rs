@@ -51,9 +51,12 @@ pub async fn patch(server: &ApiServer, request: &ResourceRequest) -> Result<Resp
         })?;
         let shown = patched.clone();
         let mut problems = duplicates.clone();
-        problems.extend(schema::fields::check(kind, &mut patched).map_err(ApiError::bad_request)?);
+        problems.extend(schema::fields::check(kind, &mut patched).map_err(|why| unfit(&shown, &why))?);
         let found = match options.field_validation {
-            FieldValidation::Strict if !problems.is_empty() => return Err(not_strict(&shown, &problems)),
+            FieldValidation::Strict if !problems.is_empty() => {
+                let why = format!("strict decoding error: {}", problems.join(", "));
+                return Err(unfit(&shown, &why));
+            }
             FieldValidation::Ignore => Vec::new(),
             FieldValidation::Warn | FieldValidation::Strict => problems,
         };
@@ -75,14 +78,10 @@ pub async fn patch(server: &ApiServer, request: &ResourceRequest) -> Result<Resp
 }
 
 /// A patch is refused as a field named `patch` of nothing in particular.
-fn not_strict(patched: &Value, problems: &[String]) -> ApiError {
+fn unfit(patched: &Value, why: &str) -> ApiError {
     let cause = Cause {
         reason: "FieldValueInvalid",
-        message: format!(
-            "Invalid value: {:?}: strict decoding error: {}",
-            patched.to_string(),
-            problems.join(", ")
-        ),
+        message: format!("Invalid value: {:?}: {why}", patched.to_string()),
         field: "patch".into(),
     };
     ApiError::invalid("", "", "", vec![cause])
