@@ -15,12 +15,25 @@ struct Entry {
 }
 
 /// Delays by key. A key that has been quiet for twice the maximum starts anew.
-#[derive(Default)]
 pub struct BackOff {
     entries: HashMap<String, Entry>,
+    maximum: Duration,
+}
+
+impl Default for BackOff {
+    fn default() -> Self {
+        Self::up_to(MAXIMUM)
+    }
 }
 
 impl BackOff {
+    pub fn up_to(maximum: Duration) -> Self {
+        Self {
+            entries: HashMap::new(),
+            maximum,
+        }
+    }
+
     /// The wait still to be served before `key` may be tried again, when its last failure was at `failed`.
     pub fn remaining(&self, key: &str, failed: Timestamp, now: Timestamp) -> Option<Duration> {
         let entry = self.entries.get(key)?;
@@ -39,8 +52,8 @@ impl BackOff {
     /// Records an attempt after the failure at `failed`: the next one waits twice as long.
     pub fn advance(&mut self, key: &str, failed: Timestamp, now: Timestamp) {
         let delay = match self.entries.get(key) {
-            Some(entry) if !expired(entry, failed) => (entry.delay * 2).min(MAXIMUM),
-            _ => INITIAL,
+            Some(entry) if !expired(entry, failed) => (entry.delay * 2).min(self.maximum),
+            _ => INITIAL.min(self.maximum),
         };
         self.entries.insert(key.to_owned(), Entry { delay, updated: now });
     }

@@ -10,7 +10,7 @@ use crate::context::uid;
 use crate::resources::{CPU_PERIOD, QosClass, qos_class, quota, shares, weight};
 
 const ROOT: &str = "kubepods";
-const CONTROLLERS: [&str; 4] = ["cpu", "memory", "pids", "cpuset"];
+const CONTROLLERS: [&str; 5] = ["cpu", "memory", "pids", "cpuset", "hugetlb"];
 
 /// When a limit of the pod is set beside those of its containers: before they grow, or after they have shrunk.
 #[derive(Clone, Copy, PartialEq, Eq)]

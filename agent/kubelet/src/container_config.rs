@@ -133,7 +133,12 @@ pub fn container_config(
             .collect(),
         mounts: mounts(&spec, container, prepared, message_path)?,
         devices: devices(container, prepared),
-        cdi_devices: prepared.given.cdi.iter().map(|name| CdiDevice { name: name.clone() }).collect(),
+        cdi_devices: prepared
+            .given
+            .cdi
+            .iter()
+            .map(|name| CdiDevice { name: name.clone() })
+            .collect(),
         labels,
         annotations,
         log_path: format!("{}/{}.log", container.name, prepared.attempt),

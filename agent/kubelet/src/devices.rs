@@ -64,11 +64,18 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 
 /// How many devices of which resource the container wants.
 fn wanted(container: &Container) -> Vec<(String, usize)> {
-    let limits = container.resources.as_ref().and_then(|resources| resources.limits.as_ref());
-    let counted = limits.into_iter().flatten().filter(|(name, _)| name.contains('/')).map(|(name, wire)| {
-        let count = usize::try_from(::api::quantity::Quantity::of(wire).value()).unwrap_or(0);
-        (name.clone(), count)
-    });
+    let limits = container
+        .resources
+        .as_ref()
+        .and_then(|resources| resources.limits.as_ref());
+    let counted = limits
+        .into_iter()
+        .flatten()
+        .filter(|(name, _)| name.contains('/'))
+        .map(|(name, wire)| {
+            let count = usize::try_from(::api::quantity::Quantity::of(wire).value()).unwrap_or(0);
+            (name.clone(), count)
+        });
     counted.filter(|(_, count)| *count > 0).collect()
 }
 
@@ -93,7 +100,11 @@ impl Devices {
             let healthy = plugin.devices.values().filter(|healthy| **healthy).count();
             (amount(plugin.devices.len()), amount(healthy))
         };
-        state.plugins.iter().map(|(name, plugin)| (name.clone(), one(plugin))).collect()
+        state
+            .plugins
+            .iter()
+            .map(|(name, plugin)| (name.clone(), one(plugin)))
+            .collect()
     }
 
     /// Gives the container the devices it wants: those it had, or free ones.
@@ -103,12 +114,16 @@ impl Devices {
             let (socket, options, mut ids) = {
                 let state = lock(&self.state);
                 // Resources without a plugin are counted by the scheduler and given by nobody.
-                let Some(plugin) = state.plugins.get(&resource) else { continue };
+                let Some(plugin) = state.plugins.get(&resource) else {
+                    continue;
+                };
                 let had = state.assignments.of(uid(pod), &container.name, &resource);
                 (plugin.socket.clone(), plugin.options, had)
             };
             if ids.len() != count {
-                ids = self.choose(pod, container, &resource, count, &socket, options).await?;
+                ids = self
+                    .choose(pod, container, &resource, count, &socket, options)
+                    .await?;
             }
             let mut client = DevicePluginClient::new(cri_api::channel(&socket));
             let request = api::AllocateRequest {
@@ -116,14 +131,18 @@ impl Devices {
                     devices_ids: ids.iter().cloned().collect(),
                 }],
             };
-            let fail = |status: tonic::Status| format!("Allocate failed due to {}, which is unexpected", status.message());
+            let fail = |status: tonic::Status| {
+                format!("Allocate failed due to {}, which is unexpected", status.message())
+            };
             let answer = client.allocate(request).await.map_err(fail)?.into_inner();
             for one in answer.container_responses {
                 given.env.extend(one.envs);
                 given.mounts.extend(one.mounts);
                 given.devices.extend(one.devices);
                 given.annotations.extend(one.annotations);
-                given.cdi.extend(one.cdi_devices.into_iter().map(|device| device.name));
+                given
+                    .cdi
+                    .extend(one.cdi_devices.into_iter().map(|device| device.name));
             }
             if options.pre_start_required {
                 let request = api::PreStartContainerRequest {
@@ -147,8 +166,14 @@ impl Devices {
         let free = {
             let state = lock(&self.state);
             let taken = state.assignments.taken(resource);
-            let devices = state.plugins.get(resource).map(|plugin| plugin.devices.clone()).unwrap_or_default();
-            let free = devices.into_iter().filter(|(id, healthy)| *healthy && !taken.contains(id));
+            let devices = state
+                .plugins
+                .get(resource)
+                .map(|plugin| plugin.devices.clone())
+                .unwrap_or_default();
+            let free = devices
+                .into_iter()
+                .filter(|(id, healthy)| *healthy && !taken.contains(id));
             free.map(|(id, _)| id).collect::<BTreeSet<String>>()
         };
         if free.len() < count {
@@ -170,8 +195,11 @@ impl Devices {
             match client.get_preferred_allocation(request).await {
                 Ok(answer) => {
                     let preferred = answer.into_inner().container_responses.into_iter().next();
-                    let preferred: BTreeSet<String> =
-                        preferred.into_iter().flat_map(|one| one.device_i_ds).filter(|id| free.contains(id)).collect();
+                    let preferred: BTreeSet<String> = preferred
+                        .into_iter()
+                        .flat_map(|one| one.device_i_ds)
+                        .filter(|id| free.contains(id))
+                        .collect();
                     if preferred.len() == count {
                         chosen = preferred;
                     }
@@ -184,7 +212,9 @@ impl Devices {
         if chosen.iter().any(|id| taken.contains(id)) {
             return Err(format!("devices of {resource} were given to another container"));
         }
-        state.assignments.set(uid(pod), &container.name, resource, chosen.clone());
+        state
+            .assignments
+            .set(uid(pod), &container.name, resource, chosen.clone());
         state.assignments.write(&self.directory);
         Ok(chosen)
     }
@@ -213,9 +243,16 @@ impl Devices {
                     loop {
                         match stream.message().await {
                             Ok(Some(list)) => {
-                                let devices = list.devices.into_iter().map(|device| (device.id, device.health == HEALTHY));
+                                let devices = list
+                                    .devices
+                                    .into_iter()
+                                    .map(|device| (device.id, device.health == HEALTHY));
                                 let mut state = lock(&state);
-                                if let Some(plugin) = state.plugins.get_mut(&resource).filter(|one| one.socket == socket) {
+                                if let Some(plugin) = state
+                                    .plugins
+                                    .get_mut(&resource)
+                                    .filter(|one| one.socket == socket)
+                                {
                                     plugin.devices = devices.collect();
                                 }
                             }
@@ -228,7 +265,11 @@ impl Devices {
             };
             warn!(resource, error, "device plugin gone, its devices are unhealthy");
             let mut state = lock(&state);
-            if let Some(plugin) = state.plugins.get_mut(&resource).filter(|one| one.socket == socket) {
+            if let Some(plugin) = state
+                .plugins
+                .get_mut(&resource)
+                .filter(|one| one.socket == socket)
+            {
                 plugin.devices.values_mut().for_each(|healthy| *healthy = false);
             }
         });

@@ -211,35 +211,69 @@ impl ImagePuller {
 
 /// Credentials for the image's registry from the pod's `imagePullSecrets`.
 async fn pull_secret(context: &Context, pod: &Pod, image: &str) -> Option<AuthConfig> {
-    let registry = registry(image);
-    for reference in pod
+    let references = pod
         .spec
         .iter()
-        .flat_map(|spec| spec.image_pull_secrets.iter().flatten())
-    {
+        .flat_map(|spec| spec.image_pull_secrets.iter().flatten());
+    for reference in references {
         let Ok(Some(data)) = context.objects.secret(namespace(pod), &reference.name).await else {
             continue;
         };
-        let config = data
+        let new = data
             .get(".dockerconfigjson")
             .and_then(|data| serde_json::from_slice::<DockerConfig>(data).ok());
-        let entry = config.and_then(|config| {
-            config
-                .auths
-                .into_iter()
-                .find(|(host, _)| host_of(host) == registry)
-        });
-        if let Some((_, entry)) = entry {
+        let old = || serde_json::from_slice(data.get(".dockercfg")?).ok();
+        let Some(auths) = new.map(|config| config.auths).or_else(old) else {
+            continue;
+        };
+        if let Some(entry) = credentials(auths, image) {
             return Some(AuthConfig {
                 username: entry.username,
                 password: entry.password,
                 auth: entry.auth,
-                server_address: registry,
+                server_address: registry(image),
                 ..Default::default()
             });
         }
     }
     None
+}
+
+/// The entry that names the image most closely.
+fn credentials(auths: HashMap<String, DockerAuth>, image: &str) -> Option<DockerAuth> {
+    let full = match image.split_once('/') {
+        Some((host, _)) if host == registry(image) => image.to_owned(),
+        _ => format!("docker.io/{image}"),
+    };
+    let fitting = auths.into_iter().filter(|(entry, _)| covers(entry, &full));
+    fitting.max_by_key(|(entry, _)| entry.len()).map(|(_, auth)| auth)
+}
+
+/// Whether an entry, `host[:port][/path]` with `*` for a label of the host, is about the image.
+fn covers(entry: &str, image: &str) -> bool {
+    let entry = entry
+        .trim_start_matches("https://")
+        .trim_start_matches("http://")
+        .trim_end_matches('/');
+    let (host, path) = entry.split_once('/').unwrap_or((entry, ""));
+    let host = if host == "index.docker.io" {
+        "docker.io"
+    } else {
+        host
+    };
+    let path = if ["v1", "v2"].contains(&path) { "" } else { path };
+    let (image_host, image_path) = image.split_once('/').unwrap_or((image, ""));
+    let labels: Vec<&str> = host.split('.').collect();
+    let image_labels: Vec<&str> = image_host.split('.').collect();
+    let same = labels.len() == image_labels.len()
+        && labels
+            .iter()
+            .zip(&image_labels)
+            .all(|(pattern, label)| *pattern == "*" || pattern == label);
+    same && (path.is_empty()
+        || image_path
+            .strip_prefix(path)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with(['/', ':', '@'])))
 }
 
 #[derive(serde::Deserialize)]
@@ -259,16 +293,6 @@ fn registry(image: &str) -> String {
     match image.split_once('/') {
         Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => host.to_owned(),
         _ => "docker.io".to_owned(),
-    }
-}
-
-fn host_of(entry: &str) -> String {
-    let host = entry.trim_start_matches("https://").trim_start_matches("http://");
-    let host = host.split('/').next().unwrap_or_default();
-    if host == "index.docker.io" {
-        "docker.io".to_owned()
-    } else {
-        host.to_owned()
     }
 }
 
@@ -305,7 +329,31 @@ mod tests {
         ] {
             assert_eq!(registry(image), expected);
         }
-        assert_eq!(host_of("https://index.docker.io/v1/"), "docker.io");
-        assert_eq!(host_of("r.io"), "r.io");
+    }
+
+    #[test]
+    fn the_closest_credentials_are_taken() {
+        let auths = |names: &[&str]| -> HashMap<String, DockerAuth> {
+            let one = |name: &&str| {
+                let auth = DockerAuth {
+                    username: (*name).to_owned(),
+                    ..Default::default()
+                };
+                ((*name).to_owned(), auth)
+            };
+            names.iter().map(one).collect()
+        };
+        let index = "https://index.docker.io/v1/";
+        for (names, image, expected) in [
+            (&[index][..], "busybox", Some(index)),
+            (&["r.io", "r.io/team"], "r.io/team/a:1", Some("r.io/team")),
+            (&["r.io", "r.io/team"], "r.io/teams/a:1", Some("r.io")),
+            (&["*.r.io"], "eu.r.io/a", Some("*.r.io")),
+            (&["*.r.io"], "r.io/a", None),
+            (&["localhost:5000"], "localhost:5000/a", Some("localhost:5000")),
+        ] {
+            let found = credentials(auths(names), image).map(|auth| auth.username);
+            assert_eq!(found.as_deref(), expected, "{image}");
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Container, LifecycleHandler};
+use k8s_openapi::api::core::v1::{Container, HTTPGetAction, LifecycleHandler};
 
 use crate::context::Context;
 use crate::probes::check;
@@ -24,7 +24,19 @@ pub async fn run_hook(
     }
     if let Some(action) = &handler.http_get {
         let ip = ip.map(|ip| ip.to_string()).unwrap_or_default();
-        return check::http_get(action, container, &ip, UNLIMITED).await;
+        let answer = check::http_get(action, container, &ip, UNLIMITED).await;
+        // Servers that speak plain HTTP were reached before hooks learned TLS, and still are.
+        let plain = answer
+            .as_ref()
+            .is_err_and(|error| error.contains("InvalidContentType") || error.contains("corrupt message"));
+        if action.scheme.as_deref() == Some("HTTPS") && plain {
+            let action = HTTPGetAction {
+                scheme: Some("HTTP".into()),
+                ..action.clone()
+            };
+            return check::http_get(&action, container, &ip, UNLIMITED).await;
+        }
+        return answer;
     }
     if let Some(action) = &handler.sleep {
         tokio::time::sleep(Duration::from_secs(u64::try_from(action.seconds).unwrap_or(0))).await;

@@ -102,7 +102,9 @@ async fn register(context: &Context, socket: &Path) -> Result<String, String> {
         "CSIPlugin" => csi_node::add(context, &plugin.name, &plugin.endpoint).await,
         "DevicePlugin" => {
             registration::notify(socket, None).await?;
-            context.devices.follow(plugin.name.clone(), plugin.endpoint, Default::default());
+            context
+                .devices
+                .follow(plugin.name.clone(), plugin.endpoint, Default::default());
             return Ok(plugin.name);
         }
         other => Err(format!("no handler registered for plugin type: {other}")),

@@ -36,6 +36,8 @@ pub struct ContainerToKill {
 /// Everything to do, in the order of the fields; indices are into the specification's lists.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PodActions {
+    /// A container ended in a way that all containers shall start anew for: its name.
+    pub restart_all: Option<String>,
     /// Stop all containers and the sandbox first.
     pub kill_pod: bool,
     pub kill: Vec<ContainerToKill>,
@@ -68,12 +70,8 @@ fn pod_restart_policy(spec: &PodSpec) -> &str {
 
 /// Whether a container that ended with `exit_code` is to run again: its own rules, its own policy, the pod's.
 fn restarts_after(container: &Container, spec: &PodSpec, exit_code: i32) -> bool {
-    for rule in container.restart_policy_rules.iter().flatten() {
-        let Some(codes) = &rule.exit_codes else { continue };
-        let listed = codes.values.iter().flatten().any(|code| *code == exit_code);
-        if listed == (codes.operator == "In") && rule.action == "Restart" {
-            return true;
-        }
+    if ended_for(container, exit_code, "Restart") || ended_for(container, exit_code, "RestartAllContainers") {
+        return true;
     }
     match container
         .restart_policy
@@ -84,6 +82,32 @@ fn restarts_after(container: &Container, spec: &PodSpec, exit_code: i32) -> bool
         "OnFailure" => exit_code != 0,
         _ => true,
     }
+}
+
+fn ended_for(container: &Container, exit_code: i32, action: &str) -> bool {
+    let mut rules = container
+        .restart_policy_rules
+        .iter()
+        .flatten()
+        .filter(|rule| rule.action == action);
+    rules.any(|rule| {
+        rule.exit_codes.as_ref().is_some_and(|codes| {
+            let listed = codes.values.iter().flatten().any(|code| *code == exit_code);
+            listed == (codes.operator == "In")
+        })
+    })
+}
+
+/// The container whose end takes all others with it (KEP-5532).
+fn restarts_all(spec: &PodSpec, observed: &RuntimePod) -> Option<String> {
+    let mut all = spec.init_containers.iter().flatten().chain(&spec.containers);
+    let found = all.find(|container| {
+        let run = observed
+            .container(&container.name)
+            .filter(|run| run.state == ContainerState::Exited);
+        run.is_some_and(|run| ended_for(container, run.exit_code, "RestartAllContainers"))
+    });
+    found.map(|container| container.name.clone())
 }
 
 /// Upstream's `ShouldContainerBeRestarted`: the next sync would start this container.
@@ -110,6 +134,10 @@ pub fn compute_pod_actions(pod: &Pod, observed: &RuntimePod, verdicts: &Verdicts
     if let Some(attempt) = new_sandbox_attempt(spec, observed) {
         actions.kill_pod = true;
         plan_new_sandbox(spec, observed, attempt, &mut actions);
+        return actions;
+    }
+    actions.restart_all = restarts_all(spec, observed);
+    if actions.restart_all.is_some() {
         return actions;
     }
     // Ephemeral containers need no initialized pod, and run once.
@@ -404,6 +432,12 @@ mod tests {
         if actions.kill_pod {
             words.push("kill-pod".to_owned());
         }
+        words.extend(
+            actions
+                .restart_all
+                .iter()
+                .map(|name| format!("restart-all:{name}")),
+        );
         words.extend(actions.kill.iter().map(|kill| format!("kill:{}", kill.name)));
         words.extend(actions.create_sandbox.map(|attempt| format!("sandbox:{attempt}")));
         words.extend(
@@ -604,5 +638,20 @@ mod tests {
             plan(&pod, &observed(&[("a", Exited, 1), ("b", Running, 0)]), &verdicts),
             ""
         );
+    }
+
+    #[test]
+    fn one_container_can_take_all_with_it() {
+        let mut watcher = container("a");
+        watcher.restart_policy = Some("Never".into());
+        watcher.restart_policy_rules = serde_json::from_value(serde_json::json!([
+            { "action": "RestartAllContainers", "exitCodes": { "operator": "In", "values": [42] } }
+        ]))
+        .unwrap();
+        let pod = pod("Never", vec![container("i")], vec![watcher, container("b")]);
+        for (exit_code, expected) in [(42, "restart-all:a"), (1, "")] {
+            let observed = observed(&[("i", Exited, 0), ("a", Exited, exit_code), ("b", Running, 0)]);
+            assert_eq!(plan(&pod, &observed, &Verdicts::default()), expected);
+        }
     }
 }

@@ -93,13 +93,19 @@ fn deadline(pod: &Pod, now: Timestamp) -> Option<Duration> {
 
 impl PodWorker {
     pub fn new(context: Arc<Context>, assignments: watch::Receiver<Assignment>, wake: Arc<Notify>) -> Self {
+        let maximum = context
+            .config
+            .settings
+            .crash_loop_back_off
+            .max_container_restart_period;
+        let back_off = maximum.map_or_else(BackOff::default, BackOff::up_to);
         Self {
             context,
             assignments,
             wake,
             written: None,
             waiting: HashMap::new(),
-            back_off: BackOff::default(),
+            back_off,
             volumes: Volumes::new(),
             volumes_at: None,
             shown: Metadata::default(),
@@ -311,6 +317,9 @@ impl PodWorker {
             let grace = Duration::from_secs(pod_executor::grace_seconds(pod, None));
             pod_executor::kill_pod(&context, pod, observed, grace).await;
         }
+        if let Some(cause) = &actions.restart_all {
+            return self.restart_all(pod, observed, cause).await;
+        }
         let ip = self.addresses(pod, observed).pod.first().copied();
         for kill in &actions.kill {
             let Some(running) = observed
@@ -396,6 +405,38 @@ impl PodWorker {
             pause = pause.min(self.start(pod, &observed, list, container).await);
         }
         pause
+    }
+
+    /// Ends and forgets all containers, so that the pod begins anew in its sandbox.
+    async fn restart_all(&mut self, pod: &Pod, observed: &RuntimePod, cause: &str) -> Duration {
+        let context = self.context.clone();
+        let now = Timestamp::now();
+        let ended = observed.container(cause).map_or(now, |ended| ended.finished_at);
+        if let Some(left) = self.back_off.remaining("", ended, now) {
+            return left;
+        }
+        self.back_off.advance("", ended, now);
+        let message = format!("Container {cause} ended, restarting all containers");
+        context
+            .events
+            .normal(pod_reference(pod), "RestartAllContainers", message.clone());
+        let grace = Duration::from_secs(pod_executor::grace_seconds(pod, None));
+        let ip = self.addresses(pod, observed).pod.first().copied();
+        let kills = observed.running_containers().map(|running| {
+            let order = Kill {
+                message: &message,
+                grace,
+            };
+            pod_executor::kill_container(&context, pod, running, ip, order)
+        });
+        futures::future::join_all(kills).await;
+        for container in &observed.containers {
+            if let Err(error) = context.runtime.remove_container(&container.id).await {
+                warn!(pod = name(pod), container = container.name, %error, "container not removed");
+                return RETRY;
+            }
+        }
+        Duration::ZERO
     }
 
     async fn start(

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use api::quantity::Quantity;
-use cri_api::v1::LinuxContainerResources;
+use cri_api::v1::{HugepageLimit, LinuxContainerResources};
 use k8s_openapi::api::core::v1::{Container, Pod};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Wire;
 
@@ -123,8 +123,26 @@ pub fn container_resources(
         memory_swap_limit_in_bytes: memory_limit.map_or(0, |quantity| quantity.value()),
         oom_score_adj: oom_score_adj(pod, container, memory_capacity),
         unified,
+        hugepage_limits: hugepage_limits(container),
         ..Default::default()
     }
+}
+
+/// Pages by size as the kernel writes it (`2MB`).
+fn hugepage_limits(container: &Container) -> Vec<HugepageLimit> {
+    let limits = limits(container).into_iter().flatten();
+    let pages = limits.filter_map(|(name, wire)| {
+        let size: Quantity = name.strip_prefix("hugepages-")?.parse().ok()?;
+        let (mut size, mut unit) = (size.value(), 0);
+        while size >= 1024 && size % 1024 == 0 {
+            (size, unit) = (size / 1024, unit + 1);
+        }
+        Some(HugepageLimit {
+            page_size: format!("{size}{}", ["B", "KB", "MB", "GB"].get(unit)?),
+            limit: u64::try_from(Quantity::of(wire).value()).ok()?,
+        })
+    });
+    pages.collect()
 }
 
 /// What `resourceFieldRef` yields; limits that are not set fall back to what the node can give.
@@ -216,6 +234,15 @@ mod tests {
         let resources = container_resources(&pod(limited.clone()), &limited, 1 << 30);
         assert_eq!((resources.cpu_quota, resources.cpu_shares), (50_000, 512));
         assert_eq!(resources.memory_limit_in_bytes, 64 << 20);
+        let pages = hugepage_limits(&container(
+            &[],
+            &[("hugepages-2Mi", "4Mi"), ("hugepages-1Gi", "1Gi")],
+        ));
+        let pages: Vec<_> = pages
+            .iter()
+            .map(|page| (page.page_size.as_str(), page.limit))
+            .collect();
+        assert_eq!(pages, [("1GB", 1 << 30), ("2MB", 4 << 20)]);
     }
 
     #[test]

@@ -18,7 +18,8 @@ pub struct Assignments(BTreeMap<String, BTreeMap<String, ByResource>>);
 impl Assignments {
     pub fn load(directory: &Path) -> Self {
         let read = fs::read(directory.join(FILE)).ok();
-        read.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
+        read.and_then(|bytes| serde_json::from_slice(&bytes).ok())
+            .unwrap_or_default()
     }
 
     pub fn write(&self, directory: &Path) {
@@ -41,12 +42,19 @@ impl Assignments {
 
     pub fn taken(&self, resource: &str) -> BTreeSet<String> {
         let containers = self.0.values().flat_map(BTreeMap::values);
-        containers.filter_map(|resources| resources.get(resource)).flatten().cloned().collect()
+        containers
+            .filter_map(|resources| resources.get(resource))
+            .flatten()
+            .cloned()
+            .collect()
     }
 
     pub fn set(&mut self, pod: &str, container: &str, resource: &str, ids: BTreeSet<String>) {
         let containers = self.0.entry(pod.to_owned()).or_default();
-        containers.entry(container.to_owned()).or_default().insert(resource.to_owned(), ids);
+        containers
+            .entry(container.to_owned())
+            .or_default()
+            .insert(resource.to_owned(), ids);
     }
 
     /// Whether the pod had any.
@@ -63,7 +71,11 @@ mod tests {
     fn assignments_survive() {
         let dir = crate::volumes::testing::TempDir::new("devices");
         let mut all = Assignments::load(dir.path());
-        let ids = |ids: &[&str]| ids.iter().map(|id| (*id).to_owned()).collect::<BTreeSet<String>>();
+        let ids = |ids: &[&str]| {
+            ids.iter()
+                .map(|id| (*id).to_owned())
+                .collect::<BTreeSet<String>>()
+        };
         all.set("p", "c", "x/y", ids(&["1", "2"]));
         all.set("q", "c", "x/y", ids(&["3"]));
         all.write(dir.path());
@@ -71,6 +83,9 @@ mod tests {
         assert_eq!(again, all);
         assert_eq!(again.taken("x/y"), ids(&["1", "2", "3"]));
         assert!(again.release("p") && !again.release("p"));
-        assert_eq!((again.taken("x/y"), again.of("p", "c", "x/y")), (ids(&["3"]), ids(&[])));
+        assert_eq!(
+            (again.taken("x/y"), again.of("p", "c", "x/y")),
+            (ids(&["3"]), ids(&[]))
+        );
     }
 }

@@ -65,10 +65,18 @@ impl PodResourcesLister for Service {
         _: Request<api::AllocatableResourcesRequest>,
     ) -> Result<Response<api::AllocatableResourcesResponse>, Status> {
         let state = lock(&self.context.devices.state);
-        let devices = state.plugins.iter().map(|(resource, plugin)| api::ContainerDevices {
-            resource_name: resource.clone(),
-            device_ids: plugin.devices.iter().filter(|(_, healthy)| **healthy).map(|(id, _)| id.clone()).collect(),
-        });
+        let devices = state
+            .plugins
+            .iter()
+            .map(|(resource, plugin)| api::ContainerDevices {
+                resource_name: resource.clone(),
+                device_ids: plugin
+                    .devices
+                    .iter()
+                    .filter(|(_, healthy)| **healthy)
+                    .map(|(id, _)| id.clone())
+                    .collect(),
+            });
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Ok(Response::new(api::AllocatableResourcesResponse {
             devices: devices.collect(),

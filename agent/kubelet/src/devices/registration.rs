@@ -21,7 +21,10 @@ impl Registration for Service {
     async fn register(&self, request: Request<RegisterRequest>) -> Result<Response<Empty>, Status> {
         let request = request.into_inner();
         if request.version != VERSION {
-            let message = format!("requested API version {:?} is not supported by kubelet. Supported version is [{VERSION:?}]", request.version);
+            let message = format!(
+                "requested API version {:?} is not supported by kubelet. Supported version is [{VERSION:?}]",
+                request.version
+            );
             return Err(Status::invalid_argument(message));
         }
         if !request.resource_name.contains('/') {
@@ -29,7 +32,10 @@ impl Registration for Service {
             return Err(Status::invalid_argument(message));
         }
         if request.endpoint.contains('/') || request.endpoint.is_empty() {
-            return Err(Status::invalid_argument(format!("the endpoint {:?} is not a file name", request.endpoint)));
+            return Err(Status::invalid_argument(format!(
+                "the endpoint {:?} is not a file name",
+                request.endpoint
+            )));
         }
         let devices = &self.0.devices;
         let socket = devices.directory.join(&request.endpoint);

@@ -1,5 +1,6 @@
 //! Facts about the machine from `/proc`, `/sys` and the file systems.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -19,6 +20,8 @@ pub struct Machine {
     pub cpus: u64,
     pub memory_bytes: u64,
     pub storage_bytes: u64,
+    /// Huge pages reserved at boot: bytes by size in kB.
+    pub huge_pages: BTreeMap<u64, u64>,
 }
 
 fn first_line(path: &str) -> String {
@@ -48,6 +51,25 @@ fn os_release(text: &str, key: &str) -> Option<String> {
         .lines()
         .find_map(|line| line.strip_prefix(key)?.strip_prefix('='))?;
     Some(value.trim_matches('"').to_owned())
+}
+
+/// What the kernel has set aside, from directories called `hugepages-NkB`.
+fn huge_pages(directory: &Path) -> BTreeMap<u64, u64> {
+    let sizes = fs::read_dir(directory)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let size: u64 = name
+                .strip_prefix("hugepages-")?
+                .strip_suffix("kB")?
+                .parse()
+                .ok()?;
+            let count = fs::read_to_string(entry.path().join("nr_hugepages")).ok()?;
+            Some((size, count.trim().parse::<u64>().ok()? * size * 1024))
+        });
+    sizes.collect()
 }
 
 fn go_architecture() -> &'static str {
@@ -82,6 +104,7 @@ impl Machine {
             cpus: std::thread::available_parallelism().map_or(1, |count| count.get() as u64),
             memory_bytes: meminfo(&memory, "MemTotal").unwrap_or_default(),
             storage_bytes: rustix::fs::statvfs(root_dir).map_or(0, |fs| fs.f_blocks * fs.f_frsize),
+            huge_pages: huge_pages(Path::new("/sys/kernel/mm/hugepages")),
         }
     }
 

@@ -47,14 +47,19 @@ fn units(value: u64, format: Format) -> Wire {
 
 fn capacity(machine: &Machine, settings: &Settings) -> BTreeMap<String, Wire> {
     let kibibytes = |bytes: u64| Wire(format!("{}Ki", bytes / 1024));
-    BTreeMap::from([
+    let mut all = BTreeMap::from([
         ("cpu".to_owned(), units(machine.cpus, Format::DecimalSI)),
         ("memory".to_owned(), kibibytes(machine.memory_bytes)),
         ("ephemeral-storage".to_owned(), kibibytes(machine.storage_bytes)),
         ("hugepages-1Gi".to_owned(), Wire("0".into())),
         ("hugepages-2Mi".to_owned(), Wire("0".into())),
         ("pods".to_owned(), Wire(settings.max_pods.to_string())),
-    ])
+    ]);
+    for (kilobytes, bytes) in &machine.huge_pages {
+        let size = units(kilobytes * 1024, Format::BinarySI);
+        all.insert(format!("hugepages-{}", size.0), units(*bytes, Format::BinarySI));
+    }
+    all
 }
 
 /// Capacity less what the node keeps for itself and what eviction keeps free.
@@ -105,7 +110,11 @@ fn with_devices(
     devices: &BTreeMap<String, (Wire, Wire)>,
     of: fn(&(Wire, Wire)) -> &Wire,
 ) -> BTreeMap<String, Wire> {
-    resources.extend(devices.iter().map(|(name, both)| (name.clone(), of(both).clone())));
+    resources.extend(
+        devices
+            .iter()
+            .map(|(name, both)| (name.clone(), of(both).clone())),
+    );
     resources
 }
 
@@ -160,10 +169,15 @@ pub fn node_status(facts: &Facts, old: &NodeStatus, now: Timestamp) -> NodeStatu
             address("Hostname", facts.config.node_name.clone()),
         ]),
         capacity: Some(with_extended(
-            with_devices(capacity(machine, &facts.config.settings), facts.devices, |both| &both.0),
+            with_devices(capacity(machine, &facts.config.settings), facts.devices, |both| {
+                &both.0
+            }),
             old.capacity.as_ref(),
         )),
-        allocatable: Some(with_extended(with_devices(facts.allocatable.clone(), facts.devices, |both| &both.1), old.allocatable.as_ref())),
+        allocatable: Some(with_extended(
+            with_devices(facts.allocatable.clone(), facts.devices, |both| &both.1),
+            old.allocatable.as_ref(),
+        )),
         conditions: Some(conditions(facts, old, now)),
         daemon_endpoints: Some(NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint {

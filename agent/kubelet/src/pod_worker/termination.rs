@@ -34,6 +34,9 @@ impl PodWorker {
             }
         }
         context.probes.forget_pod(uid(pod));
+        // The scheduler counts on the room as soon as it sees the final phase.
+        context.allocations.release(uid(pod));
+        context.devices.release(uid(pod));
         if !removed && let Some(step) = self.report_as(pod, &observed, true).await {
             return Ok(step);
         }
@@ -91,8 +94,6 @@ impl PodWorker {
         context.cgroups.remove(uid(pod));
         context.objects.forget_pod(uid(pod));
         context.images.forget_pod(uid(pod));
-        context.allocations.release(uid(pod));
-        context.devices.release(uid(pod));
         self.stopped = true;
         true
     }

@@ -27,6 +27,7 @@ pub fn empty_dir(
     let memory = match source.medium.as_deref().unwrap_or_default() {
         "" => false,
         "Memory" => true,
+        pages if pages.starts_with("HugePages") => return huge_pages(path, pages, fs_group),
         other => {
             return Err(SetUpError::Refused(format!(
                 "emptyDir medium {other:?} is not supported"
@@ -48,6 +49,29 @@ pub fn empty_dir(
     }
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(SetUpError::file("chmod", path))?;
     fs::write(&ready, "").map_err(SetUpError::file("write", &ready))
+}
+
+/// A directory whose files are huge pages: of the size that the medium names, or of the kernel's usual one.
+fn huge_pages(path: &Path, medium: &str, fs_group: Option<i64>) -> Result<(), SetUpError> {
+    fs::create_dir_all(path).map_err(SetUpError::file("create", path))?;
+    if is_mount_point(path) {
+        return Ok(());
+    }
+    let size = medium
+        .strip_prefix("HugePages-")
+        .and_then(|size| size.parse::<Quantity>().ok());
+    let mut options = vec!["mode=0777".to_owned()];
+    options.extend(size.map(|size| format!("pagesize={}", size.value())));
+    options.extend(fs_group.map(|group| format!("gid={group}")));
+    let options = std::ffi::CString::new(options.join(",")).unwrap_or_default();
+    rustix::mount::mount(
+        "nodev",
+        path,
+        "hugetlbfs",
+        MountFlags::empty(),
+        options.as_c_str(),
+    )
+    .map_err(|error| SetUpError::file("mount hugetlbfs on", path)(error.into()))
 }
 
 /// A directory in memory, made once.
