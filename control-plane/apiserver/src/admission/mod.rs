@@ -2,15 +2,19 @@
 
 mod certificates;
 mod default_toleration_seconds;
+mod dynamic;
 mod limit_ranger;
+mod matching;
 mod namespace_lifecycle;
 mod node_restriction;
 mod pod_security;
+mod policies;
 mod priority;
 mod rbac_escalation;
 mod resource_quota;
 mod service_account;
 mod taint_nodes_by_condition;
+mod webhooks;
 
 use std::sync::Arc;
 
@@ -43,7 +47,13 @@ pub fn chain(authorizer: Arc<Authorizer>, store: Arc<dyn Store>) -> Chain {
             authorizer: authorizer.clone(),
         }),
         Box::new(certificates::CertificateSubjectRestriction),
-        Box::new(rbac_escalation::RbacEscalation { authorizer }),
+        Box::new(rbac_escalation::RbacEscalation {
+            authorizer: authorizer.clone(),
+        }),
+        Box::new(policies::MutatingAdmissionPolicy::new(authorizer.clone())),
+        Box::new(webhooks::MutatingAdmissionWebhook::new(authorizer.clone())),
+        Box::new(policies::ValidatingAdmissionPolicy::new(authorizer.clone())),
+        Box::new(webhooks::ValidatingAdmissionWebhook::new(authorizer)),
         // Last, so that only what is otherwise fine is charged.
         Box::new(resource_quota::ResourceQuota { store }),
     ])

@@ -46,6 +46,15 @@ impl Admission for NodeRestriction {
         self.check(context, Some(object)).await
     }
 
+    /// What others changed meanwhile is not the node's doing.
+    async fn mutate_again(
+        &self,
+        _context: &AdmissionContext<'_>,
+        _object: &mut Value,
+    ) -> Result<(), ApiError> {
+        Ok(())
+    }
+
     async fn validate(&self, context: &AdmissionContext<'_>, object: Option<&Value>) -> Result<(), ApiError> {
         // Writes were checked as the node sent them, before other plug-ins added to them.
         if context.operation == Operation::Delete {

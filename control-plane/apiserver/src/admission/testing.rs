@@ -58,6 +58,14 @@ impl ObjectReader for Objects {
             .map(|(_, object)| object.clone())
             .collect())
     }
+
+    fn revision(&self, _group: &str, _resource: &str) -> store::Revision {
+        1
+    }
+
+    fn catalog(&self) -> std::sync::Arc<schema::Catalog> {
+        std::sync::Arc::new(schema::Catalog::builtin())
+    }
 }
 
 pub struct Request {
@@ -113,15 +121,14 @@ impl Request {
             Operation::Delete => "DELETE",
         };
         let info = RequestInfo::parse(&method.parse().expect("a method"), self.path, "");
-        let context = AdmissionContext {
-            operation: self.operation,
-            info: &info,
-            kind: self.kind,
-            user: &self.user,
-            old: self.old.as_ref(),
-            dry_run: false,
-            reader: objects,
-        };
+        let context = context(
+            self.operation,
+            &info,
+            self.kind,
+            &self.user,
+            self.old.as_ref(),
+            objects,
+        );
         let run = async {
             let mut object = object;
             if let Some(object) = &mut object {
@@ -131,5 +138,26 @@ impl Request {
             Ok(object)
         };
         futures::executor::block_on(run).map_err(|error: ApiError| error.message)
+    }
+}
+
+pub fn context<'a>(
+    operation: Operation,
+    info: &'a RequestInfo,
+    kind: &'a str,
+    user: &'a UserInfo,
+    old: Option<&'a Value>,
+    reader: &'a Objects,
+) -> AdmissionContext<'a> {
+    AdmissionContext {
+        operation,
+        info,
+        kind,
+        user,
+        old,
+        dry_run: false,
+        query: "",
+        reader,
+        reinvocation: std::sync::Mutex::default(),
     }
 }

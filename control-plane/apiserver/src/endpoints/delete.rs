@@ -112,7 +112,9 @@ pub async fn delete_object(
             user: &request.user,
             old: Some(&current),
             dry_run: options.dry_run,
+            query: &request.query,
             reader: server,
+            reinvocation: std::sync::Mutex::default(),
         };
         server.admission.validate(&context, None).await?;
         let decision = deletion::decide(&current, options, graceful, jiff::Timestamp::now());

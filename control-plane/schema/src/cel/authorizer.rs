@@ -96,19 +96,25 @@ pub(super) fn register(context: &mut Context<'_>) {
         "serviceAccount",
         |This(this): This<Cel>, namespace: Arc<String>, name: Arc<String>| {
             let account = (namespace.to_string(), name.to_string());
-            refined(&this, "serviceAccount", |question| question.service_account = Some(account))
+            refined(&this, "serviceAccount", |question| {
+                question.service_account = Some(account)
+            })
         },
     );
     context.add_function("check", |This(this): This<Cel>, verb: Arc<String>| {
         let mut asking = of::<Asking>(&this, "check")?.clone();
         asking.question.verb = verb.to_string();
-        Ok(Cel::Opaque(Arc::new(asking.authorizer.authorize(&asking.question))))
+        Ok(Cel::Opaque(Arc::new(
+            asking.authorizer.authorize(&asking.question),
+        )))
     });
     context.add_function("allowed", |This(this): This<Cel>| {
         Ok(Cel::Bool(of::<Verdict>(&this, "allowed")?.allowed))
     });
     context.add_function("reason", |This(this): This<Cel>| {
-        Ok(Cel::String(Arc::new(of::<Verdict>(&this, "reason")?.reason.clone())))
+        Ok(Cel::String(Arc::new(
+            of::<Verdict>(&this, "reason")?.reason.clone(),
+        )))
     });
     context.add_function("errored", |This(this): This<Cel>| {
         of::<Verdict>(&this, "errored").map(|_| Cel::Bool(false))

@@ -72,7 +72,10 @@ impl Expression {
     pub fn evaluate_bool(&self, bindings: &Bindings) -> Result<bool, String> {
         match self.evaluate(bindings)? {
             Cel::Bool(value) => Ok(value),
-            other => Err(format!("must evaluate to bool, but evaluated to {}", other.type_of())),
+            other => Err(format!(
+                "must evaluate to bool, but evaluated to {}",
+                other.type_of()
+            )),
         }
     }
 }
@@ -81,7 +84,9 @@ impl Expression {
 fn words(error: &ExecutionError) -> String {
     match error {
         ExecutionError::NoSuchKey(key) => format!("no such key: {key}"),
-        ExecutionError::NoSuchOverload | ExecutionError::UnsupportedBinaryOperator(..) => "no such overload".into(),
+        ExecutionError::NoSuchOverload | ExecutionError::UnsupportedBinaryOperator(..) => {
+            "no such overload".into()
+        }
         ExecutionError::DivisionByZero(_) => "division by zero".into(),
         ExecutionError::IndexOutOfBounds(_) => "index out of bounds".into(),
         ExecutionError::FunctionError { message, .. } => message.clone(),
@@ -114,7 +119,9 @@ pub fn from_json(value: &Value) -> Cel {
         },
         Value::String(text) => Cel::String(Arc::new(text.clone())),
         Value::Array(items) => Cel::List(Arc::new(items.iter().map(from_json).collect())),
-        Value::Object(fields) => map(fields.iter().map(|(name, value)| (name.clone(), from_json(value)))),
+        Value::Object(fields) => map(fields
+            .iter()
+            .map(|(name, value)| (name.clone(), from_json(value)))),
     }
 }
 
@@ -190,9 +197,18 @@ mod tests {
         for (text, expected) in [
             ("object.spec.nothing > 1", "no such key: nothing"),
             ("'a' + object.spec.replicas", "no such overload"),
-            ("object.spec.replicas +", "compilation failed: ERROR: <input>:1:23: "),
-            ("nothing == 1", "compilation failed: ERROR: undeclared reference to 'nothing' (in container '')"),
-            ("Other{a: 1}", "compilation failed: ERROR: undeclared reference to 'Other' (in container '')"),
+            (
+                "object.spec.replicas +",
+                "compilation failed: ERROR: <input>:1:23: ",
+            ),
+            (
+                "nothing == 1",
+                "compilation failed: ERROR: undeclared reference to 'nothing' (in container '')",
+            ),
+            (
+                "Other{a: 1}",
+                "compilation failed: ERROR: undeclared reference to 'Other' (in container '')",
+            ),
         ] {
             let told = eval(text, &object).expect_err(text);
             assert!(told.starts_with(expected), "{text}: {told}");

@@ -5,13 +5,37 @@ use kube_cel::cel::common::ast::{EntryExpr, Expr, IdedEntryExpr, LiteralValue, M
 
 /// Types, and the namespaces of function libraries.
 const KNOWN: [&str; 22] = [
-    "bool", "bytes", "double", "int", "list", "map", "null_type", "string", "type", "uint", "base64", "cel", "format",
-    "google", "ip", "cidr", "jsonpatch", "math", "optional", "optional_type", "sets", "strings",
+    "bool",
+    "bytes",
+    "double",
+    "int",
+    "list",
+    "map",
+    "null_type",
+    "string",
+    "type",
+    "uint",
+    "base64",
+    "cel",
+    "format",
+    "google",
+    "ip",
+    "cidr",
+    "jsonpatch",
+    "math",
+    "optional",
+    "optional_type",
+    "sets",
+    "strings",
 ];
 
 /// The error names what is not declared, as cel-go does.
 pub(super) fn prepare(tree: &mut IdedExpr, variables: &[&str]) -> Result<(), String> {
-    let mut scope: Vec<String> = variables.iter().chain(&KNOWN).map(|name| (*name).to_owned()).collect();
+    let mut scope: Vec<String> = variables
+        .iter()
+        .chain(&KNOWN)
+        .map(|name| (*name).to_owned())
+        .collect();
     visit(tree, &mut scope)
 }
 
@@ -30,7 +54,10 @@ fn visit(node: &mut IdedExpr, scope: &mut Vec<String>) -> Result<(), String> {
             call.args.iter_mut().try_for_each(|arg| visit(arg, scope))
         }
         Expr::List(list) => list.elements.iter_mut().try_for_each(|item| visit(item, scope)),
-        Expr::Map(map) => map.entries.iter_mut().try_for_each(|entry| visit_entry(entry, scope)),
+        Expr::Map(map) => map
+            .entries
+            .iter_mut()
+            .try_for_each(|entry| visit_entry(entry, scope)),
         Expr::Comprehension(loops) => {
             visit(&mut loops.iter_range, scope)?;
             visit(&mut loops.accu_init, scope)?;

@@ -7,14 +7,14 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 use super::cause::Cause;
-use super::{names, net};
+use super::{admission, names, net};
 use crate::quantity::Quantity;
 
-fn text<'a>(value: &'a Value, key: &str) -> &'a str {
+pub(super) fn text<'a>(value: &'a Value, key: &str) -> &'a str {
     value[key].as_str().unwrap_or_default()
 }
 
-fn items<'a>(value: &'a Value, key: &str) -> &'a [Value] {
+pub(super) fn items<'a>(value: &'a Value, key: &str) -> &'a [Value] {
     value[key].as_array().map_or(&[], Vec::as_slice)
 }
 
@@ -111,6 +111,13 @@ pub(super) fn webhooks(configuration: &Value) -> Vec<Cause> {
         for (place, rule) in items(webhook, "rules").iter().enumerate() {
             causes.extend(admission_rule(rule, &field(&format!("rules[{place}]"))));
         }
+        let variables = ["object", "oldObject", "request", "authorizer"];
+        let conditions = &webhook["matchConditions"];
+        causes.extend(admission::match_conditions(
+            conditions,
+            &field("matchConditions"),
+            &variables,
+        ));
     }
     causes
 }

@@ -3,6 +3,7 @@
 //! `structure` walks any object by its types (enumerations, the checks of `facts/checks.facts`), `metadata` looks at names,
 //! labels and annotations, and one module a family of kinds adds what takes more than one field to judge.
 
+mod admission;
 mod cause;
 mod cluster;
 mod immutable;
@@ -126,6 +127,13 @@ fn contents(resource: &Resource, object: &Value) -> Vec<Cause> {
             "admissionregistration.k8s.io",
             "validatingwebhookconfigurations" | "mutatingwebhookconfigurations",
         ) => cluster::webhooks(object),
+        ("admissionregistration.k8s.io", "validatingadmissionpolicies" | "mutatingadmissionpolicies") => {
+            admission::policy(object)
+        }
+        (
+            "admissionregistration.k8s.io",
+            "validatingadmissionpolicybindings" | "mutatingadmissionpolicybindings",
+        ) => admission::binding(object),
         ("apps", "deployments" | "replicasets" | "daemonsets" | "statefulsets") => {
             workloads::controller(&resource.plural, object)
         }

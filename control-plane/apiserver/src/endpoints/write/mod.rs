@@ -82,7 +82,9 @@ impl Intent<'_> {
             user: &self.request.user,
             old,
             dry_run: self.dry_run,
+            query: &self.request.query,
             reader: server,
+            reinvocation: std::sync::Mutex::default(),
         }
     }
 

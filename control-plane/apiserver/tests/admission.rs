@@ -1,0 +1,433 @@
+//! Webhooks, conversion and policies over HTTPS, as clients meet them.
+
+// Each test binary uses its own part of it.
+#[allow(dead_code)]
+mod support;
+#[path = "support/webhook.rs"]
+mod webhook;
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use support::{Client, Server};
+use webhook::{Webhook, patch, review};
+
+const VALIDATING: &str = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations";
+const MUTATING: &str = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
+const CONFIG_MAPS: &str = "/api/v1/namespaces/default/configmaps";
+const PODS: &str = "/api/v1/namespaces/default/pods";
+
+async fn server() -> (Server, tempfile::TempDir) {
+    let directory = tempfile::tempdir().unwrap();
+    (Server::start(directory.path()).await, directory)
+}
+
+fn config_map(name: &str, data: Value) -> Value {
+    json!({"metadata": {"name": name}, "data": data})
+}
+
+fn configuration(name: &str, webhooks: Value) -> Value {
+    json!({"metadata": {"name": name}, "webhooks": webhooks})
+}
+
+fn hook(name: &str, client: Value, operations: &[&str], group: &str, resource: &str) -> Value {
+    json!({"name": name, "clientConfig": client, "sideEffects": "None", "admissionReviewVersions": ["v1"],
+        "rules": [{"operations": operations, "apiGroups": [group], "apiVersions": ["*"], "resources": [resource]}]})
+}
+
+/// Configurations are honoured soon, not at once.
+async fn eventually(what: &str, mut attempt: impl AsyncFnMut() -> bool) {
+    let trying = async {
+        while !attempt().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), trying)
+        .await
+        .expect(what);
+}
+
+/// Registers webhooks, and waits until a ConfigMap of this name is refused.
+async fn register(admin: &Client, path: &str, configuration: Value, marker: Value) {
+    let (code, answer) = admin.post(path, configuration).await;
+    assert_eq!(code, 201, "{answer}");
+    eventually("the webhook is asked", async || {
+        let path = format!("{CONFIG_MAPS}?dryRun=All");
+        admin.post(&path, marker.clone()).await.0 >= 400
+    })
+    .await;
+}
+
+/// Denies what says `deny`, changes what says `change`.
+fn usual(path: &str, question: &Value) -> Option<Value> {
+    let request = &question["request"];
+    let object = if request["operation"] == "DELETE" {
+        &request["oldObject"]
+    } else {
+        &request["object"]
+    };
+    let data = &object["data"];
+    let response = match path {
+        "/never" => return None,
+        "/validate" if data["deny"].is_string() || object["container"] == "secret" => {
+            json!({"allowed": false, "status": {"message": "it says so", "code": 403, "reason": "Forbidden"}, "warnings": ["careful"]})
+        }
+        "/mutate" if data["deny"].is_string() => json!({"allowed": false}),
+        "/mutate" if data["change"] == "1" => {
+            patch(json!([{"op": "add", "path": "/data/changed", "value": "yes"}]))
+        }
+        "/first" if data["change"] == "2" => {
+            let seen = data["second"].is_string();
+            patch(
+                json!([{"op": "add", "path": if seen { "/data/again" } else { "/data/first" }, "value": "yes"}]),
+            )
+        }
+        "/second" if data["change"] == "2" => {
+            patch(json!([{"op": "add", "path": "/data/second", "value": "yes"}]))
+        }
+        "/pods" => patch(
+            json!([{"op": "add", "path": "/spec/initContainers", "value": [{"name": "added", "image": "x"}]}]),
+        ),
+        _ => json!({"allowed": true}),
+    };
+    Some(review(question, response))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn validating_webhooks_refuse() {
+    let (server, _directory) = server().await;
+    let admin = server.admin();
+    let webhook = Webhook::start(usual).await;
+    let service =
+        json!({"metadata": {"name": "hook"}, "spec": {"type": "ExternalName", "externalName": "localhost"}});
+    assert_eq!(
+        admin.post("/api/v1/namespaces/default/services", service).await.0,
+        201
+    );
+    let all = ["CREATE", "UPDATE", "DELETE", "CONNECT"];
+    let mut one = hook(
+        "deny.example.com",
+        webhook.by_service("/validate"),
+        &all,
+        "",
+        "*/*",
+    );
+    one["matchConditions"] = json!([{"name": "not-skipped", "expression": "!has(object.metadata) || object.metadata.name != 'skip-me'"}]);
+    let config = configuration("deny", json!([one]));
+    admin.post(CONFIG_MAPS, config_map("kept", json!({}))).await;
+    register(
+        &admin,
+        VALIDATING,
+        config,
+        config_map("marker", json!({"deny": "1"})),
+    )
+    .await;
+
+    let (code, status) = admin
+        .post(CONFIG_MAPS, config_map("a", json!({"deny": "1"})))
+        .await;
+    assert_eq!(code, 403, "{status}");
+    assert_eq!(
+        status["message"],
+        r#"admission webhook "deny.example.com" denied the request: it says so"#
+    );
+    assert_eq!(status["reason"], "Forbidden");
+    assert_eq!(
+        admin
+            .post(CONFIG_MAPS, config_map("skip-me", json!({"deny": "1"})))
+            .await
+            .0,
+        201
+    );
+    assert_eq!(
+        admin.post(CONFIG_MAPS, config_map("fine", json!({}))).await.0,
+        201
+    );
+    for kind in ["merge-patch+json", "strategic-merge-patch+json"] {
+        let path = format!("{CONFIG_MAPS}/kept");
+        assert_eq!(
+            admin.patch(&path, kind, json!({"data": {"deny": "1"}})).await.0,
+            403
+        );
+    }
+    // Streams are asked about, too; without the webhook there would be no pod.
+    let (code, status) = admin
+        .get(&format!("{PODS}/none/attach?container=secret&stdin=true"))
+        .await;
+    assert_eq!(code, 403, "{status}");
+
+    // What denies everything cannot keep itself.
+    let config = configuration(
+        "deny-configurations",
+        json!([hook(
+            "all.example.com",
+            webhook.by_url("/validate"),
+            &all,
+            "*",
+            "*/*"
+        )]),
+    );
+    assert_eq!(admin.post(VALIDATING, config).await.0, 201);
+    assert_eq!(
+        admin
+            .delete(&format!("{VALIDATING}/deny-configurations"), Value::Null)
+            .await
+            .0,
+        200
+    );
+    assert_eq!(
+        admin.delete(&format!("{VALIDATING}/deny"), Value::Null).await.0,
+        200
+    );
+    eventually("the webhook is forgotten", async || {
+        admin
+            .post(CONFIG_MAPS, config_map("a", json!({"deny": "1"})))
+            .await
+            .0
+            == 201
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mutating_webhooks_change() {
+    let (server, _directory) = server().await;
+    let admin = server.admin();
+    let webhook = Webhook::start(usual).await;
+    let on = |name: &str, path: &str| hook(name, webhook.by_url(path), &["CREATE"], "", "configmaps");
+    let mut first = on("first.example.com", "/first");
+    first["reinvocationPolicy"] = json!("IfNeeded");
+    let pods = hook(
+        "pods.example.com",
+        webhook.by_url("/pods"),
+        &["CREATE"],
+        "",
+        "pods",
+    );
+    let hooks = json!([
+        on("mutate.example.com", "/mutate"),
+        first,
+        on("second.example.com", "/second"),
+        pods
+    ]);
+    register(
+        &admin,
+        MUTATING,
+        configuration("change", hooks),
+        config_map("marker", json!({"deny": "1"})),
+    )
+    .await;
+
+    let (code, object) = admin
+        .post(CONFIG_MAPS, config_map("a", json!({"change": "1"})))
+        .await;
+    assert_eq!(
+        (code, &object["data"]),
+        (201, &json!({"change": "1", "changed": "yes"}))
+    );
+    let (code, object) = admin
+        .post(CONFIG_MAPS, config_map("b", json!({"change": "2"})))
+        .await;
+    let told = json!({"change": "2", "first": "yes", "second": "yes", "again": "yes"});
+    assert_eq!(
+        (code, &object["data"]),
+        (201, &told),
+        "the first is asked again, once"
+    );
+    let (_, status) = admin
+        .post(CONFIG_MAPS, config_map("c", json!({"deny": "1"})))
+        .await;
+    assert_eq!(
+        status["message"],
+        r#"admission webhook "mutate.example.com" denied the request without explanation"#
+    );
+
+    let account = json!({"metadata": {"name": "default"}});
+    admin
+        .post("/api/v1/namespaces/default/serviceaccounts", account)
+        .await;
+    let pod = json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "x"}]}});
+    let (code, pod) = admin.post(PODS, pod).await;
+    assert_eq!(code, 201, "{pod}");
+    let added = &pod["spec"]["initContainers"][0];
+    assert_eq!(
+        added["terminationMessagePolicy"], "File",
+        "defaults come after mutation: {pod}"
+    );
+    let mounts = added["volumeMounts"].as_array().map(Vec::len);
+    assert_eq!(mounts, Some(1), "so do the plug-ins: {pod}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn failures_close_or_open() {
+    let (server, _directory) = server().await;
+    let admin = server.admin();
+    let webhook = Webhook::start(usual).await;
+    let on = |name: &str, client: Value, policy: &str| {
+        let mut hook = hook(name, client, &["CREATE"], "", "configmaps");
+        hook["failurePolicy"] = json!(policy);
+        hook["timeoutSeconds"] = json!(1);
+        hook["objectSelector"] = json!({"matchLabels": {"slow": name.split('.').next()}});
+        hook
+    };
+    let unreachable =
+        json!({"service": {"namespace": "default", "name": "none"}, "caBundle": webhook.bundle});
+    let mut untrusted = webhook.by_url("/validate");
+    untrusted["caBundle"] = json!(Webhook::start(usual).await.bundle);
+    let hooks = json!([
+        on("slow.example.com", webhook.by_url("/never"), "Fail"),
+        on("open.example.com", webhook.by_url("/never"), "Ignore"),
+        on("gone.example.com", unreachable, "Fail"),
+        on("untrusted.example.com", untrusted, "Fail"),
+    ]);
+    let of = |label: &str| json!({"metadata": {"name": label, "labels": {"slow": label}}});
+    register(&admin, VALIDATING, configuration("slow", hooks), of("gone")).await;
+    let told = async |label: &str| {
+        let (code, status) = admin.post(CONFIG_MAPS, of(label)).await;
+        (code, status["message"].as_str().unwrap_or_default().to_owned())
+    };
+    let (code, message) = told("slow").await;
+    let url = format!("https://{}/never?timeout=1s", webhook.address);
+    let expected = format!(
+        r#"Internal error occurred: failed calling webhook "slow.example.com": failed to call webhook: Post "{url}": context deadline exceeded"#
+    );
+    assert_eq!((code, message), (500, expected));
+    assert_eq!(told("open").await.0, 201);
+    let expected = r#"Internal error occurred: failed calling webhook "gone.example.com": failed to call webhook: Post "https://none.default.svc:443/?timeout=1s": service "none" not found"#;
+    assert_eq!(told("gone").await, (500, expected.to_owned()));
+    assert_eq!(told("untrusted").await.0, 500);
+    assert_eq!(told("other").await.0, 201);
+}
+
+const GROUP: &str = "/apis/admissionregistration.k8s.io/v1";
+const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/default/deployments";
+
+fn deployment(name: &str, replicas: i64) -> Value {
+    json!({"metadata": {"name": name}, "spec": {"replicas": replicas, "selector": {"matchLabels": {"a": "b"}},
+        "template": {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "x"}]}}}})
+}
+
+fn constraints() -> Value {
+    json!({"resourceRules": [{"operations": ["CREATE", "UPDATE"], "apiGroups": ["apps"], "apiVersions": ["v1"], "resources": ["deployments"]}]})
+}
+
+async fn bind(admin: &Client, kind: &str, policy: &str, mut spec: Value) {
+    spec["policyName"] = json!(policy);
+    let (code, answer) = admin
+        .post(
+            &format!("{GROUP}/{kind}"),
+            json!({"metadata": {"name": format!("{policy}-binding")}, "spec": spec}),
+        )
+        .await;
+    assert_eq!(code, 201, "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn validating_policies_refuse() {
+    let (server, _directory) = server().await;
+    let admin = server.admin();
+    let policies = format!("{GROUP}/validatingadmissionpolicies");
+    let policy = json!({"metadata": {"name": "replicas"}, "spec": {"matchConstraints": constraints(),
+        "paramKind": {"apiVersion": "v1", "kind": "ConfigMap"},
+        "variables": [{"name": "replicas", "expression": "object.spec.replicas"},
+            {"name": "odd", "expression": "variables.replicas % 2 == 1"}],
+        "matchConditions": [{"name": "not-free", "expression": "object.metadata.name != 'free'"}],
+        "validations": [
+            {"expression": "variables.replicas > int(params.data.least)", "messageExpression": "'wants more than ' + params.data.least + ', got ' + string(variables.replicas)"},
+            {"expression": "!variables.odd", "reason": "Forbidden"},
+            {"expression": "authorizer.group('').resource('secrets').namespace('default').check('get').allowed()", "message": "cannot read secrets"}]}});
+    admin
+        .post(CONFIG_MAPS, config_map("limits", json!({"least": "1"})))
+        .await;
+    assert_eq!(admin.post(&policies, policy).await.0, 201);
+    let reference = json!({"name": "limits", "namespace": "default", "parameterNotFoundAction": "Deny"});
+    let binding = json!({"validationActions": ["Deny"], "paramRef": reference});
+    bind(&admin, "validatingadmissionpolicybindings", "replicas", binding).await;
+    let create = async |name: &str, replicas: i64| {
+        let (code, answer) = admin
+            .post(&format!("{DEPLOYMENTS}?dryRun=All"), deployment(name, replicas))
+            .await;
+        (
+            code,
+            answer["message"].as_str().unwrap_or_default().to_owned(),
+            answer["reason"].clone(),
+        )
+    };
+    eventually("the policy is asked", async || create("marker", 1).await.0 != 201).await;
+    let denied = |why: &str| {
+        format!(
+            r#"deployments.apps "d" is forbidden: ValidatingAdmissionPolicy 'replicas' with binding 'replicas-binding' denied request: {why}"#
+        )
+    };
+    assert_eq!(
+        create("d", 1).await,
+        (422, denied("wants more than 1, got 1"), json!("Invalid"))
+    );
+    assert_eq!(
+        create("d", 3).await,
+        (
+            403,
+            denied("failed expression: !variables.odd"),
+            json!("Forbidden")
+        )
+    );
+    assert_eq!(create("d", 2).await.0, 201);
+    assert_eq!(create("free", 1).await.0, 201);
+    admin.delete(&format!("{CONFIG_MAPS}/limits"), Value::Null).await;
+    eventually("parameters are gone", async || {
+        let why = "failed to configure binding: no params found for policy binding with `Deny` parameterNotFoundAction";
+        create("d", 2).await.1 == denied(why)
+    })
+    .await;
+
+    let broken = json!({"metadata": {"name": "broken"}, "spec": {"matchConstraints": constraints(), "validations": [{"expression": "object.spec >"}]}});
+    let (code, status) = admin.post(&policies, broken).await;
+    let message = status["message"].as_str().unwrap_or_default();
+    assert!(code == 422 && message.contains("spec.validations[0].expression: Invalid value: \"object.spec >\": compilation failed: ERROR: <input>:1:"), "{message}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mutating_policies_change() {
+    let (server, _directory) = server().await;
+    let admin = server.admin();
+    let policies = format!("{GROUP}/mutatingadmissionpolicies");
+    let apply = "Object{metadata: Object.metadata{annotations: {'mutated-by': 'policy'}}, spec: Object.spec{replicas: object.spec.replicas + 1,
+        template: Object.spec.template{spec: Object.spec.template.spec{containers: [Object.spec.template.spec.containers{name: 'c', imagePullPolicy: 'Never'}]}}}}";
+    let patch =
+        "[JSONPatch{op: 'add', path: '/metadata/labels', value: {'replicas': string(object.spec.replicas)}}]";
+    let policy = json!({"metadata": {"name": "change"}, "spec": {"matchConstraints": constraints(), "reinvocationPolicy": "Never", "mutations": [
+        {"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": apply}},
+        {"patchType": "JSONPatch", "jsonPatch": {"expression": patch}}]}});
+    let (code, answer) = admin.post(&policies, policy).await;
+    assert_eq!(code, 201, "{answer}");
+    bind(&admin, "mutatingadmissionpolicybindings", "change", json!({})).await;
+    let path = format!("{DEPLOYMENTS}?dryRun=All");
+    let mut made = Value::Null;
+    eventually("the policy is asked", async || {
+        made = admin.post(&path, deployment("d", 2)).await.1;
+        made["metadata"]["annotations"].is_object()
+    })
+    .await;
+    assert_eq!(made["metadata"]["annotations"], json!({"mutated-by": "policy"}));
+    assert_eq!(
+        made["metadata"]["labels"],
+        json!({"replicas": "3"}),
+        "the second sees what the first did"
+    );
+    let container = &made["spec"]["template"]["spec"]["containers"][0];
+    assert_eq!(
+        (&container["image"], &container["imagePullPolicy"]),
+        (&json!("x"), &json!("Never")),
+        "{made}"
+    );
+    let managers: Vec<&Value> = made["metadata"]["managedFields"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|entry| &entry["manager"])
+        .collect();
+    assert!(
+        !managers.contains(&&json!("mutating-admission-policy")),
+        "{managers:?}"
+    );
+}
