@@ -1,18 +1,12 @@
 //! A node as processes on this machine: control plane, container runtime and agent in namespaces of
 //! their own, a pod from an archive under a real kubectl, and the death of both agent processes.
 
+mod machine;
+
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::Duration;
 
-use support::{ControlPlane, Kubectl, Program, command, eventually, in_own_namespaces, output};
-
-const SOON: Duration = Duration::from_secs(60);
-const ADDRESS: &str = "192.168.76.11";
-/// A file system of the test's own, so that nothing outlives its namespaces.
-const HOME: &str = "/run";
-const READY: &str = "{.status.conditions[?(@.type==\"Ready\")].status}";
+use machine::{ADDRESS, Node, READY, SOON, archive, home, prepare_machine, server};
+use support::{ControlPlane, Kubectl, eventually, in_own_namespaces};
 
 /// Counts aloud until it is let go, then ends with a code of its own.
 const COUNTER: &str = r#"
@@ -48,78 +42,6 @@ spec:
     imagePullPolicy: Never
     command: [sh, -c, "trap 'exit 0' TERM; while true; do sleep 0.1; done"]
 "#;
-
-/// Made anew outside, where there is a network; found in the cache of packages inside.
-fn archive() -> PathBuf {
-    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("images");
-    let mut image = command("image");
-    image.args(["archive", "--name", "busybox", "--out"]);
-    output(image.arg(directory.join("busybox.tar")));
-    directory
-}
-
-fn run(program: &str, args: &[&str]) {
-    output(Command::new(program).args(args));
-}
-
-/// What init gives a node: cgroups, a runtime directory, a network.
-fn prepare_machine() {
-    run("mount", &["-t", "cgroup2", "cgroup2", "/sys/fs/cgroup"]);
-    run("mount", &["-t", "tmpfs", "tmpfs", HOME]);
-    run("ip", &["link", "set", "lo", "up"]);
-    run(
-        "ip",
-        &["link", "add", "eth0", "type", "veth", "peer", "name", "wire"],
-    );
-    run("ip", &["address", "add", &format!("{ADDRESS}/24"), "dev", "eth0"]);
-    run("ip", &["link", "set", "eth0", "up"]);
-    run("ip", &["link", "set", "wire", "up"]);
-    run("ip", &["route", "add", "default", "via", "192.168.76.1"]);
-    fs::write("/proc/sys/net/ipv4/ip_forward", "1").expect("forwarding of packets");
-}
-
-fn home(path: &str) -> PathBuf {
-    Path::new(HOME).join(path)
-}
-
-struct Node {
-    runtime: Program,
-    agent: Program,
-}
-
-impl Node {
-    fn start(server: &str, archives: &Path) -> Self {
-        let socket = format!("unix://{HOME}/cri.sock");
-        let mut runtime = command("agent");
-        runtime
-            .args(["cri", "--listen", &socket, "--root-dir"])
-            .arg(home("cri"));
-        runtime.arg("--image-archives").arg(archives);
-        let mut agent = command("agent");
-        agent.args([
-            "--cri-endpoint",
-            &socket,
-            "--node-name",
-            "node-1",
-            "--node-ip",
-            ADDRESS,
-        ]);
-        agent.arg("--kubeconfig").arg(home("agent/kubeconfig"));
-        agent.arg("--root-dir").arg(home("agent"));
-        agent.arg("--pod-logs-dir").arg(home("logs"));
-        agent.args(["--bootstrap-server", server, "--bootstrap-token-file"]);
-        agent.arg(home("control-plane/bootstrap-token"));
-        Self {
-            runtime: Program::start(&mut runtime, home("cri.log")),
-            agent: Program::start(&mut agent, home("agent.log")),
-        }
-    }
-
-    fn kill(&mut self) {
-        self.agent.kill();
-        self.runtime.kill();
-    }
-}
 
 fn count() -> u64 {
     eventually("the counter counts", SOON, || {
@@ -170,14 +92,8 @@ fn a_pod_serves_a_user_and_outlives_the_agent() {
         &["--advertise-address", ADDRESS, "--cluster-cidr", "10.244.0.0/16"],
     );
     let kubectl = &plane.kubectl;
-    let server = kubectl.run(&[
-        "config",
-        "view",
-        "--minify",
-        "-o",
-        "jsonpath={.clusters[0].cluster.server}",
-    ]);
-    let mut node = Node::start(&server, &archives);
+    let server = server(kubectl);
+    let mut node = Node::start(&server, &archives, &[]);
     serves_a_user(kubectl);
     let steady = || kubectl.json(&["get", "pod", "steady"])["status"]["containerStatuses"].clone();
     let before = steady();
@@ -196,7 +112,7 @@ fn a_pod_serves_a_user_and_outlives_the_agent() {
         }
     });
 
-    let _node = Node::start(&server, &archives);
+    let _node = Node::start(&server, &archives, &[]);
     kubectl.wait_for(&["pod", "counter"], "{.status.phase}", "Failed", SOON);
     let code = "jsonpath={.status.containerStatuses[0].state.terminated.exitCode}";
     assert_eq!(kubectl.run(&["get", "pod", "counter", "-o", code]), "7");
