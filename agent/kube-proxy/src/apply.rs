@@ -100,7 +100,7 @@ impl Applied {
         for (table, changes) in [("nat", &plan.nat), ("filter", &plan.filter)] {
             self.touched.extend(touched(table, changes));
         }
-        Ok(plan.nat.len() + plan.filter.len())
+        Ok(plan.nat.lines() + plan.filter.lines())
     }
 
     fn remember(&mut self, changes: &[(Key, Fragment)]) {
@@ -134,7 +134,7 @@ impl Applied {
         for (index, (key, fragment)) in fragments.enumerate() {
             if index > 0 && index % SERVICES_A_TIME == 0 {
                 iptables::restore(self.family, &nat.render("nat")).await?;
-                lines += nat.len();
+                lines += nat.lines();
                 nat = Changes::default();
             }
             for (chain, rules) in &fragment.chains {
@@ -164,7 +164,7 @@ impl Applied {
             table.rules.push(format!("-I {} {}", jump.1, jump.2));
         }
         iptables::restore(self.family, &(nat.render("nat") + &filter.render("filter"))).await?;
-        lines += nat.len() + filter.len();
+        lines += nat.lines() + filter.lines();
         let stale: Vec<String> = kernel
             .chains
             .iter()

@@ -38,7 +38,7 @@ const COALESCE: Duration = Duration::from_millis(20);
 const RETRY: Duration = Duration::from_secs(2);
 /// How often somebody else's changes of our rules are looked for; less often when looking takes long.
 const INSPECT: Duration = Duration::from_secs(30);
-const INSPECT_SHARE: u32 = 50;
+const INSPECT_SHARE: u32 = 300;
 /// Lets connections to 127.0.0.1 be translated to pods: node ports of upstream's iptables mode answer there.
 const ROUTE_LOCALNET: &str = "/proc/sys/net/ipv4/conf/all/route_localnet";
 

@@ -41,7 +41,8 @@ impl Changes {
             .extend(rules.iter().map(|rule| format!("-A {chain} {rule}")));
     }
 
-    pub fn len(&self) -> usize {
+    /// How many lines of rules change.
+    pub fn lines(&self) -> usize {
         self.rules.len()
     }
 

@@ -90,7 +90,7 @@ pub async fn run(client: Client, node: String, shutdown: CancellationToken) {
             },
             _ = resync.tick() => {}
         }
-        if !futures::FutureExt::now_or_never(reader.wait_until_ready()).is_some_and(|ready| ready.is_ok()) {
+        if futures::FutureExt::now_or_never(reader.wait_until_ready()).is_none_or(|ready| ready.is_err()) {
             continue;
         }
         if let Err(error) = sync(&reader.state(), &node).await {

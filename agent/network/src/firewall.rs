@@ -21,7 +21,7 @@ use crate::routes::peer;
 const CHAIN: &str = "IRONLET-FIREWALL";
 const MASTER_LABEL: &str = "node-role.kubernetes.io/control-plane";
 /// Somebody may have taken our jump away.
-const RESYNC: Duration = Duration::from_secs(60);
+const RESYNC: Duration = Duration::from_secs(300);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum From {

@@ -17,7 +17,7 @@ use kube::runtime::{WatchStreamExt, reflector, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use netfilter::Family;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::addresses;
 use crate::pod_network::BRIDGE;
@@ -28,6 +28,8 @@ use world::World;
 /// Changes come in bursts; one pass does for all that arrive within this.
 const GATHER: Duration = Duration::from_millis(5);
 const RETRY: Duration = Duration::from_secs(2);
+/// Without an API server no pod starts; one that answers all but us must not keep pods silent for ever.
+const PATIENCE: Duration = Duration::from_secs(15);
 /// Everything is written anew now and then, whatever somebody else did to it.
 const RESYNC: Duration = Duration::from_secs(300);
 
@@ -115,21 +117,31 @@ async fn keep_synced(config: &PolicyConfig, stores: &Stores, mut events: impl St
     let mut resync = tokio::time::interval(RESYNC);
     resync.reset();
     let mut failed = false;
+    let mut known = false;
+    let patience = tokio::time::sleep(PATIENCE);
+    tokio::pin!(patience);
     loop {
         tokio::select! {
             event = events.next() => if event.is_none() { return },
             () = tokio::time::sleep(RETRY), if failed => {}
             _ = resync.tick() => policies.forget(),
+            () = &mut patience, if !known => {
+                error!("network policies cannot be read: pods are not protected until they can");
+                policies.sync(&config.node_name, &Observed::default()).await;
+                known = true;
+            }
         }
         let deadline = tokio::time::Instant::now() + GATHER;
         while let Ok(Some(())) = tokio::time::timeout_at(deadline, events.next()).await {}
         if let Some(observed) = stores.observed(config) {
+            known = true;
             failed = !policies.sync(&config.node_name, &observed).await;
         }
     }
 }
 
 /// What policies depend on.
+#[derive(Default)]
 pub struct Observed {
     pub policies: Vec<Arc<NetworkPolicy>>,
     pub namespaces: Vec<Arc<Namespace>>,
