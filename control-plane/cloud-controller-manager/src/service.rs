@@ -161,7 +161,10 @@ fn clean_up(service: &Service) -> Vec<Write> {
     }
     let rest: Vec<&String> = finalizers(service).iter().filter(|f| *f != FINALIZER).collect();
     let patch = json!({"metadata": {"finalizers": rest, "annotations": {ANNOUNCED_BY: null}}});
-    let write = Write::patch(service, patch);
+    let mut write = Write::patch(service, patch);
+    if !ingress(service).is_empty() {
+        write = write.event(service, NORMAL, "DeletingLoadBalancer", "Deleting load balancer");
+    }
     vec![write.event(service, NORMAL, "DeletedLoadBalancer", "Deleted load balancer")]
 }
 

@@ -36,11 +36,7 @@ pub fn reconcile(snapshot: &Snapshot) -> Vec<Write> {
         .claims
         .iter()
         .filter_map(|claim| provision(claim, snapshot));
-    let volumes = snapshot
-        .volumes
-        .iter()
-        .flat_map(|volume| reclaim(volume, snapshot));
-    claims.chain(volumes).collect()
+    claims.chain(reclaim(snapshot)).collect()
 }
 
 fn node<'a>(snapshot: &'a Snapshot, name: &str) -> Option<&'a Node> {
@@ -135,39 +131,54 @@ fn volume(
     from_value(body).ok()
 }
 
-/// First the directory's name goes to its node, then the volume goes.
-fn reclaim(volume: &PersistentVolume, snapshot: &Snapshot) -> Vec<Write> {
-    let (Some(spec), Some(name)) = (&volume.spec, volume.metadata.name.as_deref()) else {
-        return Vec::new();
-    };
-    let released = volume.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Released");
-    let deletes = spec.persistent_volume_reclaim_policy.as_deref() == Some("Delete");
-    let ours = annotation(&volume.metadata, PROVISIONED_BY) == Some(NAME);
-    if !released || !deletes || !ours || volume.metadata.deletion_timestamp.is_some() {
-        return Vec::new();
-    }
-    let home = snapshot
-        .nodes
+/// Released, and ours to delete.
+fn is_done(volume: &PersistentVolume) -> bool {
+    let spec = volume.spec.as_ref();
+    volume.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Released")
+        && spec.and_then(|s| s.persistent_volume_reclaim_policy.as_deref()) == Some("Delete")
+        && annotation(&volume.metadata, PROVISIONED_BY) == Some(NAME)
+        && volume.metadata.deletion_timestamp.is_none()
+}
+
+/// First the directories' names go to their nodes, then the volumes go.
+fn reclaim(snapshot: &Snapshot) -> Vec<Write> {
+    let done: Vec<&PersistentVolume> = snapshot
+        .volumes
         .iter()
-        .find(|node| api::volume::reaches(volume, node));
-    let listed: Vec<&str> = home
-        .and_then(|n| annotation(&n.metadata, DELETE))
-        .map(|list| list.split(',').filter(|n| !n.is_empty()).collect())
-        .unwrap_or_default();
-    match home {
-        Some(node) if !listed.contains(&name) => {
-            let list = listed.into_iter().chain([name]).collect::<Vec<_>>().join(",");
-            let annotations: Value = json!({DELETE: list});
-            let mut patch = Write::patch(&**node, json!({"metadata": {"annotations": annotations}}));
-            // The kubelet writes its status all the time; only a list that changed meanwhile would matter, and only
-            // this process and the node itself, which takes names off, write it.
-            if let Some(metadata) = patch.body.as_mut().and_then(|b| b["metadata"].as_object_mut()) {
-                metadata.remove("resourceVersion");
+        .map(|v| &**v)
+        .filter(|v| is_done(v))
+        .collect();
+    let mut plan = Vec::new();
+    for node in &snapshot.nodes {
+        let listed = annotation(&node.metadata, DELETE).unwrap_or_default();
+        let mut names: Vec<&str> = listed.split(',').filter(|n| !n.is_empty()).collect();
+        let before = names.len();
+        for volume in done.iter().filter(|v| api::volume::reaches(v, node)) {
+            let name = volume.metadata.name.as_deref().unwrap_or_default();
+            if !names.contains(&name) {
+                names.push(name);
             }
-            vec![patch, Write::delete(volume)]
         }
-        _ => vec![Write::delete(volume)],
+        if names.len() > before {
+            let annotations: Value = json!({DELETE: names.join(",")});
+            plan.push(Write::patch(
+                &**node,
+                json!({"metadata": {"annotations": annotations}}),
+            ));
+        }
     }
+    // A node that changed meanwhile refuses its patch: its volumes go in the next round.
+    let told = |volume: &&PersistentVolume| {
+        let home = snapshot.nodes.iter().find(|n| api::volume::reaches(volume, n));
+        home.is_none_or(|n| {
+            let listed = annotation(&n.metadata, DELETE).unwrap_or_default();
+            listed
+                .split(',')
+                .any(|name| Some(name) == volume.metadata.name.as_deref())
+        })
+    };
+    plan.extend(done.into_iter().filter(told).map(Write::delete));
+    plan
 }
 
 #[cfg(test)]
@@ -222,7 +233,15 @@ mod tests {
             plan[0].body.as_ref().unwrap()["metadata"]["annotations"][DELETE],
             "pvc-u"
         );
-        assert_eq!(plan[1].method, http::Method::DELETE);
+        assert_eq!(plan.len(), 1, "the volume goes when its node knows");
+        let mut told = (*world.nodes[0]).clone();
+        told.metadata
+            .annotations
+            .get_or_insert_default()
+            .insert(DELETE.into(), "pvc-u".into());
+        world.nodes = vec![Arc::new(told)];
+        let plan = reconcile(&world);
+        assert_eq!((plan.len(), &plan[0].method), (1, &http::Method::DELETE));
     }
 
     #[test]

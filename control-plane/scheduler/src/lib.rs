@@ -15,11 +15,13 @@ mod preemption;
 mod profile;
 mod queue;
 mod server;
+mod simulation;
 mod state;
 mod tally;
 mod volumes;
 
 pub use config::{Config, Error};
+pub use simulation::Simulation;
 
 use api_client::{Election, Recorder};
 use state::Shared;
