@@ -38,6 +38,20 @@ pub async fn open_store(
     data_dir: Option<&Path>,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<Arc<dyn store::Store>> {
+    let engine = open_engine(flags, data_dir, shutdown).await?;
+    let Some(path) = &flags.encryption_provider_config else {
+        return Ok(engine);
+    };
+    let named = || format!("--encryption-provider-config {}", path.display());
+    let config = serde_saphyr::from_str(&files::read(path)?).with_context(named)?;
+    Ok(store::EncryptedStore::new(engine, &config).with_context(named)?)
+}
+
+async fn open_engine(
+    flags: &flags::Store,
+    data_dir: Option<&Path>,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<Arc<dyn store::Store>> {
     match (flags.store, data_dir) {
         (StoreKind::Embedded, Some(directory)) => {
             let path = directory.join("store");

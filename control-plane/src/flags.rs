@@ -91,6 +91,9 @@ pub struct Store {
     /// Its key
     #[arg(long, value_name = "FILE", requires = "etcd_certfile")]
     pub etcd_keyfile: Option<PathBuf>,
+    /// EncryptionConfiguration: which kinds are encrypted in the store, and with which keys
+    #[arg(long, value_name = "FILE")]
+    pub encryption_provider_config: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Args)]

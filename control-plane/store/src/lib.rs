@@ -4,6 +4,7 @@
 //! database). Every promise in the trait's documentation is kept by both; `tests/suite` proves it.
 
 pub mod embedded;
+mod encryption;
 pub mod etcd;
 
 use async_trait::async_trait;
@@ -12,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::DropGuard;
 
 pub use embedded::EmbeddedStore;
+pub use encryption::{EncryptedStore, EncryptionConfiguration};
 pub use etcd::{EtcdConfig, EtcdStore};
 
 /// A point in the store's history. Every successful writing transaction makes a new one.
@@ -28,6 +30,8 @@ pub struct KeyValue {
     pub create_revision: Revision,
     pub mod_revision: Revision,
     pub lease: LeaseId,
+    /// It should be written again, even unchanged: what encrypts it is to be given up.
+    pub stale: bool,
 }
 
 /// What [`Store::range`] looks at: keys in `start..end`, as they were at `revision`.

@@ -32,7 +32,7 @@ impl Limit {
         }
         let limited = &spec["limited"];
         let own = nominal_shares(level);
-        let seats = (total * own).div_ceil(shares.max(1)).max(1);
+        let seats = (total * own).div_ceil(shares.max(1));
         let response = &limited["limitResponse"];
         let number = |field: &str, default: u64| {
             let number = response["queuing"][field].as_u64().unwrap_or(default);

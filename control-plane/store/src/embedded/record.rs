@@ -61,6 +61,7 @@ pub fn decode_current(key: Bytes, record: &[u8]) -> Result<KeyValue> {
         mod_revision: input.number("mod revision")?,
         lease: input.number("lease")?,
         value: Bytes::copy_from_slice(input.0),
+        stale: false,
     })
 }
 
@@ -130,6 +131,7 @@ mod tests {
             create_revision: 3,
             mod_revision: 9,
             lease: 7,
+            stale: false,
         }
     }
 

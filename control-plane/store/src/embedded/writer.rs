@@ -231,6 +231,7 @@ impl WriterState {
                         create_revision: prev.as_ref().map_or(revision, |kv| kv.create_revision),
                         mod_revision: revision,
                         lease: *lease,
+                        stale: false,
                     };
                     events.push(Event::Put { kv, prev });
                 }

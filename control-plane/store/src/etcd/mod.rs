@@ -134,6 +134,7 @@ pub(crate) fn key_value(kv: &etcd_client::KeyValue) -> KeyValue {
         create_revision: kv.create_revision(),
         mod_revision: kv.mod_revision(),
         lease: kv.lease(),
+        stale: false,
     }
 }
 
