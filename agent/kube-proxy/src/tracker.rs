@@ -18,6 +18,8 @@ const DOOMED_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
 /// Namespace and name of a Service.
 pub type Key = (String, String);
 
+/// There is one at a time, so its size does not matter.
+#[allow(clippy::large_enum_variant)]
 pub enum Event {
     Service(watcher::Event<Service>),
     Slice(watcher::Event<EndpointSlice>),

@@ -144,7 +144,11 @@ fn rules_say_what_policies_say() {
             &["-m set --match-set {} src -j RETURN", "-j DROP"],
         ),
     ] {
-        assert_eq!(lines(&rendered(&[spec.clone()]), what), want, "{spec}");
+        assert_eq!(
+            lines(&rendered(std::slice::from_ref(&spec)), what),
+            want,
+            "{spec}"
+        );
     }
 }
 
