@@ -99,7 +99,9 @@ impl ImageStore {
         if let Some(image) = images.get(&id) {
             return Some(image.clone());
         }
-        by_name(&images, wanted).or_else(|| by_beginning(&images, wanted)).cloned()
+        by_name(&images, wanted)
+            .or_else(|| by_beginning(&images, wanted))
+            .cloned()
     }
 
     /// Unpacks what is missing of an image and records it under the names. Idempotent.
@@ -159,7 +161,10 @@ impl ImageStore {
         image.pinned |= pinned;
         for name in names {
             // A name with both is a name by digest, as upstream normalises it.
-            push_new(&mut image.repo_tags, name.tagged().filter(|_| name.digest.is_none()));
+            push_new(
+                &mut image.repo_tags,
+                name.tagged().filter(|_| name.digest.is_none()),
+            );
             push_new(&mut image.repo_digests, Some(name.with_digest(manifest_digest)));
         }
         self.save(image.clone())?;
@@ -318,7 +323,9 @@ fn by_beginning<'a>(images: &'a BTreeMap<String, ImageRecord>, wanted: &str) -> 
         return None;
     }
     let from = format!("sha256:{digits}");
-    let mut found = images.range(from.clone()..).take_while(|(id, _)| id.starts_with(&from));
+    let mut found = images
+        .range(from.clone()..)
+        .take_while(|(id, _)| id.starts_with(&from));
     match (found.next(), found.next()) {
         (Some((_, only)), None) => Some(only),
         _ => None,

@@ -60,23 +60,28 @@ impl Runtime {
         let (runtime, sandbox_id) = (Arc::clone(self), sandbox_id.to_owned());
         tokio::spawn(async move {
             if let Some(mut connection) = runtime.subscribe(&sandbox_id).await {
-                // What ended before the subscription is in the records.
+                // What happened before the subscription is in the records.
                 for container in runtime.memory.containers_of(&sandbox_id) {
                     let id = &container.record.id;
-                    if let Some(process) = load::<ProcessRecord>(&runtime.layout.process_record(id))
-                        && container.process.as_ref() != Some(&process)
-                        && !process.running()
-                    {
-                        runtime.exited(id, process);
+                    match load::<ProcessRecord>(&runtime.layout.process_record(id)) {
+                        Some(process) if process.running() => runtime.began(id, process),
+                        Some(process) if container.process.as_ref() != Some(&process) => {
+                            runtime.exited(id, process);
+                        }
+                        _ => {}
                     }
                 }
                 while let Ok(reply) = connection.receive().await {
-                    if let Reply::Exited {
-                        container_id,
-                        process,
-                    } = reply
-                    {
-                        runtime.exited(&container_id, process);
+                    match reply {
+                        Reply::Began {
+                            container_id,
+                            process,
+                        } => runtime.began(&container_id, process),
+                        Reply::Exited {
+                            container_id,
+                            process,
+                        } => runtime.exited(&container_id, process),
+                        _ => {}
                     }
                 }
             }
@@ -90,6 +95,17 @@ impl Runtime {
                 runtime.settle_lost(&sandbox_id).await;
             }
         });
+    }
+
+    /// News of a start, unless whoever ordered it has told already.
+    fn began(&self, container_id: &str, process: ProcessRecord) {
+        let unknown = self
+            .memory
+            .container(container_id)
+            .is_ok_and(|container| container.process.is_none());
+        if unknown {
+            self.memory.set_process(container_id, process);
+        }
     }
 
     fn exited(&self, container_id: &str, process: ProcessRecord) {
@@ -106,7 +122,11 @@ impl Runtime {
 
     /// libcontainer's folders of what a crash left half removed.
     fn drop_orphaned_state(&self) {
-        for entry in fs::read_dir(self.layout.libcontainer()).into_iter().flatten().flatten() {
+        for entry in fs::read_dir(self.layout.libcontainer())
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
             let name = entry.file_name();
             let id = name.to_string_lossy();
             if self.memory.container(&id).is_err() && self.memory.sandbox(&id).is_err() {
@@ -141,7 +161,11 @@ impl Runtime {
             }
             self.exited(id, process);
         }
-        if let Ok(mut sandbox) = self.memory.sandbox(sandbox_id) {
+        // Only now: whoever stops this sandbox may have waited for the ends told above.
+        let _lock = self.memory.lock(sandbox_id).await;
+        if let Ok(mut sandbox) = self.memory.sandbox(sandbox_id)
+            && sandbox.ready
+        {
             self.end_pause(&sandbox).await;
             sandbox.ready = false;
             if let Err(error) = self.save_sandbox(sandbox) {

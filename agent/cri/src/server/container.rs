@@ -24,9 +24,22 @@ impl Runtime {
         self: &Arc<Self>,
         request: v1::CreateContainerRequest,
     ) -> Result<String, Status> {
-        let config = request
+        let mut config = request
             .config
             .ok_or_else(|| Status::invalid_argument("config: required"))?;
+        for image in config.mounts.iter_mut().filter_map(|mount| mount.image.as_mut()) {
+            // ContainerStatus tells which image a volume's name stood for (KEP-5365).
+            image.image_ref = self
+                .images
+                .find(&image.image)
+                .map(|found| found.id)
+                .unwrap_or_default();
+        }
+        // A pod that is being stopped gets no new containers.
+        let _pod = self
+            .memory
+            .lock(&self.memory.sandbox(&request.pod_sandbox_id)?.id)
+            .await;
         let sandbox = self.memory.sandbox(&request.pod_sandbox_id)?;
         if !sandbox.ready {
             return Err(unknown(format!(
@@ -102,7 +115,9 @@ impl Runtime {
     }
 
     pub async fn start_container(self: &Arc<Self>, id: &str) -> Result<(), Status> {
-        let id = self.memory.container(id)?.record.id;
+        let record = self.memory.container(id)?.record;
+        let _pod = self.memory.lock(&record.sandbox_id).await;
+        let id = record.id;
         let _lock = self.memory.lock(&id).await;
         let container = self.memory.container(&id)?;
         if container.process.is_some() {

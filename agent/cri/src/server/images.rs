@@ -1,8 +1,8 @@
 //! The image service.
 
 use super::{Runtime, blocking, convert, unknown};
-use crate::image::{ImageError, Reference};
 use crate::image::registry::Credentials;
+use crate::image::{ImageError, Reference};
 use crate::state::now_nanos;
 use cri_api::v1;
 use std::collections::HashMap;
@@ -56,7 +56,10 @@ impl Runtime {
             other => other,
         };
         let id = pulled.map_err(|error| {
-            let message = format!("failed to pull and unpack image {:?}: {error}", reference.to_string());
+            let message = format!(
+                "failed to pull and unpack image {:?}: {error}",
+                reference.to_string()
+            );
             match error {
                 ImageError::Unresolved { missing: true, .. } | ImageError::NoPlatform(_) => {
                     Status::not_found(message)
@@ -76,7 +79,10 @@ impl Runtime {
         let folder = self.layout.temporary();
         let images = Arc::clone(&self.images);
         let have = move |diff_id: &str| images.has_layer(diff_id);
-        let pulled = self.registry.fetch(reference, credentials, &folder, &have).await?;
+        let pulled = self
+            .registry
+            .fetch(reference, credentials, &folder, &have)
+            .await?;
         let (images, name) = (Arc::clone(&self.images), reference.clone());
         let stored = tokio::task::spawn_blocking(move || {
             images.add(&pulled.blobs, &pulled.digest, &pulled.manifest, &[name], false)

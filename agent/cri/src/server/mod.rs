@@ -7,6 +7,7 @@ mod convert;
 mod exec;
 mod images;
 mod memory;
+mod metrics;
 mod sandbox;
 mod service;
 mod stats;

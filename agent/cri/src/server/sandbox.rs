@@ -20,6 +20,8 @@ use tonic::Status;
 const SHARED_MEMORY: &str = "mode=1777,size=67108864";
 /// Below this name lies the sandbox's own PID 1 in the pod's cgroup.
 const PAUSE_USER: u32 = 65_535;
+/// Ten seconds, for a machine that is busy.
+const SHUTDOWN_ATTEMPTS: u32 = 500;
 
 impl Runtime {
     pub async fn run_pod_sandbox(
@@ -231,7 +233,6 @@ impl Runtime {
     /// What `stop` does once no container runs; also the clean-up of a half-made sandbox.
     async fn dismantle(&self, id: &str) -> Result<(), Status> {
         let mut record = self.memory.sandbox(id)?;
-        let folder = self.layout.sandbox(id);
         if record.ready {
             record.ready = false;
             self.save_sandbox(record.clone())?;
@@ -252,7 +253,7 @@ impl Runtime {
             let _ = fs::remove_file(&path);
         }
         namespaces::unmount(&self.layout.shared_memory(id)).map_err(unknown)?;
-        self.end_shim(&folder).await
+        self.end_shim(id).await
     }
 
     /// Ends the pod's own PID 1, if it has one: also when a crash came before its namespace was bound, and
@@ -265,23 +266,68 @@ impl Runtime {
             container_id: record.id.clone(),
             signal: nix::libc::SIGKILL,
         };
-        if shim::ask(&self.layout.sandbox(&record.id), &request).await.is_err() {
-            super::adopt::end_cgroup(&super::container::cgroup_folder(&self.cgroup_of(record, &record.id))).await;
+        if shim::ask(&self.layout.sandbox(&record.id), &request)
+            .await
+            .is_err()
+        {
+            super::adopt::end_cgroup(&super::container::cgroup_folder(
+                &self.cgroup_of(record, &record.id),
+            ))
+            .await;
         }
     }
 
-    /// A shim refuses to go while something runs; the pause process needs a moment to die.
-    async fn end_shim(&self, folder: &Path) -> Result<(), Status> {
-        for _ in 0..100 {
-            match shim::ask(folder, &Request::Shutdown).await {
+    /// A shim refuses to go while something runs: a process that dies slowly, or a container whose start was
+    /// ordered by a server that has died since.
+    async fn end_shim(&self, id: &str) -> Result<(), Status> {
+        let folder = self.layout.sandbox(id);
+        for _ in 0..SHUTDOWN_ATTEMPTS {
+            match shim::ask(&folder, &Request::Shutdown).await {
                 Err(shim::ShimClientError::Refused { .. }) => {
+                    let containers = self
+                        .memory
+                        .containers_of(id)
+                        .into_iter()
+                        .map(|container| container.record.id);
+                    for container_id in containers.chain([id.to_owned()]) {
+                        let signal = nix::libc::SIGKILL;
+                        // Most of them do not run: that is no news.
+                        let _ = shim::ask(&folder, &Request::Kill { container_id, signal }).await;
+                    }
                     tokio::time::sleep(std::time::Duration::from_millis(20)).await;
                 }
-                Ok(_) | Err(shim::ShimClientError::Gone) => return Ok(()),
+                Ok(_) | Err(shim::ShimClientError::Gone) => {
+                    self.end_cgroups(id).await;
+                    return Ok(());
+                }
                 Err(error) => return Err(unknown(error)),
             }
         }
         Err(unknown("the pod's shim still has a running container"))
+    }
+
+    /// What a shim that was killed, or left while processes died, did not remove.
+    async fn end_cgroups(&self, id: &str) {
+        let mut cgroups: Vec<PathBuf> = self
+            .memory
+            .containers_of(id)
+            .into_iter()
+            .map(|container| container.record.cgroup)
+            .collect();
+        cgroups.extend(
+            self.memory
+                .sandbox(id)
+                .ok()
+                .map(|record| self.cgroup_of(&record, id)),
+        );
+        for folder in cgroups
+            .iter()
+            .map(|cgroup| super::container::cgroup_folder(cgroup))
+        {
+            if folder.exists() {
+                super::adopt::end_cgroup(&folder).await;
+            }
+        }
     }
 
     pub async fn remove_pod_sandbox(self: &Arc<Self>, id: &str) -> Result<(), Status> {

@@ -62,6 +62,13 @@ pub async fn serve(
     Ok(())
 }
 
+/// Work that changes something is done to its end, also when the caller has gone.
+async fn whole<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Status>> + Send + 'static,
+) -> Result<T, Status> {
+    tokio::spawn(work).await.map_err(unknown)?
+}
+
 fn ok<T>(value: T) -> Answer<T> {
     Ok(Response::new(value))
 }
@@ -128,7 +135,9 @@ impl RuntimeService for Service {
     }
 
     async fn run_pod_sandbox(&self, request: Request<RunPodSandboxRequest>) -> Answer<RunPodSandboxResponse> {
-        let pod_sandbox_id = self.0.run_pod_sandbox(request.into_inner()).await?;
+        let runtime = Arc::clone(&self.0);
+        let pod_sandbox_id =
+            whole(async move { runtime.run_pod_sandbox(request.into_inner()).await }).await?;
         ok(RunPodSandboxResponse { pod_sandbox_id })
     }
 
@@ -136,7 +145,8 @@ impl RuntimeService for Service {
         &self,
         request: Request<StopPodSandboxRequest>,
     ) -> Answer<StopPodSandboxResponse> {
-        self.0.stop_pod_sandbox(&request.get_ref().pod_sandbox_id).await?;
+        let runtime = Arc::clone(&self.0);
+        whole(async move { runtime.stop_pod_sandbox(&request.get_ref().pod_sandbox_id).await }).await?;
         ok(StopPodSandboxResponse {})
     }
 
@@ -144,9 +154,13 @@ impl RuntimeService for Service {
         &self,
         request: Request<RemovePodSandboxRequest>,
     ) -> Answer<RemovePodSandboxResponse> {
-        self.0
-            .remove_pod_sandbox(&request.get_ref().pod_sandbox_id)
-            .await?;
+        let runtime = Arc::clone(&self.0);
+        whole(async move {
+            runtime
+                .remove_pod_sandbox(&request.get_ref().pod_sandbox_id)
+                .await
+        })
+        .await?;
         ok(RemovePodSandboxResponse {})
     }
 
@@ -196,7 +210,8 @@ impl RuntimeService for Service {
         &self,
         request: Request<CreateContainerRequest>,
     ) -> Answer<CreateContainerResponse> {
-        let container_id = self.0.create_container(request.into_inner()).await?;
+        let runtime = Arc::clone(&self.0);
+        let container_id = whole(async move { runtime.create_container(request.into_inner()).await }).await?;
         ok(CreateContainerResponse { container_id })
     }
 
@@ -204,15 +219,20 @@ impl RuntimeService for Service {
         &self,
         request: Request<StartContainerRequest>,
     ) -> Answer<StartContainerResponse> {
-        self.0.start_container(&request.get_ref().container_id).await?;
+        let runtime = Arc::clone(&self.0);
+        whole(async move { runtime.start_container(&request.get_ref().container_id).await }).await?;
         ok(StartContainerResponse {})
     }
 
     async fn stop_container(&self, request: Request<StopContainerRequest>) -> Answer<StopContainerResponse> {
         let request = request.into_inner();
-        self.0
-            .stop_container(&request.container_id, request.timeout)
-            .await?;
+        let runtime = Arc::clone(&self.0);
+        whole(async move {
+            runtime
+                .stop_container(&request.container_id, request.timeout)
+                .await
+        })
+        .await?;
         ok(StopContainerResponse {})
     }
 
@@ -220,7 +240,8 @@ impl RuntimeService for Service {
         &self,
         request: Request<RemoveContainerRequest>,
     ) -> Answer<RemoveContainerResponse> {
-        self.0.remove_container(&request.get_ref().container_id).await?;
+        let runtime = Arc::clone(&self.0);
+        whole(async move { runtime.remove_container(&request.get_ref().container_id).await }).await?;
         ok(RemoveContainerResponse {})
     }
 
@@ -435,14 +456,18 @@ impl RuntimeService for Service {
         &self,
         _: Request<ListMetricDescriptorsRequest>,
     ) -> Answer<ListMetricDescriptorsResponse> {
-        ok(ListMetricDescriptorsResponse::default())
+        ok(ListMetricDescriptorsResponse {
+            descriptors: super::metrics::descriptors(),
+        })
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         _: Request<ListPodSandboxMetricsRequest>,
     ) -> Answer<ListPodSandboxMetricsResponse> {
-        ok(ListPodSandboxMetricsResponse::default())
+        ok(ListPodSandboxMetricsResponse {
+            pod_metrics: self.0.pod_sandbox_metrics().await?,
+        })
     }
 
     type StreamPodSandboxMetricsStream = Stream<StreamPodSandboxMetricsResponse>;
@@ -450,7 +475,9 @@ impl RuntimeService for Service {
         &self,
         _: Request<StreamPodSandboxMetricsRequest>,
     ) -> Answer<Self::StreamPodSandboxMetricsStream> {
-        ok(futures::stream::empty().boxed())
+        streamed(self.0.pod_sandbox_metrics().await?, |pod_sandbox_metrics| {
+            StreamPodSandboxMetricsResponse { pod_sandbox_metrics }
+        })
     }
 
     async fn runtime_config(&self, _: Request<RuntimeConfigRequest>) -> Answer<RuntimeConfigResponse> {

@@ -146,12 +146,12 @@ fn some(value: u64) -> Option<v1::UInt64Value> {
     Some(v1::UInt64Value { value })
 }
 
-fn number(file: &Path) -> Option<u64> {
+pub fn number(file: &Path) -> Option<u64> {
     fs::read_to_string(file).ok()?.trim().parse().ok()
 }
 
 /// The value of a key in a flat-keyed file.
-fn keyed(text: &str, key: &str) -> Option<u64> {
+pub fn keyed(text: &str, key: &str) -> Option<u64> {
     text.lines()
         .find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
 }
@@ -207,7 +207,7 @@ fn psi(file: &Path) -> Option<v1::PsiStats> {
 }
 
 /// `some avg10=0.00 avg60=0.00 avg300=0.00 total=0`, then the same for `full`.
-fn parse_psi(text: &str) -> Option<v1::PsiStats> {
+pub fn parse_psi(text: &str) -> Option<v1::PsiStats> {
     let row = |kind: &str| {
         let line = text
             .lines()

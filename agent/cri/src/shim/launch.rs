@@ -50,6 +50,7 @@ impl Supervisor {
             ..Default::default()
         };
         self.save(request, &process);
+        self.tell_began(&request.container_id, &process);
         self.answer(id, &failed(message, exit_code));
     }
 
@@ -129,6 +130,7 @@ impl Supervisor {
                 };
                 let process = container.process.clone();
                 self.save(request, &process);
+                self.tell_began(&request.container_id, &process);
                 self.answer(helper.connection, &Reply::Started { process });
                 if let Some(code) = self.early.remove(&pid) {
                     self.exited(&request.container_id, code);

@@ -23,7 +23,7 @@ pub enum Request {
     ReopenLog {
         container_id: String,
     },
-    /// Turns the connection into a stream of exits; earlier ones are in the records.
+    /// Turns the connection into a stream of starts and exits; earlier ones are in the records.
     Subscribe,
     /// Ends the shim; it refuses while a container runs.
     Shutdown,
@@ -84,6 +84,11 @@ pub enum Reply {
     /// The exec's program has ended (the second answer).
     Ended {
         exit_code: i32,
+    },
+    /// For subscribers: a start has succeeded or failed, perhaps one that a server before them ordered.
+    Began {
+        container_id: String,
+        process: ProcessRecord,
     },
     Exited {
         container_id: String,

@@ -413,6 +413,20 @@ impl Supervisor {
         }
     }
 
+    pub(super) fn tell_began(&mut self, container_id: &str, process: &ProcessRecord) {
+        let told = Reply::Began {
+            container_id: container_id.to_owned(),
+            process: process.clone(),
+        };
+        for client in self
+            .clients
+            .values_mut()
+            .filter(|client| matches!(client.role, Role::Subscriber))
+        {
+            client.connection.send_line(&told);
+        }
+    }
+
     pub(super) fn remove_cgroup(&mut self, cgroup: &std::path::Path) {
         match cgroup::remove(cgroup) {
             Ok(true) => {}

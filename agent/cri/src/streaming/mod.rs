@@ -1,5 +1,6 @@
 //! Exec, attach and port-forward as streams: an HTTP server on loopback that only knows one-time addresses.
 
+mod port_channels;
 mod port_forward;
 mod session;
 mod spdy;
@@ -143,7 +144,7 @@ enum Upgrade {
 const CHANNEL_PROTOCOLS: [&str; 2] = ["v5.channel.k8s.io", "v4.channel.k8s.io"];
 const SPDY_CHANNEL_PROTOCOLS: [&str; 1] = ["v4.channel.k8s.io"];
 const PORT_FORWARD_PROTOCOLS: [&str; 1] = ["portforward.k8s.io"];
-const TUNNEL_PROTOCOLS: [&str; 1] = ["SPDY/3.1+portforward.k8s.io"];
+const TUNNEL_PROTOCOLS: [&str; 2] = ["SPDY/3.1+portforward.k8s.io", "v4.channel.k8s.io"];
 
 /// Reads the upgrade out of the headers; the error is what the client is told.
 fn negotiate(headers: &HeaderMap, port_forward: bool) -> Result<Upgrade, String> {
@@ -260,6 +261,11 @@ async fn perform(
     match (work, upgrade) {
         (Work::PortForward(request), Upgrade::Spdy { .. }) => {
             port_forward::serve(&runtime, &request, stream).await
+        }
+        (Work::PortForward(request), Upgrade::WebSocket { protocol, .. })
+            if protocol != TUNNEL_PROTOCOLS[0] =>
+        {
+            port_channels::serve(&runtime, &request, stream).await;
         }
         (Work::PortForward(request), Upgrade::WebSocket { .. }) => {
             port_forward::serve(&runtime, &request, websocket::tunnel(stream).await).await;

@@ -2,15 +2,20 @@
 
 use super::spdy::{self, Stream};
 use crate::server::Runtime;
+use bytes::Bytes;
 use cri_api::v1;
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use nix::sched::{CloneFlags, setns};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::mpsc;
 
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -38,7 +43,7 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Send + 'static>(
         };
         let (netns, sandbox) = (netns.clone(), request.pod_sandbox_id.clone());
         tokio::spawn(async move {
-            if let Err(message) = forward(data, netns).await {
+            if let Err(message) = forward_stream(data, netns).await {
                 error
                     .send(
                         format!(
@@ -54,48 +59,62 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Send + 'static>(
     }
 }
 
-async fn forward(mut data: Stream, netns: Option<PathBuf>) -> Result<(), String> {
-    let port: u16 = data
+async fn forward_stream(mut data: Stream, netns: Option<PathBuf>) -> Result<(), String> {
+    let port = data
         .header("port")
         .parse()
         .map_err(|_| format!("port {:?} is not a number", data.header("port")))?;
+    let incoming = data.take_incoming();
+    let data = Arc::new(data);
+    let outlet = Arc::clone(&data);
+    let send = move |bytes: Bytes| {
+        let outlet = Arc::clone(&outlet);
+        async move { outlet.send(&bytes).await }.boxed()
+    };
+    let ended = forward(port, netns, incoming, send).await;
+    data.finish().await;
+    ended
+}
+
+/// Connects and passes bytes both ways, neither waiting for the other, until the pod's side ends.
+pub async fn forward(
+    port: u16,
+    netns: Option<PathBuf>,
+    mut incoming: mpsc::Receiver<Bytes>,
+    send: impl Fn(Bytes) -> BoxFuture<'static, bool> + Send,
+) -> Result<(), String> {
     let socket = tokio::task::spawn_blocking(move || dial(netns.as_deref(), port))
         .await
         .map_err(|error| error.to_string())?
-        .and_then(TcpStream::from_std);
-    let socket = match socket {
-        Ok(socket) => socket,
-        Err(error) => {
-            data.finish().await;
-            return Err(format!(
-                "failed to connect to localhost:{port} inside the pod's network: {error}"
-            ));
+        .and_then(TcpStream::from_std)
+        .map_err(|error| {
+            format!("failed to connect to localhost:{port} inside the pod's network: {error}")
+        })?;
+    let (mut reader, mut writer) = socket.into_split();
+    let upstream = async {
+        while let Some(bytes) = incoming.recv().await {
+            if writer.write_all(&bytes).await.is_err() {
+                break;
+            }
+        }
+        let _ = writer.shutdown().await;
+        std::future::pending::<()>().await;
+    };
+    let downstream = async {
+        let mut buffer = vec![0u8; 32 * 1024];
+        loop {
+            match reader.read(&mut buffer).await {
+                Ok(0) => return Ok(()),
+                Ok(n) if send(Bytes::copy_from_slice(&buffer[..n])).await => {}
+                Ok(_) => return Ok(()),
+                Err(error) => return Err(error.to_string()),
+            }
         }
     };
-    let (mut reader, mut writer) = socket.into_split();
-    let mut buffer = vec![0u8; 32 * 1024];
-    let mut client_done = false;
-    loop {
-        tokio::select! {
-            bytes = data.receive(), if !client_done => match bytes {
-                Some(bytes) => writer.write_all(&bytes).await.map_err(|error| error.to_string())?,
-                None => {
-                    client_done = true;
-                    let _ = writer.shutdown().await;
-                }
-            },
-            read = reader.read(&mut buffer) => match read {
-                Ok(0) => break,
-                Ok(n) => if !data.send(&buffer[..n]).await { break },
-                Err(error) => {
-                    data.finish().await;
-                    return Err(error.to_string());
-                }
-            },
-        }
+    tokio::select! {
+        ended = downstream => ended,
+        () = upstream => Ok(()),
     }
-    data.finish().await;
-    Ok(())
 }
 
 /// Connects to the pod's loopback, in a thread that has joined its network and ends with it.

@@ -81,6 +81,11 @@ impl Stream {
         self.incoming.recv().await
     }
 
+    /// What the client sends, apart from this stream; nothing more is received through it.
+    pub fn take_incoming(&mut self) -> mpsc::Receiver<Bytes> {
+        std::mem::replace(&mut self.incoming, mpsc::channel(1).1)
+    }
+
     /// `false` when the connection is gone.
     pub async fn send(&self, bytes: &[u8]) -> bool {
         for piece in bytes.chunks(MAX_DATA) {
@@ -103,7 +108,10 @@ impl Stream {
 
 /// Serves a connection in the background; the streams come as the client opens them.
 /// The connection closes when all its streams have been dropped, or, if it `lingers`, when the client says so.
-pub fn accept<S: AsyncRead + AsyncWrite + Send + 'static>(stream: S, lingers: bool) -> mpsc::Receiver<Stream> {
+pub fn accept<S: AsyncRead + AsyncWrite + Send + 'static>(
+    stream: S,
+    lingers: bool,
+) -> mpsc::Receiver<Stream> {
     let (mut reader, mut writer) = tokio::io::split(stream);
     let (opened, streams) = mpsc::channel(QUEUE);
     let (outgoing, mut queue) = mpsc::channel::<Bytes>(QUEUE);

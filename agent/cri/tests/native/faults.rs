@@ -31,7 +31,10 @@ impl Proxy {
                 let Ok(server) = TcpStream::connect(&upstream) else {
                     continue;
                 };
-                let (from, to) = (client.try_clone().expect("clone"), server.try_clone().expect("clone"));
+                let (from, to) = (
+                    client.try_clone().expect("clone"),
+                    server.try_clone().expect("clone"),
+                );
                 let shared = Arc::clone(&theirs);
                 std::thread::spawn(move || forward(from, to, usize::MAX, &shared, true));
                 let shared = Arc::clone(&theirs);
@@ -58,7 +61,12 @@ fn forward(mut from: TcpStream, mut to: TcpStream, limit: usize, shared: &Shared
         }
         passed += n;
         let spend = |left: usize| left.checked_sub(1);
-        if passed > limit && shared.cuts.fetch_update(Ordering::SeqCst, Ordering::SeqCst, spend).is_ok() {
+        if passed > limit
+            && shared
+                .cuts
+                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, spend)
+                .is_ok()
+        {
             break;
         }
     }

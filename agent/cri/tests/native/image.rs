@@ -126,7 +126,8 @@ impl Image {
                 Dialect::Oci => format!("application/vnd.oci.image.layer.v1.tar{suffix}"),
                 Dialect::Docker => "application/vnd.docker.image.rootfs.diff.tar.gzip".into(),
             };
-            descriptors.push(json!({"mediaType": media_type, "digest": named(&packed), "size": packed.len()}));
+            descriptors
+                .push(json!({"mediaType": media_type, "digest": named(&packed), "size": packed.len()}));
             blobs.push(packed);
         }
         let config = json!({
@@ -146,7 +147,11 @@ impl Image {
         .to_string()
         .into_bytes();
         blobs.push(config);
-        Self { blobs, manifest, dialect }
+        Self {
+            blobs,
+            manifest,
+            dialect,
+        }
     }
 
     pub fn id(&self) -> String {
@@ -168,7 +173,11 @@ pub fn manifest_type(dialect: Dialect) -> &'static str {
 /// The image that most cases run.
 pub fn busybox() -> Image {
     let config = json!({"Env": ["FROM_IMAGE=yes"], "Cmd": ["/bin/sh"], "WorkingDir": "/made/by/runtime"});
-    Image::new(&layers().map(|layer| (layer, Packing::Gzip)), &config, Dialect::Oci)
+    Image::new(
+        &layers().map(|layer| (layer, Packing::Gzip)),
+        &config,
+        Dialect::Oci,
+    )
 }
 
 /// Writes the image as an OCI archive named `name`.

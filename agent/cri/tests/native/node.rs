@@ -167,6 +167,19 @@ impl Node {
         )
     }
 
+    /// As a reboot would.
+    pub async fn drop_cgroups(&self) {
+        let parent = format!("/sys/fs/cgroup{}", self.cgroup_parent());
+        self.until("the dead have left their cgroups", async || {
+            for entry in std::fs::read_dir(&parent).into_iter().flatten().flatten() {
+                let _ = std::fs::remove_dir(entry.path());
+            }
+            let _ = std::fs::remove_dir(&parent);
+            (!Path::new(&parent).exists()).then_some(())
+        })
+        .await;
+    }
+
     pub fn sandbox_config(&self, pid: NamespaceMode) -> PodSandboxConfig {
         PodSandboxConfig {
             metadata: Some(PodSandboxMetadata {
@@ -404,6 +417,22 @@ fn processes() -> Vec<i32> {
         .collect()
 }
 
+/// The processes that run this program in one of its roles.
+pub fn processes_named(role: &str) -> Vec<i32> {
+    let mut found = processes();
+    found.retain(|pid| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.split(|byte| *byte == 0).nth(1) == Some(role.as_bytes())
+    });
+    found
+}
+
+pub fn kill(pid: i32) {
+    if let Some(pid) = rustix::process::Pid::from_raw(pid) {
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    }
+}
+
 /// What the kubelet would remove with the pod, and the shims' empty cgroup.
 fn remove_cgroups(parent: &str) {
     for folder in [parent, "/sys/fs/cgroup/ironlet-shims"] {
@@ -414,9 +443,7 @@ fn remove_cgroups(parent: &str) {
 /// So that one failure does not look like many.
 pub fn clean_up_after_failure(folder: &Path) {
     for pid in processes() {
-        if let Some(pid) = rustix::process::Pid::from_raw(pid) {
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-        }
+        kill(pid);
     }
     while !processes().is_empty() {
         reap();

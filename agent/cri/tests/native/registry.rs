@@ -20,9 +20,17 @@ pub fn provide() {
     let program = if installed.exists() { installed } else { cached };
     if !program.exists() {
         std::fs::create_dir_all(&cache).expect("cache");
-        let script = "apt-get download docker-registry && dpkg -x docker-registry_*.deb . && rm docker-registry_*.deb";
-        let got = Command::new("sh").args(["-c", script]).current_dir(&cache).stdout(Stdio::null()).status();
-        assert!(got.expect("sh").success(), "docker-registry: neither installed nor to be had with apt-get");
+        let script =
+            "apt-get download docker-registry && dpkg -x docker-registry_*.deb . && rm docker-registry_*.deb";
+        let got = Command::new("sh")
+            .args(["-c", script])
+            .current_dir(&cache)
+            .stdout(Stdio::null())
+            .status();
+        assert!(
+            got.expect("sh").success(),
+            "docker-registry: neither installed nor to be had with apt-get"
+        );
     }
 
     PROGRAM_PATH.set(program).expect("called once");
@@ -90,7 +98,9 @@ impl Registry {
     pub fn push_blob(&self, repository: &str, blob: &[u8]) {
         let begun = self.request("POST", &format!("/v2/{repository}/blobs/uploads/"), "", &[]);
         let location = header(&begun, "location");
-        let path = location.split_once(&self.address).map_or(location.as_str(), |(_, path)| path);
+        let path = location
+            .split_once(&self.address)
+            .map_or(location.as_str(), |(_, path)| path);
         let joint = if path.contains('?') { '&' } else { '?' };
         let put = format!("{path}{joint}digest={}", named(blob).replace(':', "%3A"));
         let done = self.request("PUT", &put, "application/octet-stream", blob);

@@ -68,7 +68,11 @@ fn serve(stream: TcpStream, signer: &Signer) {
         .expect("scope");
     let repository = scope.split("%3A").next().expect("repository").replace("%2F", "/");
     let token = signer.token(&repository, allowed);
-    answer(reader.into_inner(), "200 OK", &json!({"token": token}).to_string());
+    answer(
+        reader.into_inner(),
+        "200 OK",
+        &json!({"token": token}).to_string(),
+    );
 }
 
 fn answer(mut stream: TcpStream, status: &str, body: &str) {

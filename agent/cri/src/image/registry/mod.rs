@@ -201,24 +201,39 @@ impl Registry {
             missing: matches!(error, ImageError::Registry(RegistryError::NotFound)),
             source: Box::new(error),
         };
-        let (named, first) = manifest_of(session, reference.wanted()).await.map_err(unresolved)?;
+        let (named, first) = manifest_of(session, reference.wanted())
+            .await
+            .map_err(unresolved)?;
         let manifest = choose_manifest(session, &named, first).await?;
         let config = self.blob(session, &manifest.config, folder).await?;
-        let bytes = tokio::fs::read(&config.path).await.map_err(|source| ImageError::Io {
-            path: config.path.clone(),
-            source,
-        })?;
+        let bytes = tokio::fs::read(&config.path)
+            .await
+            .map_err(|source| ImageError::Io {
+                path: config.path.clone(),
+                source,
+            })?;
         let configuration: Configuration = manifest::parse("image configuration", &bytes)?;
         let missing: BTreeMap<&str, &Descriptor> = manifest
             .layers
             .iter()
             .enumerate()
-            .filter(|(index, _)| !configuration.rootfs.diff_ids.get(*index).is_some_and(|id| have(id)))
+            .filter(|(index, _)| {
+                !configuration
+                    .rootfs
+                    .diff_ids
+                    .get(*index)
+                    .is_some_and(|id| have(id))
+            })
             .map(|(_, layer)| (layer.digest.as_str(), layer))
             .collect();
         let downloads: Vec<_> = missing
             .into_values()
-            .map(|layer| async move { Ok::<_, ImageError>((layer.digest.clone(), self.blob(session, layer, folder).await?)) }.boxed())
+            .map(|layer| {
+                async move {
+                    Ok::<_, ImageError>((layer.digest.clone(), self.blob(session, layer, folder).await?))
+                }
+                .boxed()
+            })
             .collect();
         let mut slots: BTreeMap<String, Arc<Slot>> = futures::stream::iter(downloads)
             .buffer_unordered(PARALLEL_BLOBS)

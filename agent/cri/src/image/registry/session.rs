@@ -32,7 +32,10 @@ fn passing(error: &RegistryError) -> bool {
         RegistryError::Request { .. } | RegistryError::Silent(_) => true,
         RegistryError::Status { status, .. } => {
             status.is_server_error()
-                || matches!(*status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT)
+                || matches!(
+                    *status,
+                    StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT
+                )
         }
         _ => false,
     }
@@ -58,11 +61,19 @@ impl Session {
     }
 
     fn url(&self, path: &str) -> String {
-        format!("{}/v2/{}/{path}{}", self.endpoint.base, self.repository, self.endpoint.query)
+        format!(
+            "{}/v2/{}/{path}{}",
+            self.endpoint.base, self.repository, self.endpoint.query
+        )
     }
 
     /// A successful answer, from byte `offset` on when the registry can; after retries.
-    pub async fn get(&self, path: &str, accept: &str, offset: u64) -> Result<Response<Incoming>, RegistryError> {
+    pub async fn get(
+        &self,
+        path: &str,
+        accept: &str,
+        offset: u64,
+    ) -> Result<Response<Incoming>, RegistryError> {
         let mut attempt = 0;
         loop {
             match self.get_once(path, accept, offset).await {
@@ -171,9 +182,11 @@ impl Session {
                 .credentials
                 .basic()
                 .ok_or_else(|| RegistryError::Denied("no basic auth credentials".into())),
-            Some(Challenge::Bearer { realm, service, scope }) => {
-                self.token(&realm, service.as_deref(), scope.as_deref()).await
-            }
+            Some(Challenge::Bearer {
+                realm,
+                service,
+                scope,
+            }) => self.token(&realm, service.as_deref(), scope.as_deref()).await,
             None => Err(RegistryError::Challenge(header.to_owned())),
         }
     }
@@ -210,11 +223,18 @@ impl Session {
             source,
         };
         if status != StatusCode::OK {
-            return Err(RegistryError::Token { method, url: address, status });
+            return Err(RegistryError::Token {
+                method,
+                url: address,
+                status,
+            });
         }
         let body = body.map_err(&failed)?.to_bytes();
         let token: Token = serde_json::from_slice(&body).map_err(|error| failed(error.into()))?;
-        let token = token.token.or(token.access_token).filter(|token| !token.is_empty());
+        let token = token
+            .token
+            .or(token.access_token)
+            .filter(|token| !token.is_empty());
         token
             .map(|token| format!("Bearer {token}"))
             .ok_or_else(|| RegistryError::Denied("the token server gives no token".into()))

@@ -292,7 +292,11 @@ pub async fn volumes_and_pod_files_are_mounted(node: &mut Node) {
     let script = "cat /a/b/file /image/shown /etc/resolv.conf /etc/hostname; echo x > /w/new; echo x > /a/b/new; echo x > /dev/shm/y && echo shm";
     let mut config = node.script("c", script);
     config.mounts = vec![mount("/a/b", true), mount("/w", false), image];
-    let (_, text) = node.output(&sandbox, config).await;
+    let id = node.run(&sandbox, config).await;
+    let mounts = node.wait(&id).await.mounts;
+    let image_ref = &mounts[2].image.as_ref().unwrap().image_ref;
+    assert!(image_ref.starts_with("sha256:"), "{image_ref}");
+    let text = node.lines("c").join("\n");
     assert!(
         text.starts_with("from the host\nnew\nnameserver 10.96.0.10\npod-name\n"),
         "{text}"
@@ -302,12 +306,22 @@ pub async fn volumes_and_pod_files_are_mounted(node: &mut Node) {
         "{text}"
     );
     assert_eq!(std::fs::read_to_string(volume.join("new")).unwrap(), "x\n");
-    let mut bad = node.script("d", "true");
-    bad.mounts = vec![mount("relative", false)];
-    assert_eq!(
-        node.create(&sandbox, bad).await.unwrap_err().code(),
-        Code::InvalidArgument
-    );
+    let writable_image = Mount {
+        container_path: "/image".into(),
+        image: Some(ImageSpec {
+            image: IMAGE.into(),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    for mounts in [vec![mount("relative", false)], vec![writable_image]] {
+        let mut bad = node.script("d", "true");
+        bad.mounts = mounts;
+        assert_eq!(
+            node.create(&sandbox, bad).await.unwrap_err().code(),
+            Code::InvalidArgument
+        );
+    }
 }
 
 pub async fn events_statistics_and_rotation(node: &mut Node) {
@@ -348,6 +362,41 @@ pub async fn events_statistics_and_rotation(node: &mut Node) {
         .into_inner()
         .stats;
     assert_eq!(pods[0].linux.as_ref().unwrap().containers.len(), 1);
+    let families = node
+        .runtime()
+        .list_metric_descriptors(ListMetricDescriptorsRequest {})
+        .await
+        .unwrap();
+    let families = families.into_inner().descriptors;
+    let metrics = node
+        .runtime()
+        .list_pod_sandbox_metrics(ListPodSandboxMetricsRequest {})
+        .await
+        .unwrap();
+    let pod = metrics.into_inner().pod_metrics.remove(0);
+    assert_eq!(pod.pod_sandbox_id, sandbox);
+    for metric in &pod.container_metrics[0].metrics {
+        let family = families
+            .iter()
+            .find(|family| family.name == metric.name)
+            .expect(&metric.name);
+        assert_eq!(
+            family.label_keys.len(),
+            metric.label_values.len(),
+            "{}",
+            metric.name
+        );
+        assert_eq!(metric.label_values[1], id);
+    }
+    let value = |name: &str| {
+        let found = pod.container_metrics[0]
+            .metrics
+            .iter()
+            .find(|metric| metric.name == name);
+        found.expect(name).value.unwrap().value
+    };
+    assert!(value("container_processes") >= 1 && value("container_file_descriptors") >= 3);
+    assert!(value("container_fs_usage_bytes") > 0 && value("container_start_time_seconds") > 1_600_000_000);
     let rotated = node.logs_folder().join("c.log.1");
     std::fs::rename(node.logs_folder().join("c.log"), &rotated).unwrap();
     node.runtime()

@@ -1,6 +1,7 @@
 //! What the runtime promises, one case each.
 
 mod containers;
+mod crashes;
 mod images;
 mod pull;
 mod sandboxes;
@@ -25,6 +26,7 @@ cases!(
     security: containers_are_confined, a_pod_can_share_its_processes, users_and_groups_follow_the_image;
     streams: exec_streams_over_websocket, exec_streams_over_spdy, attach_reaches_the_terminal_and_the_input, ports_are_forwarded;
     sandboxes: sandboxes_tell_their_state;
+    crashes: crashes_leave_nothing, a_reboot_ends_what_ran;
     pull: images_of_every_shape_are_pulled, registries_are_shown_credentials, registries_are_trusted_by_their_authority,
         broken_pulls_are_taken_up_or_leave_nothing, a_full_disk_refuses_a_pull_and_nothing_else;
 );

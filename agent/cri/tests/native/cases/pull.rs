@@ -35,7 +35,12 @@ async fn found(node: &Node, name: &str) -> Option<Listed> {
         image: spec(name),
         verbose: false,
     };
-    node.images().image_status(request).await.unwrap().into_inner().image
+    node.images()
+        .image_status(request)
+        .await
+        .unwrap()
+        .into_inner()
+        .image
 }
 
 type Listed = cri_api::v1::Image;
@@ -71,7 +76,10 @@ fn big(megabytes: usize) -> Image {
 }
 
 fn nothing_half_made(node: &Node) {
-    let left: Vec<_> = std::fs::read_dir(node.folder.join("root/tmp")).unwrap().flatten().collect();
+    let left: Vec<_> = std::fs::read_dir(node.folder.join("root/tmp"))
+        .unwrap()
+        .flatten()
+        .collect();
     assert!(left.is_empty(), "{left:?}");
 }
 
@@ -90,7 +98,8 @@ fn tricky_layers() -> [(Vec<u8>, Packing); 3] {
         entry(tar, EntryType::Regular, "etc/first", "", 0o644, b"linked\n");
         entry(tar, EntryType::Link, "etc/second", "etc/first", 0o644, b"");
         entry(tar, EntryType::Symlink, "escape", "../../../../tmp", 0o777, b"");
-        tar.append_pax_extensions([("SCHILY.xattr.user.colour", &b"blue"[..])]).unwrap();
+        tar.append_pax_extensions([("SCHILY.xattr.user.colour", &b"blue"[..])])
+            .unwrap();
         entry(tar, EntryType::Regular, "etc/marked", "", 0o4755, b"marked\n");
     });
     let top = layer(|tar| {
@@ -102,7 +111,11 @@ fn tricky_layers() -> [(Vec<u8>, Packing); 3] {
         // Through the link of the layer below: inside, /tmp is meant.
         entry(tar, EntryType::Regular, "tmp/landed", "", 0o644, b"inside\n");
     });
-    [(base, Packing::Gzip), (middle, Packing::Zstd), (top, Packing::Gzip)]
+    [
+        (base, Packing::Gzip),
+        (middle, Packing::Zstd),
+        (top, Packing::Gzip),
+    ]
 }
 
 pub async fn images_of_every_shape_are_pulled(node: &mut Node) {
@@ -115,8 +128,14 @@ pub async fn images_of_every_shape_are_pulled(node: &mut Node) {
     assert_eq!(pull(node, &name, None).await.unwrap(), tricky.id());
     let status = found(node, &name).await.unwrap();
     let by_digest = format!("{host}/team/tricky@{}", tricky.digest());
-    assert_eq!((&status.repo_tags[..], &status.repo_digests[..]), (&[name.clone()][..], &[by_digest.clone()][..]));
-    assert_eq!((status.username.as_str(), status.uid, status.pinned), ("app", None, false));
+    assert_eq!(
+        (&status.repo_tags[..], &status.repo_digests[..]),
+        (&[name.clone()][..], &[by_digest.clone()][..])
+    );
+    assert_eq!(
+        (status.username.as_str(), status.uid, status.pinned),
+        ("app", None, false)
+    );
     for known_as in [&by_digest, &tricky.id(), &tricky.id()[7..], &tricky.id()[7..20]] {
         assert_eq!(found(node, known_as).await.expect(known_as).id, tricky.id());
     }
@@ -155,11 +174,17 @@ pub async fn images_of_every_shape_are_pulled(node: &mut Node) {
     ]})
     .to_string();
     registry.push_manifest("list", "latest", list.as_bytes(), list_type);
-    assert_eq!(pull(node, &format!("{host}/list"), None).await.unwrap(), docker.id());
+    assert_eq!(
+        pull(node, &format!("{host}/list"), None).await.unwrap(),
+        docker.id()
+    );
     let status = found(node, &format!("{host}/list:latest")).await.unwrap();
     assert_eq!(status.uid.unwrap().value, 7);
     // An image is known by the digest of what its name stands for.
-    assert_eq!(status.repo_digests, [format!("{host}/list@{}", named(list.as_bytes()))]);
+    assert_eq!(
+        status.repo_digests,
+        [format!("{host}/list@{}", named(list.as_bytes()))]
+    );
     let both = format!("{host}/list:latest@{}", oci.digest());
     assert_eq!(pull(node, &both, None).await.unwrap(), oci.id());
     let status = found(node, &both).await.unwrap();
@@ -169,17 +194,25 @@ pub async fn images_of_every_shape_are_pulled(node: &mut Node) {
     ]})
     .to_string();
     registry.push_manifest("list", "foreign", foreign.as_bytes(), list_type);
-    let error = pull(node, &format!("{host}/list:foreign"), None).await.unwrap_err();
+    let error = pull(node, &format!("{host}/list:foreign"), None)
+        .await
+        .unwrap_err();
     assert!(error.message().contains("no match for platform"), "{error}");
     // Three names of one image, and a tag that moves.
     registry.push("list", "moving", &docker);
     registry.push("other/name", "x", &docker);
     for name in ["list:moving", "other/name:x"] {
-        assert_eq!(pull(node, &format!("{host}/{name}"), None).await.unwrap(), docker.id());
+        assert_eq!(
+            pull(node, &format!("{host}/{name}"), None).await.unwrap(),
+            docker.id()
+        );
     }
     assert_eq!(found(node, &docker.id()).await.unwrap().repo_tags.len(), 3);
     registry.push("list", "moving", &oci);
-    assert_eq!(pull(node, &format!("{host}/list:moving"), None).await.unwrap(), oci.id());
+    assert_eq!(
+        pull(node, &format!("{host}/list:moving"), None).await.unwrap(),
+        oci.id()
+    );
     assert_eq!(found(node, &docker.id()).await.unwrap().repo_tags.len(), 2);
     let missing = format!("{host}/list:none");
     let error = pull(node, &missing, None).await.unwrap_err();
@@ -191,8 +224,14 @@ pub async fn images_of_every_shape_are_pulled(node: &mut Node) {
         )
     );
     let error = pull(node, "localhost:1/x", None).await.unwrap_err();
-    assert!(error.message().contains("failed to do request: GET") && error.message().contains("refused"), "{error}");
-    assert_eq!(pull(node, "UPPER", None).await.unwrap_err().code(), Code::InvalidArgument);
+    assert!(
+        error.message().contains("failed to do request: GET") && error.message().contains("refused"),
+        "{error}"
+    );
+    assert_eq!(
+        pull(node, "UPPER", None).await.unwrap_err().code(),
+        Code::InvalidArgument
+    );
     // What a container stands on stays while it does; the rest goes with its image.
     remove(node, &tricky.id()).await;
     remove(node, &tricky.id()).await;
@@ -200,7 +239,11 @@ pub async fn images_of_every_shape_are_pulled(node: &mut Node) {
     for id in [docker.id(), oci.id()] {
         remove(node, &id).await;
     }
-    assert_eq!(layers_on_disk(node), 2 + 2, "the container's and busybox's, one of them shared");
+    assert_eq!(
+        layers_on_disk(node),
+        2 + 2,
+        "the container's and busybox's, one of them shared"
+    );
     nothing_half_made(node);
 }
 
@@ -218,7 +261,10 @@ pub async fn registries_are_shown_credentials(node: &mut Node) {
     open.push("private", "1", &image);
     let passwords = node.folder.join("htpasswd");
     std::fs::write(&passwords, PASSWORDS).unwrap();
-    let basic = format!("auth:\n  htpasswd:\n    realm: r\n    path: {}\n", passwords.display());
+    let basic = format!(
+        "auth:\n  htpasswd:\n    realm: r\n    path: {}\n",
+        passwords.display()
+    );
     let basic = Registry::start(&node.folder, &basic, None);
     let bundle = node.folder.join("bundle.pem");
     let realm = token_server::start(&bundle);
@@ -228,9 +274,14 @@ pub async fn registries_are_shown_credentials(node: &mut Node) {
         bundle.display()
     );
     let token = Registry::start(&node.folder, &token, None);
-    let denied = "pull access denied, repository does not exist or may require authorization: authorization failed: ";
+    let denied =
+        "pull access denied, repository does not exist or may require authorization: authorization failed: ";
     for (registry, nobody, wrong) in [
-        (&basic, format!("{denied}no basic auth credentials"), denied.to_owned()),
+        (
+            &basic,
+            format!("{denied}no basic auth credentials"),
+            denied.to_owned(),
+        ),
         (
             &token,
             denied.to_owned(),
@@ -245,7 +296,10 @@ pub async fn registries_are_shown_credentials(node: &mut Node) {
                 "failed to pull and unpack image {name:?}: failed to resolve reference {name:?}: "
             )));
         }
-        assert_eq!(pull(node, &name, auth("user", "secret")).await.unwrap(), image.id());
+        assert_eq!(
+            pull(node, &name, auth("user", "secret")).await.unwrap(),
+            image.id()
+        );
         remove(node, &image.id()).await;
     }
     let name = format!("{}/private:1", token.address);
@@ -256,7 +310,10 @@ pub async fn registries_are_shown_credentials(node: &mut Node) {
         })
     };
     let error = pull(node, &name, refresh("bad")).await.unwrap_err();
-    assert!(error.message().contains("unexpected status from POST request"), "{error}");
+    assert!(
+        error.message().contains("unexpected status from POST request"),
+        "{error}"
+    );
     assert_eq!(pull(node, &name, refresh("good")).await.unwrap(), image.id());
     nothing_half_made(node);
 }
@@ -271,7 +328,10 @@ fn certificates(folder: &Path) -> [std::path::PathBuf; 3] {
     let leaf = rcgen::CertificateParams::new(vec!["localhost".into()]).unwrap();
     let certificate = leaf.signed_by(&key, &issuer).unwrap();
     let paths = ["ca.pem", "cert.pem", "key.pem"].map(|name| folder.join(name));
-    for (path, text) in paths.iter().zip([root.pem(), certificate.pem(), key.serialize_pem()]) {
+    for (path, text) in paths
+        .iter()
+        .zip([root.pem(), certificate.pem(), key.serialize_pem()])
+    {
         std::fs::write(path, text).unwrap();
     }
     paths
@@ -287,7 +347,10 @@ pub async fn registries_are_trusted_by_their_authority(node: &mut Node) {
     node.restart().await;
     // The registry itself cannot be reached from here: what is told is told of it.
     let error = pull(node, "app", None).await.unwrap_err();
-    assert!(error.message().contains("docker.io/library/app:latest"), "{error}");
+    assert!(
+        error.message().contains("docker.io/library/app:latest"),
+        "{error}"
+    );
     node.trusted = Some(authority);
     node.restart().await;
     assert_eq!(pull(node, "app", None).await.unwrap(), image.id());
@@ -324,7 +387,10 @@ pub async fn broken_pulls_are_taken_up_or_leave_nothing(node: &mut Node) {
         pull(node, "mirror.test/big:1", None),
         pull(node, "mirror.test/big:2", None)
     );
-    assert_eq!([first.unwrap(), second.unwrap(), third.unwrap()], [image.id(), image.id(), other.id()]);
+    assert_eq!(
+        [first.unwrap(), second.unwrap(), third.unwrap()],
+        [image.id(), image.id(), other.id()]
+    );
     assert_eq!(proxy.asked().matches(&format!("blobs/{layer}")).count(), 1);
     for id in [image.id(), other.id()] {
         remove(node, &id).await;
@@ -345,9 +411,10 @@ pub async fn broken_pulls_are_taken_up_or_leave_nothing(node: &mut Node) {
     remove(node, &image.id()).await;
     // A registry that serves other bytes than were pushed.
     let hex = &layer[7..];
-    let stored = node
-        .folder
-        .join(format!("registry/docker/registry/v2/blobs/sha256/{}/{hex}/data", &hex[..2]));
+    let stored = node.folder.join(format!(
+        "registry/docker/registry/v2/blobs/sha256/{}/{hex}/data",
+        &hex[..2]
+    ));
     let mut bytes = std::fs::read(&stored).unwrap();
     bytes[2 << 20] ^= 1;
     std::fs::write(&stored, bytes).unwrap();
@@ -369,18 +436,26 @@ pub async fn a_full_disk_refuses_a_pull_and_nothing_else(node: &mut Node) {
     node.kill_server();
     let root = node.folder.join("root");
     let mount = |args: &[&str]| {
-        let status = std::process::Command::new(args[0]).args(&args[1..]).arg(&root).status().unwrap();
+        let status = std::process::Command::new(args[0])
+            .args(&args[1..])
+            .arg(&root)
+            .status()
+            .unwrap();
         assert!(status.success(), "{args:?}");
     };
     mount(&["mount", "-t", "tmpfs", "-o", "size=10m", "tmpfs"]);
     node.start().await;
     let before = layers_on_disk(node);
-    let error = pull(node, &format!("{}/huge:1", registry.address), None).await.unwrap_err();
+    let error = pull(node, &format!("{}/huge:1", registry.address), None)
+        .await
+        .unwrap_err();
     assert!(error.message().contains("No space left on device"), "{error}");
     nothing_half_made(node);
     assert_eq!(layers_on_disk(node), before);
     assert_eq!(
-        pull(node, &format!("{}/small:1", registry.address), None).await.unwrap(),
+        pull(node, &format!("{}/small:1", registry.address), None)
+            .await
+            .unwrap(),
         small.id()
     );
     node.kill_server();

@@ -1,8 +1,8 @@
 //! Pod sandboxes and the runtime's own state.
 
+use super::security_of as security;
 use crate::node::Node;
 use cri_api::v1::*;
-use super::security_of as security;
 use tonic::Code;
 
 pub async fn sandboxes_tell_their_state(node: &mut Node) {

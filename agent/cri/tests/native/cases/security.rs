@@ -1,8 +1,8 @@
 //! What bounds a container: capabilities, filters, users, shared namespaces.
 
+use super::security_of as security;
 use crate::node::Node;
 use cri_api::v1::{self, *};
-use super::security_of as security;
 
 pub async fn containers_are_confined(node: &mut Node) {
     let sandbox = node.sandbox().await;

@@ -3,6 +3,8 @@
 use crate::node::Node;
 use crate::{spdy_client, stream_client};
 use cri_api::v1::*;
+use futures::StreamExt;
+use tokio_tungstenite::tungstenite::Message;
 
 pub async fn exec_streams_over_websocket(node: &mut Node) {
     let sandbox = node.sandbox().await;
@@ -167,6 +169,34 @@ pub async fn ports_are_forwarded(node: &mut Node) {
             .await;
         assert_eq!(text, b"hello from the pod\n");
     }
+    // Two channels a port over a plain WebSocket.
+    let answer = node
+        .until("the pod answers", async || {
+            let url = node
+                .runtime()
+                .port_forward(request.clone())
+                .await
+                .unwrap()
+                .into_inner()
+                .url;
+            let mut socket = stream_client::connect(&url, "v4.channel.k8s.io").await.unwrap();
+            let (mut data, mut errors) = (Vec::new(), Vec::new());
+            while let Some(Ok(message)) = socket.next().await {
+                match message {
+                    Message::Binary(bytes) if bytes[0] == 0 => data.extend_from_slice(&bytes[1..]),
+                    Message::Binary(bytes) => errors.extend_from_slice(&bytes[1..]),
+                    _ => break,
+                }
+            }
+            assert_eq!(
+                (&data[..2], &errors[..2]),
+                (&8080u16.to_le_bytes()[..], &8080u16.to_le_bytes()[..])
+            );
+            (data.len() > 2).then_some(data)
+        })
+        .await;
+    assert_eq!(&answer[2..], b"hello from the pod\n");
+    // A connection carries one forwarded connection after the other, failures between them.
     let url = node
         .runtime()
         .port_forward(request)
@@ -174,16 +204,40 @@ pub async fn ports_are_forwarded(node: &mut Node) {
         .unwrap()
         .into_inner()
         .url;
-    let mut client = spdy_client::open(&url, "portforward.k8s.io").await;
-    client
-        .open_stream(1, &[("streamtype", "error"), ("port", "9"), ("requestid", "0")])
-        .await;
-    client
-        .open_stream(3, &[("streamtype", "data"), ("port", "9"), ("requestid", "0")])
-        .await;
-    let error = String::from_utf8(client.read_to_end(1).await).unwrap();
-    assert!(
-        error.contains("error forwarding port 9") && error.contains("refused"),
-        "{error}"
-    );
+    let mut lasting = spdy_client::open(&url, "portforward.k8s.io").await;
+    let mut stream = 1;
+    for port in ["9", "8080", "9", "8080"] {
+        let mut got;
+        loop {
+            let id = (stream / 4).to_string();
+            let headers = |kind| {
+                [("streamtype", kind), ("port", port), ("requestid", &id)]
+                    .map(|(n, v): (&str, &str)| (n.to_owned(), v.to_owned()))
+            };
+            for (offset, kind) in [(0, "error"), (2, "data")] {
+                let headers = headers(kind);
+                let borrowed: Vec<(&str, &str)> =
+                    headers.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
+                lasting.open_stream(stream + offset, &borrowed).await;
+            }
+            got = (
+                lasting.read_to_end(stream + 2).await,
+                lasting.read_to_end(stream).await,
+            );
+            stream += 4;
+            // Refused while the server turns to its next client.
+            if port == "9" || !got.0.is_empty() {
+                break;
+            }
+        }
+        if port == "9" {
+            let error = String::from_utf8(got.1).unwrap();
+            assert!(
+                error.contains("error forwarding port 9") && error.contains("refused"),
+                "{error}"
+            );
+        } else {
+            assert_eq!(got.0, b"hello from the pod\n");
+        }
+    }
 }
