@@ -57,7 +57,7 @@ impl WebhookClient {
                 path: format!("/{}", text(service, "/path").trim_start_matches('/')),
             },
             None => match text(config, "/url").parse::<Uri>() {
-                Ok(url) if url.host().is_some() => Place::Url(url),
+                Ok(url) if url.scheme_str() == Some("https") && url.host().is_some() => Place::Url(url),
                 _ => Place::Bad(format!("unparsable webhook URL {:?}", text(config, "/url"))),
             },
         };

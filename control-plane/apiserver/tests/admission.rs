@@ -431,3 +431,131 @@ async fn mutating_policies_change() {
         "{managers:?}"
     );
 }
+
+/// `host:port` in one field as v1 has it, in two as v2 has it.
+fn convert(review: &Value) -> Value {
+    let wanted = review["request"]["desiredAPIVersion"].as_str().unwrap();
+    let objects = review["request"]["objects"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|object| {
+            let mut object = object.clone();
+            let fields = object.as_object_mut().unwrap();
+            if wanted == "example.com/v2" {
+                let both = fields.remove("hostPort").unwrap();
+                let (host, port) = both.as_str().unwrap().split_once(':').unwrap();
+                fields.insert("host".into(), json!(host));
+                fields.insert("port".into(), json!(port));
+            } else {
+                let (host, port) = (fields.remove("host").unwrap(), fields.remove("port").unwrap());
+                fields.insert(
+                    "hostPort".into(),
+                    json!(format!("{}:{}", host.as_str().unwrap(), port.as_str().unwrap())),
+                );
+            }
+            object["apiVersion"] = json!(wanted);
+            object
+        });
+    let objects: Vec<Value> = objects.collect();
+    json!({"kind": "ConversionReview", "apiVersion": "apiextensions.k8s.io/v1",
+        "response": {"uid": review["request"]["uid"], "result": {"status": "Success"}, "convertedObjects": objects}})
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn versions_are_converted_by_a_webhook() {
+    let (server, _directory) = server().await;
+    let admin = server.admin();
+    let webhook = Webhook::start(|_, review| Some(convert(review))).await;
+    let version = |name: &str, stored: bool, fields: &[&str]| {
+        let properties: serde_json::Map<String, Value> = fields
+            .iter()
+            .map(|field| ((*field).to_owned(), json!({"type": "string"})))
+            .collect();
+        json!({"name": name, "served": true, "storage": stored, "schema": {"openAPIV3Schema": {"type": "object", "properties": properties}}})
+    };
+    let versions = |first_stored: bool| {
+        json!([
+            version("v1", first_stored, &["hostPort"]),
+            version("v2", !first_stored, &["host", "port"])
+        ])
+    };
+    let definitions = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+    let definition = json!({"metadata": {"name": "places.example.com"}, "spec": {"group": "example.com", "scope": "Namespaced",
+        "names": {"plural": "places", "kind": "Place"}, "versions": versions(true),
+        "conversion": {"strategy": "Webhook", "webhook": {"clientConfig": webhook.by_url("/convert"), "conversionReviewVersions": ["v1"]}}}});
+    let (code, answer) = admin.post(definitions, definition).await;
+    assert_eq!(code, 201, "{answer}");
+    let path = |version: &str| format!("/apis/example.com/{version}/namespaces/default/places");
+    let one = json!({"apiVersion": "example.com/v1", "kind": "Place", "metadata": {"name": "one"}, "hostPort": "localhost:80"});
+    eventually("the definition is served", async || {
+        admin.post(&path("v1"), one.clone()).await.0 == 201
+    })
+    .await;
+    let (_, seen) = admin.get(&format!("{}/one", path("v2"))).await;
+    assert_eq!(
+        (&seen["host"], &seen["port"], &seen["hostPort"]),
+        (&json!("localhost"), &json!("80"), &Value::Null),
+        "{seen}"
+    );
+
+    // From now on the other version is stored.
+    let change = json!({"spec": {"versions": versions(false)}});
+    assert_eq!(
+        admin
+            .patch(
+                &format!("{definitions}/places.example.com"),
+                "merge-patch+json",
+                change
+            )
+            .await
+            .0,
+        200
+    );
+    let two = json!({"apiVersion": "example.com/v2", "kind": "Place", "metadata": {"name": "two"}, "host": "h", "port": "1"});
+    assert_eq!(admin.post(&path("v2"), two).await.0, 201);
+    let three = json!({"apiVersion": "example.com/v1", "kind": "Place", "metadata": {"name": "three"}, "hostPort": "i:2"});
+    eventually("the other version is stored", async || {
+        admin
+            .post(&format!("{}?dryRun=All", path("v1")), three.clone())
+            .await
+            .0
+            == 201
+    })
+    .await;
+    let listed = async |version: &str, field: &str| -> Vec<Value> {
+        let (_, list) = admin.get(&path(version)).await;
+        list["items"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|item| item[field].clone())
+            .collect()
+    };
+    assert_eq!(
+        listed("v1", "hostPort").await,
+        [json!("localhost:80"), json!("h:1")]
+    );
+    assert_eq!(listed("v2", "host").await, [json!("localhost"), json!("h")]);
+
+    // A change through either version moves what is stored.
+    let (code, changed) = admin
+        .patch(
+            &format!("{}/one", path("v1")),
+            "merge-patch+json",
+            json!({"hostPort": "there:81"}),
+        )
+        .await;
+    assert_eq!(
+        (code, &changed["hostPort"]),
+        (200, &json!("there:81")),
+        "{changed}"
+    );
+    assert_eq!(admin.get(&format!("{}/one", path("v2"))).await.1["host"], "there");
+    let mut watch = admin.watch(&format!("{}?watch=true", path("v1"))).await;
+    let event = watch.next().await.unwrap();
+    assert_eq!(
+        (&event["object"]["apiVersion"], &event["object"]["hostPort"]),
+        (&json!("example.com/v1"), &json!("there:81"))
+    );
+}

@@ -86,18 +86,18 @@ impl<'a> Request<'a> {
     }
 
     /// A stored object in the version `resource` serves. What a stream asks for has one version only.
-    pub fn shown(&self, resource: &Resource, stored: Option<&Value>) -> Value {
-        match stored {
+    pub fn shown(&self, resource: &Resource, stored: Option<&Value>) -> Result<Value, ApiError> {
+        Ok(match stored {
             None => Value::Null,
             Some(stored) if self.context.operation == Operation::Connect => stored.clone(),
             Some(stored) => {
                 let gvk = &resource.kind.gvk;
-                let mut shown = conversion::to_served(resource, stored.clone());
+                let mut shown = conversion::to_served(resource, stored.clone())?;
                 shown["apiVersion"] = json!(gvk.api_version());
                 shown["kind"] = json!(gvk.kind);
                 shown
             }
-        }
+        })
     }
 
     /// Puts what became of the `shown` object in its place, with defaults; true when that makes a difference.
@@ -111,10 +111,10 @@ impl<'a> Request<'a> {
         if patched == *shown {
             return Ok(false);
         }
-        let mut patched = conversion::to_stored(resource, patched);
+        let mut patched = patched;
         schema::fields::check(&resource.kind, &mut patched).map_err(ApiError::internal)?;
         schema::defaults::apply(&resource.kind, &mut patched);
-        *object = patched;
+        *object = conversion::to_stored(resource, patched)?;
         Ok(true)
     }
 
@@ -175,7 +175,7 @@ impl<'a> Request<'a> {
         matched: &Resource,
         object: Option<&Value>,
         authorizer: &Arc<Authorizer>,
-    ) -> Bindings {
+    ) -> Result<Bindings, ApiError> {
         let info = self.context.info;
         let own = Question {
             group: info.group.clone(),
@@ -189,15 +189,15 @@ impl<'a> Request<'a> {
             authorizer: authorizer.clone(),
             user: self.context.user.clone(),
         });
-        vec![
-            ("object", cel::from_json(&self.shown(matched, object))),
+        Ok(vec![
+            ("object", cel::from_json(&self.shown(matched, object)?)),
             (
                 "oldObject",
-                cel::from_json(&self.shown(matched, self.context.old)),
+                cel::from_json(&self.shown(matched, self.context.old)?),
             ),
             ("request", cel::from_json(&self.describe(matched))),
             ("authorizer", cel::authorizer(asker, own)),
-        ]
+        ])
     }
 }
 

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use schema::custom::Converter;
 use schema::custom::naming::{self, Naming};
 use schema::{Catalog, Resource};
 use serde_json::Value;
 use store::Range;
 
-use super::own_request;
+use super::{conversion, own_request};
 use crate::cache::{Selection, WatchCache, store_error};
 use crate::endpoints::{Intent, ResourceRequest, delete_object, update_object};
 use crate::object::{self, text};
@@ -52,7 +53,10 @@ struct Planned {
     resources: Vec<Resource>,
 }
 
-fn plan(builtin: &Catalog, mut definitions: Vec<Value>) -> Vec<Planned> {
+/// Makes the converter of a definition, if it has a webhook for that.
+type ConverterOf<'a> = &'a dyn Fn(&Value) -> Option<Arc<dyn Converter>>;
+
+fn plan(builtin: &Catalog, mut definitions: Vec<Value>, converter_of: ConverterOf<'_>) -> Vec<Planned> {
     definitions.sort_by_key(|definition| {
         let created = text(definition, "/metadata/creationTimestamp").to_owned();
         (created, object::name(definition).to_owned())
@@ -76,7 +80,8 @@ fn plan(builtin: &Catalog, mut definitions: Vec<Value>) -> Vec<Planned> {
         let naming = naming::decide(&definition, &others);
         names[place].1 = naming.accepted.clone();
         let resources = if naming.established {
-            schema::custom::resources(builtin, &definition, &naming.accepted)
+            let converter = converter_of(&definition);
+            schema::custom::resources(builtin, &definition, &naming.accepted, converter.as_ref())
         } else {
             Vec::new()
         };
@@ -156,6 +161,7 @@ impl Keeper {
                 .iter()
                 .filter_map(|entry| parse(&entry.bytes))
                 .collect(),
+            &|definition| conversion::of_definition(&self.server, definition),
         )
     }
 
@@ -308,7 +314,7 @@ mod tests {
             definition("gadgets", "Widget", "2026-01-02T00:00:00Z"),
             definition("widgets", "Widget", "2026-01-01T00:00:00Z"),
         ];
-        let planned = plan(&builtin, both);
+        let planned = plan(&builtin, both, &|_| None);
         let served: Vec<(&str, usize)> = planned
             .iter()
             .map(|planned| (object::name(&planned.definition), planned.resources.len()))

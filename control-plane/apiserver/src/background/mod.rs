@@ -4,6 +4,7 @@
 mod authorization;
 mod bootstrap;
 mod compaction;
+mod conversion;
 mod definitions;
 mod endpoints;
 mod flow_control;

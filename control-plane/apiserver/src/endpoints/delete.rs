@@ -48,7 +48,7 @@ pub async fn one(server: &ApiServer, request: &ResourceRequest) -> Result<Respon
     let catalog = server.registry.catalog();
     let viewer = respond::Viewer::new(&catalog, resource, request.wanted, &request.query)?;
     if !deleted.gone || strategy::returns_deleted(&resource.group, &resource.plural) {
-        let shown = crate::registry::conversion::to_served(resource, deleted.object);
+        let shown = crate::registry::conversion::to_served(resource, deleted.object)?;
         return Ok(viewer.object(StatusCode::OK, &shown));
     }
     let mut details = json!({

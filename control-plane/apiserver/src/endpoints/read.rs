@@ -57,7 +57,20 @@ pub fn present(resource: &schema::Resource, bytes: Bytes) -> Result<Bytes, ApiEr
         return Ok(bytes);
     }
     let stored = serde_json::from_slice(&bytes).map_err(ApiError::internal)?;
-    Ok(Bytes::from(conversion::to_served(resource, stored).to_string()))
+    Ok(Bytes::from(conversion::to_served(resource, stored)?.to_string()))
+}
+
+fn present_all(resource: &schema::Resource, entries: &[Arc<Entry>]) -> Result<Vec<Bytes>, ApiError> {
+    if !conversion::converts(resource) {
+        return Ok(entries.iter().map(|entry| entry.bytes.clone()).collect());
+    }
+    let parse = |entry: &Arc<Entry>| serde_json::from_slice(&entry.bytes).map_err(ApiError::internal);
+    let stored = entries.iter().map(parse).collect::<Result<_, _>>()?;
+    let served = conversion::all_to_served(resource, stored)?;
+    Ok(served
+        .iter()
+        .map(|object| Bytes::from(object.to_string()))
+        .collect())
 }
 
 pub fn selection(request: &ResourceRequest, options: &ListOptions) -> Result<Selection, ApiError> {
@@ -139,11 +152,7 @@ pub async fn list(server: &ApiServer, request: &ResourceRequest) -> Result<Respo
             metadata["remainingItemCount"] = json!(listed.remaining);
         }
     }
-    let items: Vec<Bytes> = listed
-        .entries
-        .iter()
-        .map(|entry| present(resource, entry.bytes.clone()))
-        .collect::<Result<_, _>>()?;
+    let items = present_all(resource, &listed.entries)?;
     let catalog = server.registry.catalog();
     Viewer::new(&catalog, resource, request.wanted, &request.query)?.list(&items, &metadata)
 }

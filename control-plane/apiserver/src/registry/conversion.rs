@@ -8,6 +8,7 @@ use schema::Resource;
 use serde_json::{Map, Value, json};
 
 use crate::object;
+use crate::status::ApiError;
 
 /// Group and version of the stored form.
 pub fn stored_as<'a>(group: &'a str, version: &'a str, plural: &str) -> (&'a str, &'a str) {
@@ -27,26 +28,43 @@ pub fn converts(resource: &Resource) -> bool {
     stored_as(group, version, &resource.plural) != (group, version)
 }
 
-pub fn to_served(resource: &Resource, stored: Value) -> Value {
-    if let Some(custom) = resource.kind.custom.as_ref().filter(|custom| custom.converts) {
-        return custom.to_served(&resource.kind.gvk, stored);
-    }
-    match resource.plural.as_str() {
-        _ if !converts(resource) => stored,
-        "events" => event_to_events_group(stored),
-        _ => autoscaler_to_v1(stored),
-    }
+pub fn to_served(resource: &Resource, stored: Value) -> Result<Value, ApiError> {
+    Ok(all_to_served(resource, vec![stored])?.remove(0))
 }
 
-pub fn to_stored(resource: &Resource, mut served: Value) -> Value {
-    if let Some(custom) = &resource.kind.custom {
-        served["apiVersion"] = json!(custom.stored_as);
-        return served;
+/// As many as there were; a webhook is asked about all of them at once.
+pub fn all_to_served(resource: &Resource, stored: Vec<Value>) -> Result<Vec<Value>, ApiError> {
+    if let Some(custom) = resource.kind.custom.as_ref().filter(|custom| custom.converts) {
+        return custom
+            .to_served(&resource.kind.gvk, stored)
+            .map_err(ApiError::internal);
     }
-    match resource.plural.as_str() {
+    Ok(match resource.plural.as_str() {
+        _ if !converts(resource) => stored,
+        "events" => stored.into_iter().map(event_to_events_group).collect(),
+        _ => stored.into_iter().map(autoscaler_to_v1).collect(),
+    })
+}
+
+pub fn to_stored(resource: &Resource, served: Value) -> Result<Value, ApiError> {
+    if resource.kind.custom.is_some() {
+        return to_current(resource, served);
+    }
+    Ok(match resource.plural.as_str() {
         _ if !converts(resource) => served,
         "events" => event_to_core_group(served),
         _ => autoscaler_to_v2(served),
+    })
+}
+
+/// An object that was stored when another version was the one to store.
+pub fn to_current(resource: &Resource, stored: Value) -> Result<Value, ApiError> {
+    match &resource.kind.custom {
+        Some(custom) => Ok(custom
+            .to_stored(vec![stored])
+            .map_err(ApiError::internal)?
+            .remove(0)),
+        None => Ok(stored),
     }
 }
 

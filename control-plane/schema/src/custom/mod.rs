@@ -44,6 +44,8 @@ pub struct Custom {
     pub stored_as: String,
     /// Stored bytes may differ from what is served.
     pub converts: bool,
+    /// Who makes one version of another; without, only their names differ.
+    pub converter: Option<Arc<dyn Converter>>,
     pub has_status: bool,
     pub scale: Option<ScalePaths>,
     /// `.spec.color`: what field selectors may ask about.
@@ -53,6 +55,12 @@ pub struct Custom {
     rules: Option<rules::Rules>,
     /// Checks metadata, which every kind has alike.
     envelope: Arc<Kind>,
+}
+
+/// The conversion strategy `Webhook`.
+pub trait Converter: Send + Sync + std::fmt::Debug {
+    /// All objects in the wanted version, in their order.
+    fn convert(&self, objects: Vec<Value>, api_version: &str) -> Result<Vec<Value>, String>;
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,12 +104,39 @@ impl Custom {
         causes
     }
 
-    /// A stored object as this version serves it.
-    pub fn to_served(&self, gvk: &GroupVersionKind, mut stored: Value) -> Value {
-        prune::prune(&mut stored, &self.schema, true);
-        prune::default(&mut stored, &self.schema);
-        stored["apiVersion"] = gvk.api_version().into();
-        stored
+    /// Stored objects as this version serves them.
+    pub fn to_served(&self, gvk: &GroupVersionKind, stored: Vec<Value>) -> Result<Vec<Value>, String> {
+        let mut served = self.in_version(stored, &gvk.api_version())?;
+        for object in &mut served {
+            prune::prune(object, &self.schema, true);
+            prune::default(object, &self.schema);
+        }
+        Ok(served)
+    }
+
+    /// Objects of any version in the one that is stored now.
+    pub fn to_stored(&self, objects: Vec<Value>) -> Result<Vec<Value>, String> {
+        self.in_version(objects, &self.stored_as)
+    }
+
+    fn in_version(&self, mut objects: Vec<Value>, api_version: &str) -> Result<Vec<Value>, String> {
+        let others: Vec<usize> = (0..objects.len())
+            .filter(|index| objects[*index]["apiVersion"] != api_version)
+            .collect();
+        if others.is_empty() {
+            return Ok(objects);
+        }
+        if let Some(converter) = &self.converter {
+            let taken = others.iter().map(|index| objects[*index].take()).collect();
+            for (index, converted) in others.iter().zip(converter.convert(taken, api_version)?) {
+                objects[*index] = converted;
+            }
+        } else {
+            for index in others {
+                objects[index]["apiVersion"] = api_version.into();
+            }
+        }
+        Ok(objects)
     }
 }
 
@@ -115,14 +150,19 @@ fn texts(value: &Value) -> Vec<String> {
 }
 
 /// The served resources of a definition, under the names it was granted, preferred version first.
-pub fn resources(catalog: &Catalog, definition: &Value, accepted: &Value) -> Vec<Resource> {
+pub fn resources(
+    catalog: &Catalog,
+    definition: &Value,
+    accepted: &Value,
+    converter: Option<&Arc<dyn Converter>>,
+) -> Vec<Resource> {
     let spec = &definition["spec"];
     let mut versions: Vec<&Value> = spec["versions"].as_array().into_iter().flatten().collect();
     versions.sort_by_key(|version| Reverse(priority(text(version, "name"))));
     versions
         .iter()
         .filter(|version| version["served"] == true)
-        .filter_map(|version| resource(catalog, definition, accepted, version))
+        .filter_map(|version| resource(catalog, definition, accepted, version, converter.cloned()))
         .collect()
 }
 
@@ -154,7 +194,13 @@ fn priority(version: &str) -> (u8, u64, u64, Reverse<String>) {
     (stability, major, minor, Reverse(version.to_owned()))
 }
 
-fn resource(catalog: &Catalog, definition: &Value, accepted: &Value, version: &Value) -> Option<Resource> {
+fn resource(
+    catalog: &Catalog,
+    definition: &Value,
+    accepted: &Value,
+    version: &Value,
+    converter: Option<Arc<dyn Converter>>,
+) -> Option<Resource> {
     let spec = &definition["spec"];
     let (group, name) = (text(spec, "group"), text(version, "name"));
     let versions = spec["versions"].as_array()?;
@@ -180,6 +226,7 @@ fn resource(catalog: &Catalog, definition: &Value, accepted: &Value, version: &V
     let custom = Custom {
         stored_as: group_version(group, text(storage, "name")),
         converts: changed || versions.len() > 1 || schema.to_string().contains("\"default\":"),
+        converter,
         has_status: subresources["status"].is_object(),
         scale,
         selectable: version["selectableFields"]
@@ -312,7 +359,7 @@ mod tests {
         let mut definition = definition();
         super::definition::defaults(definition["spec"].as_object_mut().expect("spec"));
         let naming = naming::decide(&definition, &[]);
-        let resources = resources(&builtin, &definition, &naming.accepted);
+        let resources = resources(&builtin, &definition, &naming.accepted, None);
         builtin.with_all(resources)
     }
 

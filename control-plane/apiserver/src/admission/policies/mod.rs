@@ -99,10 +99,14 @@ async fn params(
     if found.is_empty() && reference["parameterNotFoundAction"] == "Deny" {
         return Err("no params found for policy binding with `Deny` parameterNotFoundAction".into());
     }
-    Ok(found
+    found
         .iter()
-        .map(|param| request.shown(resource, Some(param)))
-        .collect())
+        .map(|param| {
+            request
+                .shown(resource, Some(param))
+                .map_err(|error| error.message)
+        })
+        .collect()
 }
 
 impl Evaluation<'_> {
@@ -113,7 +117,9 @@ impl Evaluation<'_> {
         object: Option<&Value>,
         authorizer: &Arc<Authorizer>,
     ) -> Result<Option<Bindings>, String> {
-        let mut bindings = request.bindings(&self.matched, object, authorizer);
+        let mut bindings = request
+            .bindings(&self.matched, object, authorizer)
+            .map_err(|error| error.message)?;
         let namespace = request.namespace_object().await.map_err(|error| error.message)?;
         bindings.push(("namespaceObject", cel::from_json(&namespace.unwrap_or_default())));
         bindings.push(("params", cel::from_json(&self.params)));

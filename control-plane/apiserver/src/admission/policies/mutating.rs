@@ -52,7 +52,9 @@ impl MutatingAdmissionPolicy {
                 .evaluate(&bindings)
                 .map_err(|why| format!("expression '{}' resulted in error: {why}", expression.text()))?;
             let told = cel::to_json(&told).ok_or("unexpected type returned by an expression")?;
-            let shown = request.shown(&evaluation.matched, Some(object));
+            let shown = request
+                .shown(&evaluation.matched, Some(object))
+                .map_err(|error| error.message)?;
             let patched = patched(mutation, evaluation, &shown, &told)?;
             changed |= request
                 .take(&evaluation.matched, object, &shown, patched)

@@ -104,7 +104,7 @@ impl Webhooks {
             return Ok(None);
         };
         if !webhook.conditions.is_empty() {
-            let bindings = request.bindings(&matched, object, &self.authorizer);
+            let bindings = request.bindings(&matched, object, &self.authorizer)?;
             match webhook.conditions.hold(&bindings) {
                 Ok(true) => {}
                 Ok(false) => return Ok(None),
@@ -138,8 +138,8 @@ impl Webhooks {
         may_patch: bool,
     ) -> Result<Option<Answer>, ApiError> {
         let uid = names::uid();
-        let shown = request.shown(matched, object);
-        let old = request.shown(matched, request.context.old);
+        let shown = request.shown(matched, object)?;
+        let old = request.shown(matched, request.context.old)?;
         let question = review::question(&uid, request.describe(matched), shown, old);
         let reader = request.context.reader;
         let answer = match webhook.client.post(reader, &question, webhook.patience).await {
@@ -221,7 +221,7 @@ fn apply(
     object: &mut Value,
     patch: &Value,
 ) -> Result<bool, ApiError> {
-    let shown = request.shown(matched, Some(object));
+    let shown = request.shown(matched, Some(object))?;
     let patched = schema::patch::apply(&matched.kind, PatchType::Json, &shown, patch)
         .map_err(|error| ApiError::internal(error.message))?;
     request.take(matched, object, &shown, patched)

@@ -37,7 +37,7 @@ async fn configure(
     force: bool,
 ) -> Result<Written, ApiError> {
     let (request, resource) = (intent.request, intent.resource());
-    let mut config = conversion::to_stored(resource, config);
+    let mut config = conversion::to_stored(resource, config)?;
     object::metadata(&mut config).insert("name".into(), json!(request.info.name));
     adopt_namespace(&mut config, intent.namespace())?;
     let stored = storage_resource(server, &request.resource);

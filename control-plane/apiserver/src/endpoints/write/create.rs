@@ -56,7 +56,7 @@ pub(super) async fn create_as(
         };
         return Err(intent.invalid("", vec![cause]));
     }
-    object = conversion::to_stored(intent.resource(), object);
+    object = conversion::to_stored(intent.resource(), object)?;
     let metadata = object::metadata(&mut object);
     for field in ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink"] {
         metadata.remove(field);

@@ -124,7 +124,7 @@ pub fn answer(
     let mut response = if conversion::converts(&request.resource) {
         viewer.object(
             status,
-            &conversion::to_served(&request.resource, written.object.clone()),
+            &conversion::to_served(&request.resource, written.object.clone())?,
         )
     } else {
         viewer.object(status, &written.object)
@@ -150,7 +150,15 @@ fn exhausted(intent: Intent<'_>) -> ApiError {
 
 /// The resource whose form is stored: what defaults and validation apply to.
 fn storage_resource(server: &ApiServer, resource: &Arc<Resource>) -> Arc<Resource> {
-    let (group, version) = conversion::stored_as(&resource.group, &resource.version, &resource.plural);
+    let (group, version) = match resource
+        .kind
+        .custom
+        .as_ref()
+        .filter(|custom| custom.converter.is_some())
+    {
+        Some(custom) => custom.stored_as.split_once('/').unwrap_or_default(),
+        None => conversion::stored_as(&resource.group, &resource.version, &resource.plural),
+    };
     let stored = server
         .registry
         .catalog()

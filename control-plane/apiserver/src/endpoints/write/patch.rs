@@ -44,7 +44,7 @@ pub async fn patch(server: &ApiServer, request: &ResourceRequest) -> Result<Resp
     let kind = &request.resource.kind;
     let warnings = std::sync::Mutex::new(Vec::new());
     let written = update_object(server, intent, |current| {
-        let current = conversion::to_served(&request.resource, current.clone());
+        let current = conversion::to_served(&request.resource, current.clone())?;
         let mut patched = schema::patch::apply(kind, patch_type, &current, &patch).map_err(|error| {
             let code = StatusCode::from_u16(error.code).unwrap_or(StatusCode::BAD_REQUEST);
             ApiError::new(code, error.reason, error.message)
@@ -68,7 +68,7 @@ pub async fn patch(server: &ApiServer, request: &ResourceRequest) -> Result<Resp
                 "the name or namespace of an object cannot be patched",
             ));
         }
-        Ok(conversion::to_stored(&request.resource, patched))
+        conversion::to_stored(&request.resource, patched)
     })
     .await?;
     let warnings = warnings

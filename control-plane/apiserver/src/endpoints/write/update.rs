@@ -28,7 +28,7 @@ pub async fn update(server: &ApiServer, request: &ResourceRequest) -> Result<Res
             )
         }));
     }
-    let object = conversion::to_stored(&request.resource, object);
+    let object = conversion::to_stored(&request.resource, object)?;
     let intent = Intent {
         request,
         dry_run: options.dry_run,
@@ -96,7 +96,10 @@ async fn try_update(
     let key = intent.key(name);
     let (kv, _) = server.store.get(key.clone()).await.map_err(store_error)?;
     let kv = kv.ok_or_else(|| ApiError::not_found(&qualified, name))?;
-    let old = object::decode(&kv.value, kv.mod_revision).map_err(ApiError::internal)?;
+    let found = object::decode(&kv.value, kv.mod_revision).map_err(ApiError::internal)?;
+    let found_as = object::text(&found, "/apiVersion").to_owned();
+    let old = conversion::to_current(resource, found)?;
+    let is_moved = old["apiVersion"] != found_as;
     let mut object = make(&old)?;
     let given = object::resource_version(&object).to_owned();
     if !given.is_empty() && given != object::resource_version(&old) {
@@ -153,7 +156,7 @@ async fn try_update(
     server.admission.validate(&context, Some(&object)).await?;
     let finished = deletion::is_complete(&object);
     let value = object::encode(&object);
-    if !finished && value == object::encode(&old) {
+    if !finished && !is_moved && !kv.stale && value == object::encode(&old) {
         return Ok(Outcome::Done(Written {
             object: old,
             created: false,
