@@ -13,7 +13,7 @@ use std::sync::Arc;
 use kube_cel::KubeCelExt as _;
 use kube_cel::cel::objects::{Key, Map, OptionalValue};
 use kube_cel::cel::parser::Parser;
-use kube_cel::cel::{Context, ExecutionError, IdedExpr, Value as Cel};
+use kube_cel::cel::{Context, ExecutionError, IdedExpr, ResolveResult, Value as Cel};
 use serde_json::Value;
 
 pub use authorizer::{Authorize, Question, Verdict, variable as authorizer};
@@ -22,11 +22,34 @@ pub use kube_cel::cel::Value as CelValue;
 /// What `object` and the like are bound to.
 pub type Bindings = Vec<(&'static str, Cel)>;
 
+/// `a.?b` and `a[?b]` are calls of this.
+const OPTIONAL: &str = "@optional";
+
+fn optional(of: Cel, key: Cel) -> ResolveResult {
+    let of = match &of {
+        Cel::Opaque(opaque) => opaque
+            .downcast_ref::<OptionalValue>()
+            .and_then(OptionalValue::value),
+        other => Some(other),
+    };
+    let found = match (of, key) {
+        (Some(Cel::Map(fields)), Cel::String(name)) => fields.map.get(&Key::String(name)).cloned(),
+        (Some(Cel::List(items)), Cel::Int(index)) => usize::try_from(index)
+            .ok()
+            .and_then(|index| items.get(index).cloned()),
+        _ => None,
+    };
+    Ok(Cel::Opaque(Arc::new(
+        found.map_or_else(OptionalValue::none, OptionalValue::of),
+    )))
+}
+
 thread_local! {
     /// Functions are registered once a thread.
     static FUNCTIONS: Context<'static> = {
         let mut context = Context::default().with_all();
         authorizer::register(&mut context);
+        context.add_function(OPTIONAL, optional);
         context
     };
 }
@@ -175,6 +198,8 @@ mod tests {
             ("object.spec.items.all(i, i > 0)", json!(true)),
             ("object.spec.items.map(i, i * 2)", json!([2, 4])),
             ("object.spec.?paused.orValue(false)", json!(false)),
+            ("object.?status.?phase.orValue('none')", json!("none")),
+            ("object.?spec.?replicas.orValue(0)", json!(2)),
             ("quantity('1Gi').isGreaterThan(quantity('1Mi'))", json!(true)),
             ("'%s-%d'.format(['a', 1])", json!("a-1")),
             ("sets.contains([1, 2], [2])", json!(true)),

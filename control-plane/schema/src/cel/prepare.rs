@@ -1,7 +1,9 @@
 //! What parsed expressions become before they can be asked: names are known, message literals are maps.
 
 use kube_cel::cel::IdedExpr;
-use kube_cel::cel::common::ast::{EntryExpr, Expr, IdedEntryExpr, LiteralValue, MapEntryExpr, MapExpr};
+use kube_cel::cel::common::ast::{
+    EntryExpr, Expr, IdedEntryExpr, LiteralValue, MapEntryExpr, MapExpr, operators,
+};
 
 /// Types, and the namespaces of function libraries.
 const KNOWN: [&str; 22] = [
@@ -48,6 +50,13 @@ fn visit(node: &mut IdedExpr, scope: &mut Vec<String>) -> Result<(), String> {
         },
         Expr::Select(select) => visit(&mut select.operand, scope),
         Expr::Call(call) => {
+            // The evaluator's own fail where nothing is, and nest when they are chained.
+            if matches!(
+                call.func_name.as_str(),
+                operators::OPT_SELECT | operators::OPT_INDEX
+            ) {
+                call.func_name = super::OPTIONAL.into();
+            }
             if let Some(target) = &mut call.target {
                 visit(target, scope)?;
             }
