@@ -102,7 +102,11 @@ const KUBECONFIGS: [(&str, &str, &[&str]); 4] = [
     (files::ADMIN, "kubernetes-admin", &["kubeadm:cluster-admins"]),
     (files::CONTROLLER_MANAGER, "system:kube-controller-manager", &[]),
     (files::SCHEDULER, "system:kube-scheduler", &[]),
-    (files::CLOUD_CONTROLLER_MANAGER, "system:cloud-controller-manager", &[]),
+    (
+        files::CLOUD_CONTROLLER_MANAGER,
+        "system:cloud-controller-manager",
+        &[],
+    ),
 ];
 
 /// Every file founding reads or writes.
