@@ -129,10 +129,9 @@ impl Runtime {
         {
             let name = entry.file_name();
             let id = name.to_string_lossy();
-            if self.memory.container(&id).is_err() && self.memory.sandbox(&id).is_err() {
-                if let Err(error) = state::remove_tree(&entry.path()) {
-                    tracing::warn!(path = %entry.path().display(), %error, "cannot remove an orphaned state");
-                }
+            let orphaned = self.memory.container(&id).is_err() && self.memory.sandbox(&id).is_err();
+            if orphaned && let Err(error) = state::remove_tree(&entry.path()) {
+                tracing::warn!(path = %entry.path().display(), %error, "cannot remove an orphaned state");
             }
         }
     }
