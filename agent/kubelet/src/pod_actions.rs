@@ -84,7 +84,8 @@ fn restarts_after(container: &Container, spec: &PodSpec, exit_code: i32) -> bool
     }
 }
 
-fn ended_for(container: &Container, exit_code: i32, action: &str) -> bool {
+/// Whether a rule of the container asks for `action` after such an end.
+pub fn ended_for(container: &Container, exit_code: i32, action: &str) -> bool {
     let mut rules = container
         .restart_policy_rules
         .iter()

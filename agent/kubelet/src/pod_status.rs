@@ -15,7 +15,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::allocation::{Allocation, POD};
 use crate::ephemeral;
-use crate::pod_actions::is_sidecar;
+use crate::pod_actions::{ended_for, is_sidecar};
 use crate::runtime_pod::RuntimePod;
 
 /// Why a container is not running although it should be (`state.waiting`).
@@ -96,6 +96,9 @@ pub fn pod_status(pod: &Pod, observed: &RuntimePod, inputs: &Inputs, now: Timest
         (status.ready, status.started) = (false, None);
     }
     let mut phase = phase(spec, &init_statuses, &statuses, inputs.terminal);
+    if is_beginning_anew(spec, &statuses, observed) && matches!(phase.as_str(), "Failed" | "Succeeded") {
+        phase = old.phase.clone().unwrap_or_else(|| "Running".to_owned());
+    }
     // A final phase never changes again.
     if let Some(done @ ("Failed" | "Succeeded")) = old.phase.as_deref() {
         phase = done.to_owned();
@@ -188,6 +191,24 @@ pub fn pod_status(pod: &Pod, observed: &RuntimePod, inputs: &Inputs, now: Timest
         resources: inputs.allocation.actuated.get(POD).cloned().or(old.resources),
         ..PodStatus::default()
     }
+}
+
+/// A container has ended in a way that takes all others with it, and has not been started again.
+fn is_beginning_anew(spec: &PodSpec, statuses: &[ContainerStatus], observed: &RuntimePod) -> bool {
+    let runs = |container: &&Container| {
+        observed
+            .running_containers()
+            .any(|run| run.name == container.name)
+    };
+    let gone = spec.containers.iter().filter(|container| !runs(container));
+    gone.into_iter().any(|container| {
+        let status = statuses.iter().find(|status| status.name == container.name);
+        let states = status
+            .into_iter()
+            .flat_map(|status| [&status.state, &status.last_state]);
+        let mut ends = states.flatten().filter_map(|state| state.terminated.as_ref());
+        ends.any(|end| ended_for(container, end.exit_code, "RestartAllContainers"))
+    })
 }
 
 /// Upstream's `getPhase`.
@@ -536,5 +557,24 @@ mod tests {
             3
         );
         assert_eq!(status.phase.as_deref(), Some("Running"));
+    }
+
+    #[test]
+    fn a_pod_that_begins_anew_is_not_over() {
+        let mut pod = pod("Never", &[], &["a", "b"]);
+        pod.spec.as_mut().unwrap().containers[0].restart_policy_rules =
+            serde_json::from_value(serde_json::json!([
+                { "action": "RestartAllContainers", "exitCodes": { "operator": "In", "values": [42] } }
+            ]))
+            .unwrap();
+        for (exit_code, expected) in [(42, "Running"), (1, "Failed")] {
+            let ended = observed(&[("a", Exited, exit_code), ("b", Exited, 137)]);
+            let mut before = pod_status(&pod, &ended, &inputs(&ended), Timestamp::UNIX_EPOCH);
+            before.phase = Some("Running".into());
+            pod.status = Some(before);
+            let after = observed(&[]);
+            let status = pod_status(&pod, &after, &inputs(&after), Timestamp::UNIX_EPOCH);
+            assert_eq!(status.phase.as_deref(), Some(expected));
+        }
     }
 }

@@ -430,6 +430,16 @@ impl PodWorker {
             pod_executor::kill_container(&context, pod, running, ip, order)
         });
         futures::future::join_all(kills).await;
+        // How they ended must be told before the runtime forgets them.
+        match context.runtime.pod(uid(pod)).await {
+            Ok(ended) => {
+                self.report(pod, &ended).await;
+            }
+            Err(error) => {
+                warn!(pod = name(pod), %error, "pod not readable from CRI");
+                return RETRY;
+            }
+        }
         for container in &observed.containers {
             if let Err(error) = context.runtime.remove_container(&container.id).await {
                 warn!(pod = name(pod), container = container.name, %error, "container not removed");
