@@ -200,7 +200,7 @@ impl Constraint {
 
     /// Every node takes part, so that standing counts are this pod's counts.
     fn counts_all(&self, pod: &PodInfo) -> bool {
-        !self.honor_taints && !(self.honor_affinity && requires_nodes(pod))
+        !(self.honor_taints || self.honor_affinity && requires_nodes(pod))
     }
 
     fn counts_node(&self, pod: &PodInfo, node: &NodeInfo) -> bool {
