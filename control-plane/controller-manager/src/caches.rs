@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{
     ReplicationController, ResourceQuota, Secret, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::{IPAddress, ServiceCIDR};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::ClusterRole;
 use k8s_openapi::api::storage::v1::{CSIDriver, StorageClass, VolumeAttachment, VolumeAttributesClass};
@@ -57,6 +58,8 @@ caches! {
     services: Service = Config::default(), |_| {};
     endpoint_slices: EndpointSlice = Config::default(), |_| {};
     endpoints: Endpoints = Config::default(), |_| {};
+    service_cidrs: ServiceCIDR = Config::default(), |_| {};
+    ip_addresses: IPAddress = Config::default(), |_| {};
     deployments: Deployment = Config::default(), |_| {};
     replica_sets: ReplicaSet = Config::default(), |_| {};
     replication_controllers: ReplicationController = Config::default(), |_| {};

@@ -1,4 +1,4 @@
-//! The objects every cluster has: four namespaces, the `kubernetes` Service, the system's priority classes, the
+//! The objects every cluster has: four namespaces, the `kubernetes` Service and ServiceCIDR, the system's priority classes, the
 //! default RBAC policy.
 
 use auth::{BootstrapObject, bootstrap_policy};
@@ -19,6 +19,7 @@ const AUTOUPDATE: &str = "rbac.authorization.kubernetes.io/autoupdate";
 pub async fn ensure(server: &ApiServer) -> Result<(), ApiError> {
     try_join_all(NAMESPACES.iter().map(|name| namespace(server, name))).await?;
     service(server).await?;
+    service_cidr(server).await?;
     try_join_all(
         system_priority_classes()
             .into_iter()
@@ -58,6 +59,18 @@ async fn service(server: &ApiServer) -> Result<(), ApiError> {
             "sessionAffinity": "None",
             "ports": [{"name": "https", "protocol": "TCP", "port": 443, "targetPort": server.config.bind_address.port()}],
         },
+    });
+    ensure_object(server, &request, object).await.map(drop)
+}
+
+/// Stands for `--service-cluster-ip-range`.
+async fn service_cidr(server: &ApiServer) -> Result<(), ApiError> {
+    let request = own_request(server, "networking.k8s.io", "servicecidrs", "", "kubernetes")?;
+    let object = json!({
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "ServiceCIDR",
+        "metadata": {"name": "kubernetes"},
+        "spec": {"cidrs": server.config.service_cidrs},
     });
     ensure_object(server, &request, object).await.map(drop)
 }

@@ -12,6 +12,7 @@ mod deployment;
 mod disruption;
 mod endpoints;
 mod endpointslice;
+mod endpointslice_mirroring;
 mod ephemeral_volume;
 mod garbage_collector;
 mod history;
@@ -25,6 +26,7 @@ mod pod_garbage_collector;
 mod replicaset;
 mod resourcequota;
 mod root_ca_publisher;
+mod service_cidr;
 mod serviceaccount;
 mod statefulset;
 mod taint_eviction;
@@ -75,6 +77,10 @@ const CONTROLLERS: &[(&str, Start)] = &[
     ("disruption-controller", disruption::start),
     ("endpoints-controller", endpoints::start),
     ("endpointslice-controller", endpointslice::start),
+    (
+        "endpointslice-mirroring-controller",
+        endpointslice_mirroring::start,
+    ),
     ("garbage-collector-controller", garbage_collector::start),
     ("job-controller", job::start),
     ("namespace-controller", namespace::start),
@@ -110,6 +116,7 @@ const CONTROLLERS: &[(&str, Start)] = &[
         "root-ca-certificate-publisher-controller",
         root_ca_publisher::start,
     ),
+    ("service-cidr-controller", service_cidr::start),
     ("serviceaccount-controller", serviceaccount::start),
     ("statefulset-controller", statefulset::start),
     ("taint-eviction-controller", taint_eviction::start),

@@ -56,7 +56,7 @@ pub fn families(spec: &ServiceSpec) -> Vec<&'static str> {
     if listed.is_empty() { vec!["IPv4"] } else { listed }
 }
 
-fn address_type(ip: &str) -> Option<&'static str> {
+pub fn address_type(ip: &str) -> Option<&'static str> {
     match ip.parse().ok()? {
         IpAddr::V4(_) => Some("IPv4"),
         IpAddr::V6(_) => Some("IPv6"),

@@ -3,7 +3,8 @@
 mod desired;
 mod reconcile;
 
-pub use desired::{Ports, has_selector, pod_ports};
+pub use desired::{Groups, Ports, address_type, has_selector, pod_ports};
+pub use reconcile::{HEADLESS, MANAGED_BY, Owner, SERVICE_NAME, managed_by, place};
 
 use super::{Context, Running};
 use crate::action::Action;
@@ -14,7 +15,7 @@ use crate::key::Key;
 use crate::queue::Queue;
 use crate::runner::Controller;
 use k8s_openapi::jiff::Timestamp;
-use reconcile::{Observed, SERVICE_NAME, reconcile};
+use reconcile::{Observed, reconcile};
 use std::sync::Arc;
 
 struct EndpointSlices(Arc<Caches>);

@@ -1,16 +1,17 @@
 //! Changes as few slices as possible: endpoints stay where they are, new ones fill gaps, then new slices.
 
-use super::desired::{Ports, families, groups, has_selector, slice_ports};
+use super::desired::{Groups, Ports, families, groups, has_selector, slice_ports};
 use crate::action::Action;
 use api::owner::controller_ref;
+use api::selector::Labels;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
-const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
+pub const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 const MANAGER: &str = "endpointslice-controller.k8s.io";
 pub const HEADLESS: &str = "service.kubernetes.io/headless";
 const MAX_ENDPOINTS: usize = 100;
@@ -24,8 +25,18 @@ pub struct Observed<'a> {
     pub zone_of: &'a dyn Fn(&str) -> Option<String>,
 }
 
+/// What the slices of one Service have in common.
+pub struct Owner {
+    pub service: String,
+    pub namespace: Option<String>,
+    /// All of them, those of the slices' own included.
+    pub labels: Labels,
+    pub annotations: Option<Labels>,
+    pub reference: OwnerReference,
+}
+
 pub fn reconcile(observed: &Observed) -> Vec<Action> {
-    let ours: Vec<&Arc<EndpointSlice>> = observed.slices.iter().filter(|s| is_ours(s)).collect();
+    let ours = managed_by(&observed.slices, MANAGER);
     let Some(service) = observed.service.as_deref().filter(|s| has_selector(s)) else {
         // The garbage collector takes the slices of a deleted Service; this is for one that lost its selector.
         let orphaned = observed.service.is_some();
@@ -45,6 +56,11 @@ pub fn reconcile(observed: &Observed) -> Vec<Action> {
             wanted.insert((family, Ports::new()), Vec::new());
         }
     }
+    place(&owner(service), &wanted, ours)
+}
+
+/// Puts the wanted endpoints into slices, the ones there are first.
+pub fn place(owner: &Owner, wanted: &Groups, ours: Vec<&Arc<EndpointSlice>>) -> Vec<Action> {
     let mut plan = Vec::new();
     let mut free: Vec<&Arc<EndpointSlice>> = Vec::new();
     let mut by_group: BTreeMap<&(&'static str, Ports), Vec<&Arc<EndpointSlice>>> = BTreeMap::new();
@@ -56,9 +72,9 @@ pub fn reconcile(observed: &Observed) -> Vec<Action> {
             _ => free.push(slice),
         }
     }
-    for (group, endpoints) in &wanted {
+    for (group, endpoints) in wanted {
         let slices = by_group.remove(group).unwrap_or_default();
-        fill(service, group, endpoints, &slices, &mut free, &mut plan);
+        fill(owner, group, endpoints, &slices, &mut free, &mut plan);
     }
     plan.extend(
         free.into_iter()
@@ -68,13 +84,9 @@ pub fn reconcile(observed: &Observed) -> Vec<Action> {
     plan
 }
 
-fn is_ours(slice: &EndpointSlice) -> bool {
-    slice
-        .metadata
-        .labels
-        .as_ref()
-        .and_then(|l| l.get(MANAGED_BY))
-        .is_some_and(|m| m == MANAGER)
+pub fn managed_by<'a>(slices: &'a [Arc<EndpointSlice>], manager: &str) -> Vec<&'a Arc<EndpointSlice>> {
+    let label = |s: &EndpointSlice| Some(s.metadata.labels.as_ref()?.get(MANAGED_BY)? == manager);
+    slices.iter().filter(|s| label(s) == Some(true)).collect()
 }
 
 fn is_of(slice: &EndpointSlice, family: &str, ports: &Ports) -> bool {
@@ -83,7 +95,7 @@ fn is_of(slice: &EndpointSlice, family: &str, ports: &Ports) -> bool {
 
 /// One group's slices.
 fn fill<'a>(
-    service: &Service,
+    owner: &Owner,
     (family, ports): &(&'static str, Ports),
     endpoints: &[Endpoint],
     slices: &[&'a Arc<EndpointSlice>],
@@ -132,7 +144,7 @@ fn fill<'a>(
         } else {
             Some(endpoints)
         };
-        decorate(&mut changed.metadata, service);
+        decorate(&mut changed.metadata, owner);
         if changed != **slice {
             plan.push(Action::update(&**slice, &changed));
         }
@@ -140,36 +152,44 @@ fn fill<'a>(
     while !homeless.is_empty() || !filled {
         filled = true;
         let endpoints: Vec<Endpoint> = homeless.drain(..MAX_ENDPOINTS.min(homeless.len())).collect();
-        plan.push(Action::create(&new_slice(service, family, ports, endpoints)));
+        plan.push(Action::create(&new_slice(owner, family, ports, endpoints)));
     }
 }
 
 /// Labels are the Service's and our own.
-fn decorate(meta: &mut ObjectMeta, service: &Service) {
+fn owner(service: &Service) -> Owner {
+    let name = service.metadata.name.clone().unwrap_or_default();
     let mut labels = service.metadata.labels.clone().unwrap_or_default();
     labels.remove(HEADLESS);
-    labels.insert(
-        SERVICE_NAME.into(),
-        service.metadata.name.clone().unwrap_or_default(),
-    );
+    labels.insert(SERVICE_NAME.into(), name.clone());
     labels.insert(MANAGED_BY.into(), MANAGER.into());
     if service.spec.as_ref().and_then(|s| s.cluster_ip.as_deref()) == Some("None") {
         labels.insert(HEADLESS.into(), String::new());
     }
-    meta.labels = Some(labels);
+    Owner {
+        service: name,
+        namespace: service.metadata.namespace.clone(),
+        labels,
+        annotations: None,
+        reference: controller_ref("v1", "Service", &service.metadata),
+    }
 }
 
-fn new_slice(service: &Service, family: &str, ports: &Ports, endpoints: Vec<Endpoint>) -> EndpointSlice {
+fn decorate(meta: &mut ObjectMeta, owner: &Owner) {
+    meta.labels = Some(owner.labels.clone());
+    if owner.annotations.is_some() {
+        meta.annotations.clone_from(&owner.annotations);
+    }
+}
+
+fn new_slice(owner: &Owner, family: &str, ports: &Ports, endpoints: Vec<Endpoint>) -> EndpointSlice {
     let mut metadata = ObjectMeta {
-        generate_name: Some(format!(
-            "{}-",
-            service.metadata.name.as_deref().unwrap_or_default()
-        )),
-        namespace: service.metadata.namespace.clone(),
-        owner_references: Some(vec![controller_ref("v1", "Service", &service.metadata)]),
+        generate_name: Some(format!("{}-", owner.service)),
+        namespace: owner.namespace.clone(),
+        owner_references: Some(vec![owner.reference.clone()]),
         ..ObjectMeta::default()
     };
-    decorate(&mut metadata, service);
+    decorate(&mut metadata, owner);
     EndpointSlice {
         metadata,
         address_type: family.to_owned(),
