@@ -28,7 +28,7 @@ pub fn write<D: Disk>(
     let options = FormatVolumeOptions::new()
         .fat_type(FatType::Fat32)
         .volume_label(LABEL);
-    fatfs::format_volume(&mut Window::new(disk, range.clone()), options).map_err(at("format"))?;
+    fatfs::format_volume(Window::new(disk, range.clone()), options).map_err(at("format"))?;
     let volume = FileSystem::new(Window::new(disk, range), FsOptions::new()).map_err(at("open"))?;
     let root = volume.root_dir();
     for directory in ["EFI", "EFI/BOOT", "grub", "A", "B", "factory"] {
