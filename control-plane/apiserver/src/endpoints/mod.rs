@@ -69,7 +69,8 @@ pub async fn handle(server: Arc<ApiServer>, request: Request<Incoming>, peer: &P
     let (verb, resource) = (info.verb.clone(), info.resource.clone());
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let mut classified = None;
-    let (answered, warnings) = warnings::collecting(answer_in_time(&server, request, info, peer, &mut classified)).await;
+    let (answered, warnings) =
+        warnings::collecting(answer_in_time(&server, request, info, peer, &mut classified)).await;
     let mut response = match answered {
         Ok(response) => response,
         Err(error) => {

@@ -28,11 +28,8 @@ impl Strategy for Pod {
 
     fn prepare_for_subresource(&self, subresource: &str, object: &mut Value, wanted: &Value, old: &Value) {
         match subresource {
-            "status" => {
-                if text(object, "/status/qosClass").is_empty() {
-                    object::field(object, "status")
-                        .insert("qosClass".into(), old["status"]["qosClass"].clone());
-                }
+            "status" if text(object, "/status/qosClass").is_empty() => {
+                object::field(object, "status").insert("qosClass".into(), old["status"]["qosClass"].clone());
             }
             "ephemeralcontainers" => {
                 if let Some(containers) = wanted["spec"].get("ephemeralContainers") {

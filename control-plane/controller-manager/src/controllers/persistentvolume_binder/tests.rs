@@ -142,7 +142,7 @@ fn a_claim_gets_a_volume_or_hears_why_not() {
 #[test]
 fn what_is_bound_stays_quiet_and_losses_are_told() {
     let (c, v) = both_bound();
-    assert!(of_claim(&c, &[v.clone()], &[]).is_empty());
+    assert!(of_claim(&c, std::slice::from_ref(&v), &[]).is_empty());
     assert!(of_volume(&v, Some(c.clone())).is_empty());
     assert_eq!(of_claim(&c, &[], &[]), ["c Lost", "ClaimLost"]);
     let other = volume(json!({"spec": {"claimRef": {"name": "d", "namespace": "n", "uid": "x"}}}));
