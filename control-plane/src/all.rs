@@ -108,9 +108,11 @@ async fn start(
     let ca_pem = read("pki/ca.crt")?;
 
     let scheduler_client = client(&directory.join(files::SCHEDULER)).await?;
-    let mut config = scheduler::Config::default();
-    config.leader_elect = leader_elect;
-    config.identity.clone_from(&identity);
+    let config = scheduler::Config {
+        leader_elect,
+        identity: identity.clone(),
+        ..Default::default()
+    };
     let stop = shutdown.clone();
     tasks.spawn(async move {
         scheduler::run(scheduler_client, config, stop.clone())

@@ -267,10 +267,12 @@ pub async fn keep_certificates(
 
 pub async fn scheduler(flags: flags::Scheduler) -> anyhow::Result<()> {
     let shutdown = process::shutdown_signal()?;
-    let mut config = scheduler::Config::default();
-    config.leader_elect = flags.leader_elect;
-    config.identity = identity();
-    config.metrics_address = Some(flags.metrics_bind_address);
+    let mut config = scheduler::Config {
+        leader_elect: flags.leader_elect,
+        identity: identity(),
+        metrics_address: Some(flags.metrics_bind_address),
+        ..Default::default()
+    };
     if let Some(path) = &flags.config {
         let named = || format!("--config {}", path.display());
         let document = serde_saphyr::from_str(&files::read(path)?).with_context(named)?;

@@ -55,7 +55,10 @@ pub fn found(flags: &flags::Founding, request: &Founding) -> anyhow::Result<()> 
         disk::write(path, &token)?;
         let pin = pki::ca_pin(&disk::read(&directory.join(format!("{}.crt", files::CA)))?)?;
         // Nobody was given this token: the machine's console is where people find it.
-        println!("others join with ironlet.token={} ironlet.ca-hash={pin}", token.trim());
+        println!(
+            "others join with ironlet.token={} ironlet.ca-hash={pin}",
+            token.trim()
+        );
     }
     Ok(())
 }
