@@ -4,6 +4,7 @@ mod lease;
 mod machine;
 mod status;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ use tracing::{debug, info, warn};
 use crate::context::Context;
 use crate::eviction::Signal;
 use crate::runtime::unmet;
+use crate::volumes::local;
 
 pub use lease::run as run_lease;
 pub use machine::{Machine, NodeUsage, disk, node_usage};
@@ -119,7 +121,32 @@ impl NodeLoop {
             self.tell_transition(&old, &new);
             self.written = Some((new.clone(), now));
         }
-        Ok(facts.not_ready.is_none())
+        let ready = facts.not_ready.is_none();
+        if let Err(error) = self.delete_volumes(&nodes, &node).await {
+            warn!(%error, "names of removed local volumes not taken off the node");
+        }
+        Ok(ready)
+    }
+
+    /// Removes the directories of volumes that the node names, then their names.
+    async fn delete_volumes(&self, nodes: &Api<Node>, node: &Node) -> Result<(), NodeError> {
+        let names = local::listed(node);
+        if names.is_empty() {
+            return Ok(());
+        }
+        let root_dir = self.context.config.root_dir.clone();
+        let remove = move || local::remove(names, &root_dir, Path::new(local::DIRECTORY));
+        let done = tokio::task::spawn_blocking(remove).await.unwrap_or_default();
+        let name = &self.context.config.node_name;
+        // Removing takes time, in which others may have named more.
+        let current = nodes.get(name).await.map_err(boxed)?;
+        if let Some(patch) = local::patch(&current, &done) {
+            nodes
+                .patch(name, &PatchParams::default(), &Patch::Merge(patch))
+                .await
+                .map_err(boxed)?;
+        }
+        Ok(())
     }
 
     /// Creates the node, or brings the labels of the one that exists up to date.

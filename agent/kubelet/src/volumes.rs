@@ -4,6 +4,7 @@ mod atomic_writer;
 pub mod csi;
 pub mod csi_api;
 mod directories;
+pub mod local;
 mod persistent;
 mod projections;
 pub mod sub_path;

@@ -8,7 +8,7 @@ use kube::api::Api;
 use rustix::mount::MountFlags;
 
 use super::csi::{self, Source};
-use super::{Ready, SetUpError, VolumeContext, directories, fs_group, fs_group_policy};
+use super::{Ready, SetUpError, VolumeContext, directories, fs_group, fs_group_policy, local};
 use crate::context::{name, namespace, uid};
 
 fn refused(message: impl Into<String>) -> SetUpError {
@@ -111,6 +111,8 @@ async fn mount(
     }
     if let Some(source) = &spec.local {
         let path = Path::new(&source.path);
+        let directory = Path::new(local::DIRECTORY);
+        local::prepare(volume_name, persistent, path, context.pod_dir, directory)?;
         let metadata =
             std::fs::metadata(path).map_err(|_| refused(format!("path {:?} does not exist", source.path)))?;
         if metadata.is_dir() == block {
