@@ -1,8 +1,11 @@
 //! The built-in admission plug-ins, in upstream's order. Names, decisions and messages are upstream's.
 
 mod certificates;
+mod claim_resize;
+mod default_class;
 mod default_toleration_seconds;
 mod dynamic;
+mod in_use_protection;
 mod limit_ranger;
 mod matching;
 mod namespace_lifecycle;
@@ -12,6 +15,7 @@ mod policies;
 mod priority;
 mod rbac_escalation;
 mod resource_quota;
+mod runtime_class;
 mod service_account;
 mod taint_nodes_by_condition;
 mod webhooks;
@@ -40,6 +44,10 @@ pub fn chain(authorizer: Arc<Authorizer>, store: Arc<dyn Store>) -> Chain {
         Box::new(pod_security::PodSecurity),
         Box::new(priority::Priority),
         Box::new(default_toleration_seconds::DefaultTolerationSeconds),
+        Box::new(default_class::STORAGE),
+        Box::new(in_use_protection::StorageObjectInUseProtection),
+        Box::new(claim_resize::PersistentVolumeClaimResize),
+        Box::new(runtime_class::RuntimeClass),
         Box::new(certificates::CertificateApproval {
             authorizer: authorizer.clone(),
         }),
@@ -47,6 +55,7 @@ pub fn chain(authorizer: Arc<Authorizer>, store: Arc<dyn Store>) -> Chain {
             authorizer: authorizer.clone(),
         }),
         Box::new(certificates::CertificateSubjectRestriction),
+        Box::new(default_class::INGRESS),
         Box::new(rbac_escalation::RbacEscalation {
             authorizer: authorizer.clone(),
         }),
