@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, NodeStatus};
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use rustix::time::{ClockId, clock_gettime};
-use serde_json::{Value, json};
+use serde_json::json;
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -229,28 +229,7 @@ impl NodeLoop {
         old: &NodeStatus,
         new: &NodeStatus,
     ) -> Result<(), NodeError> {
-        let mut status = serde_json::to_value(new).unwrap_or_default();
-        // The address list merges by type: old addresses must be named to go.
-        let kinds = |status: &NodeStatus| -> Vec<String> {
-            status
-                .addresses
-                .iter()
-                .flatten()
-                .map(|address| address.type_.clone())
-                .collect()
-        };
-        let now = kinds(new);
-        let gone = kinds(old).into_iter().filter(|kind| !now.contains(kind));
-        let gone: Vec<Value> = gone
-            .map(|kind| json!({ "$patch": "delete", "type": kind }))
-            .collect();
-        if let Some(addresses) = status.get_mut("addresses").and_then(Value::as_array_mut) {
-            addresses.extend(gone);
-        }
-        if new.volumes_in_use.is_none() && old.volumes_in_use.is_some() {
-            status["volumesInUse"] = Value::Null;
-        }
-        let patch = json!({ "status": status });
+        let patch = status::patch(old, new);
         let name = &self.context.config.node_name;
         nodes
             .patch_status(name, &PatchParams::default(), &Patch::Strategic(patch))

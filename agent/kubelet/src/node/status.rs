@@ -1,6 +1,6 @@
 //! What a Node object says: pure, from facts about machine, runtime and configuration.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use api::quantity::{Format, Quantity};
 use cri_api::v1::{Image, StatusResponse};
@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Wire;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use serde_json::{Map, Value, json};
 
 use super::machine::Machine;
 use crate::cgroups::Limits;
@@ -118,17 +119,55 @@ fn with_devices(
     resources
 }
 
-/// Extended resources that others have told the API server of stay.
+/// Resources that others have told the API server of stay. Huge pages are the machine's alone.
 fn with_extended(
     mut own: BTreeMap<String, Wire>,
-    old: Option<&BTreeMap<String, Wire>>,
+    others: Option<&BTreeMap<String, Wire>>,
 ) -> BTreeMap<String, Wire> {
-    for (name, amount) in old.into_iter().flatten() {
-        if name.contains('/') && !name.starts_with("kubernetes.io/") {
+    for (name, amount) in others.into_iter().flatten() {
+        if !name.starts_with("hugepages-") {
             own.entry(name.clone()).or_insert_with(|| amount.clone());
         }
     }
     own
+}
+
+/// What a patch says of resources: those that differ, and null for those that are gone.
+fn changed_resources(
+    old: Option<&BTreeMap<String, Wire>>,
+    new: Option<&BTreeMap<String, Wire>>,
+) -> Map<String, Value> {
+    let of = |all: Option<&BTreeMap<String, Wire>>, name: &str| all.and_then(|all| all.get(name).cloned());
+    let names: BTreeSet<&String> = old.into_iter().chain(new).flat_map(BTreeMap::keys).collect();
+    let changed = names.into_iter().filter(|name| of(old, name) != of(new, name));
+    changed.map(|name| (name.clone(), json!(of(new, name)))).collect()
+}
+
+/// The strategic merge patch from one status to the next. Resources that stay the same are left out, so that what
+/// others do to them meanwhile holds.
+pub fn patch(old: &NodeStatus, new: &NodeStatus) -> Value {
+    let mut status = serde_json::to_value(new).unwrap_or_default();
+    for (field, old, new) in [
+        ("capacity", &old.capacity, &new.capacity),
+        ("allocatable", &old.allocatable, &new.allocatable),
+    ] {
+        status[field] = Value::Object(changed_resources(old.as_ref(), new.as_ref()));
+    }
+    // The address list merges by type: old addresses must be named to go.
+    let kinds = |status: &NodeStatus| -> Vec<String> {
+        let addresses = status.addresses.iter().flatten();
+        addresses.map(|address| address.type_.clone()).collect()
+    };
+    let now = kinds(new);
+    let gone = kinds(old).into_iter().filter(|kind| !now.contains(kind));
+    let gone = gone.map(|kind| json!({ "$patch": "delete", "type": kind }));
+    if let Some(addresses) = status.get_mut("addresses").and_then(Value::as_array_mut) {
+        addresses.extend(gone);
+    }
+    if new.volumes_in_use.is_none() && old.volumes_in_use.is_some() {
+        status["volumesInUse"] = Value::Null;
+    }
+    json!({ "status": status })
 }
 
 /// The node as first registered. Its readiness taints are the node lifecycle controller's.
@@ -159,6 +198,17 @@ pub fn initial_node(config: &Config) -> Node {
 
 pub fn node_status(facts: &Facts, old: &NodeStatus, now: Timestamp) -> NodeStatus {
     let machine = facts.machine;
+    let capacity = with_extended(
+        with_devices(capacity(machine, &facts.config.settings), facts.devices, |both| {
+            &both.0
+        }),
+        old.capacity.as_ref(),
+    );
+    // Of what others told, all may be used.
+    let allocatable = with_extended(
+        with_devices(facts.allocatable.clone(), facts.devices, |both| &both.1),
+        Some(&capacity),
+    );
     let address = |kind: &str, address: String| NodeAddress {
         type_: kind.into(),
         address,
@@ -168,16 +218,8 @@ pub fn node_status(facts: &Facts, old: &NodeStatus, now: Timestamp) -> NodeStatu
             address("InternalIP", facts.config.node_ip.to_string()),
             address("Hostname", facts.config.node_name.clone()),
         ]),
-        capacity: Some(with_extended(
-            with_devices(capacity(machine, &facts.config.settings), facts.devices, |both| {
-                &both.0
-            }),
-            old.capacity.as_ref(),
-        )),
-        allocatable: Some(with_extended(
-            with_devices(facts.allocatable.clone(), facts.devices, |both| &both.1),
-            old.allocatable.as_ref(),
-        )),
+        capacity: Some(capacity),
+        allocatable: Some(allocatable),
         conditions: Some(conditions(facts, old, now)),
         daemon_endpoints: Some(NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint {
@@ -459,6 +501,70 @@ mod tests {
         let status = status(None, &NodeStatus::default(), 0);
         assert_eq!(status.capacity.unwrap()["memory"].0, "524288Ki");
         assert_eq!(status.allocatable.unwrap()["memory"].0, "421888Ki");
+    }
+
+    #[test]
+    fn resources_of_others_are_kept_and_may_be_used() {
+        let first = status(None, &NodeStatus::default(), 0);
+        let amount = |all: &Option<BTreeMap<String, Wire>>, name: &str| all.as_ref()?.get(name).cloned();
+        let own = amount(&first.allocatable, "cpu");
+        for (name, told) in [("example.com/fpga", "5"), ("kubernetes.io/batch", "3")] {
+            let mut old = first.clone();
+            old.capacity
+                .get_or_insert_default()
+                .insert(name.into(), Wire(told.into()));
+            let new = status(None, &old, 10);
+            assert_eq!(amount(&new.capacity, name), Some(Wire(told.into())));
+            assert_eq!(amount(&new.allocatable, name), Some(Wire(told.into())));
+            assert_eq!(amount(&new.allocatable, "cpu"), own);
+            assert!(is_changed(&old, &new));
+            let patched = patch(&old, &new)["status"].clone();
+            assert_eq!(patched["allocatable"], json!({name: told}), "only what differs");
+            assert_eq!(patched["capacity"], json!({}));
+
+            let mut more = new.clone();
+            more.capacity
+                .get_or_insert_default()
+                .insert(name.into(), Wire("9".into()));
+            let raised = status(None, &more, 20);
+            assert_eq!(amount(&raised.allocatable, name), Some(Wire("9".into())));
+
+            let mut less = new.clone();
+            less.capacity.get_or_insert_default().remove(name);
+            let without = status(None, &less, 30);
+            assert_eq!(amount(&without.allocatable, name), None);
+            assert_eq!(
+                patch(&less, &without)["status"]["allocatable"],
+                json!({name: null})
+            );
+        }
+    }
+
+    #[test]
+    fn huge_pages_that_the_machine_lacks_go() {
+        let mut old = status(None, &NodeStatus::default(), 0);
+        old.capacity
+            .get_or_insert_default()
+            .insert("hugepages-64Ki".into(), Wire("0".into()));
+        let new = status(None, &old, 10);
+        assert_eq!(
+            patch(&old, &new)["status"]["capacity"],
+            json!({"hugepages-64Ki": null})
+        );
+    }
+
+    #[test]
+    fn addresses_that_are_gone_are_named() {
+        let new = status(None, &NodeStatus::default(), 0);
+        let mut old = new.clone();
+        old.addresses.get_or_insert_default().push(NodeAddress {
+            type_: "ExternalIP".into(),
+            address: "192.0.2.1".into(),
+        });
+        let patched = patch(&old, &new)["status"]["addresses"].clone();
+        let patched = patched.as_array().unwrap();
+        assert_eq!(patched.len(), 3);
+        assert_eq!(patched[2], json!({"$patch": "delete", "type": "ExternalIP"}));
     }
 
     #[test]
