@@ -276,10 +276,10 @@ pub const SERVER_MODULES: &[ModuleSet] = &[
 pub const LIBRARY_PACKAGES: &[&str] = &[
     "libc6",
     "libxtables12",
-    "libipset13",
+    "libipset13t64",
     "libmnl0",
     "libnftnl11",
-    "libipset13",
+    "libipset13t64",
     "libext2fs2t64",
     "libcom-err2",
     "libblkid1",
