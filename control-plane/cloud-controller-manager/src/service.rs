@@ -89,7 +89,9 @@ fn ensure(
         }
     };
     let mut plan = Vec::new();
-    let announcer = announcer(service, &nodes);
+    // A node's own address is where it is; carried by another it would cut that node off.
+    let own = addresses.iter().any(|address| is_of_a_node(snapshot, *address));
+    let announcer = announcer(service, &nodes).filter(|_| !own);
     if api::volume::annotation(&service.metadata, ANNOUNCED_BY) != announcer {
         let annotations = json!({ANNOUNCED_BY: announcer});
         plan.push(Write::patch(
@@ -105,6 +107,12 @@ fn ensure(
         plan.push(write.event(service, NORMAL, "EnsuredLoadBalancer", "Ensured load balancer"));
     }
     (plan, addresses)
+}
+
+fn is_of_a_node(snapshot: &Snapshot, address: IpAddr) -> bool {
+    let statuses = snapshot.nodes.iter().filter_map(|node| node.status.as_ref());
+    let mut given = statuses.flat_map(|status| status.addresses.iter().flatten());
+    given.any(|of_node| of_node.address.parse() == Ok(address))
 }
 
 /// Ready nodes that may take the Service's traffic; with the Local policy, those that have a ready endpoint.
@@ -183,8 +191,12 @@ mod tests {
     }
 
     /// Applies merge patches until nothing is left to do.
-    fn settled(mut service: Value, nodes: &[Arc<Node>]) -> (Value, Vec<String>) {
-        let metal = Metal::new(vec!["10.0.0.1-10.0.0.2".parse().unwrap()]);
+    fn settled(service: Value, nodes: &[Arc<Node>]) -> (Value, Vec<String>) {
+        settled_from(&["10.0.0.1-10.0.0.2"], service, nodes)
+    }
+
+    fn settled_from(pool: &[&str], mut service: Value, nodes: &[Arc<Node>]) -> (Value, Vec<String>) {
+        let metal = Metal::new(pool.iter().map(|range| range.parse().unwrap()).collect());
         let mut said = Vec::new();
         for _ in 0..10 {
             let snapshot = Snapshot {
@@ -247,6 +259,20 @@ mod tests {
         assert_eq!(plain["metadata"]["finalizers"], json!([]));
         assert_eq!(plain["status"]["loadBalancer"], json!({}));
         assert_eq!(said, ["DeletingLoadBalancer", "DeletedLoadBalancer"]);
+    }
+
+    #[test]
+    fn no_node_carries_another_nodes_address() {
+        let mut node = Node::clone(&node("a", "True"));
+        let address = from_value(json!({"type": "InternalIP", "address": "192.168.0.9"})).unwrap();
+        node.status.get_or_insert_default().addresses = Some(vec![address]);
+        let fresh = json!({"metadata": {"name": "s", "namespace": "n", "uid": "u"}, "spec": {"type": "LoadBalancer"}});
+        let (service, _) = settled_from(&[], fresh, &[Arc::new(node)]);
+        assert_eq!(
+            service["status"]["loadBalancer"]["ingress"][0]["ip"],
+            "192.168.0.9"
+        );
+        assert_eq!(service["metadata"]["annotations"].get(ANNOUNCED_BY), None);
     }
 
     #[test]
