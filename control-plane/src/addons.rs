@@ -1,6 +1,7 @@
 //! The add-ons a cluster comes with: their manifests are data, and every start makes the API agree with them. What a
 //! manifest does not name is the users', and so is the number of replicas once an object exists.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -10,7 +11,7 @@ use serde_json::Value;
 const DNS: &str = include_str!("../addons/dns/manifest.yaml");
 const RETRY: Duration = Duration::from_secs(1);
 /// The name server's place in the first Service network, counted from the network's own address.
-const DNS_ADDRESS: usize = 10;
+const DNS_ADDRESS: u8 = 10;
 
 #[derive(Debug, thiserror::Error)]
 pub enum AddonError {
@@ -27,10 +28,13 @@ pub fn dns(service_cidr: &str, cluster_domain: &str) -> Result<Vec<DynamicObject
     let network: IpNet = service_cidr
         .parse()
         .map_err(|_| AddonError::Network(service_cidr.to_owned()))?;
-    let address = network
-        .hosts()
-        .nth(DNS_ADDRESS - 1)
-        .ok_or_else(|| AddonError::Small(service_cidr.to_owned()))?;
+    let address = match network.network() {
+        IpAddr::V4(first) => IpAddr::from((u32::from(first) + u32::from(DNS_ADDRESS)).to_be_bytes()),
+        IpAddr::V6(first) => IpAddr::from((u128::from(first) + u128::from(DNS_ADDRESS)).to_be_bytes()),
+    };
+    if !network.contains(&address) {
+        return Err(AddonError::Small(service_cidr.to_owned()));
+    }
     let text = DNS
         .replace("${CLUSTER_DNS}", &address.to_string())
         .replace("${CLUSTER_DOMAIN}", cluster_domain)
