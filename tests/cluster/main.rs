@@ -14,6 +14,9 @@ fn a_cluster_works_and_survives_restarts_of_everything() {
     a_service_is_reachable_from_the_other_node(&kubectl);
     logs_exec_and_delete_work(&kubectl);
     limits_hold(&kubectl);
+    names_resolve_and_policies_hold(&kubectl);
+    a_claim_keeps_what_was_written(&kubectl);
+    a_load_balancer_leaves_the_nodes_reachable(&kubectl);
     containers_outlive_the_kubelet_and_the_cri_server(&kubectl);
     everything_is_there_after_a_reboot_of_the_master(&machines, &kubectl);
 }
@@ -105,6 +108,96 @@ fn limits_hold(kubectl: &Kubectl) {
         }
     });
     kubectl.run(&["delete", "pod", "glutton", "--timeout=60s"]);
+}
+
+/// The name server runs as a pod, and a policy holds on both nodes.
+fn names_resolve_and_policies_hold(kubectl: &Kubectl) {
+    let fetch = |url: &str| kubectl.try_run(&["exec", "client", "--", "timeout", "5", "wget", "-qO-", url]);
+    let served = || match fetch("http://server.default.svc.cluster.local/") {
+        Ok(answer) if answer == "served\n" => Ok(()),
+        other => Err(format!("{other:?}")),
+    };
+    eventually("the Service has a name", SOON, served);
+    kubectl.apply(
+        r#"{"apiVersion":"networking.k8s.io/v1","kind":"NetworkPolicy","metadata":{"name":"closed"},
+            "spec":{"podSelector":{"matchLabels":{"app":"server"}},"policyTypes":["Ingress"]}}"#,
+    );
+    eventually("the policy closes the server", SOON, || {
+        match fetch("http://server/") {
+            Err(_) => Ok(()),
+            Ok(answer) => Err(answer),
+        }
+    });
+    // What is refused is the connection, not the name.
+    let name = [
+        "exec",
+        "client",
+        "--",
+        "nslookup",
+        "server.default.svc.cluster.local",
+    ];
+    assert!(kubectl.run(&name).contains("server.default.svc.cluster.local"));
+    kubectl.run(&["delete", "networkpolicy", "closed"]);
+    eventually("the server is open again", SOON, served);
+}
+
+/// The default class makes a volume on the node that the pod is scheduled to; it outlives the pod, not the claim.
+fn a_claim_keeps_what_was_written(kubectl: &Kubectl) {
+    let pod = |name: &str, command: &str| {
+        kubectl.apply(&format!(
+            r#"{{"apiVersion":"v1","kind":"Pod","metadata":{{"name":"{name}"}},"spec":{{"restartPolicy":"Never",
+                "containers":[{{"name":"c","image":"busybox","imagePullPolicy":"IfNotPresent",
+                "command":["sh","-c",{command:?}],"volumeMounts":[{{"name":"kept","mountPath":"/kept"}}]}}],
+                "volumes":[{{"name":"kept","persistentVolumeClaim":{{"claimName":"kept"}}}}]}}}}"#
+        ));
+        kubectl.wait_for(&["pod", name], "{.status.phase}", "Succeeded", SOON);
+    };
+    kubectl.apply(
+        r#"{"apiVersion":"v1","kind":"PersistentVolumeClaim","metadata":{"name":"kept"},
+            "spec":{"accessModes":["ReadWriteOnce"],"resources":{"requests":{"storage":"10Mi"}}}}"#,
+    );
+    pod("writer", "echo kept > /kept/file");
+    kubectl.run(&["delete", "pod", "writer", "--timeout=60s"]);
+    pod("reader", "cat /kept/file");
+    assert_eq!(kubectl.run(&["logs", "reader"]), "kept\n");
+    kubectl.run(&["delete", "pod", "reader", "--timeout=60s"]);
+    kubectl.run(&["delete", "pvc", "kept", "--timeout=60s"]);
+    eventually("the volume goes with its claim", SOON, || {
+        let left = kubectl.try_run(&["get", "pv", "-o", "name"])?;
+        if left.is_empty() { Ok(()) } else { Err(left) }
+    });
+}
+
+/// Without a pool the addresses are the nodes' own, which must stay where they are.
+fn a_load_balancer_leaves_the_nodes_reachable(kubectl: &Kubectl) {
+    kubectl.run(&[
+        "expose",
+        "pod",
+        "server",
+        "--name=outside",
+        "--type=LoadBalancer",
+        "--port=80",
+        "--target-port=8080",
+    ]);
+    let ingress = "jsonpath={.status.loadBalancer.ingress[*].ip}";
+    let addresses = eventually("addresses are given", SOON, || {
+        let given = kubectl.try_run(&["get", "service", "outside", "-o", ingress])?;
+        if given.split_whitespace().count() == 2 {
+            Ok(given)
+        } else {
+            Err(given)
+        }
+    });
+    for address in addresses.split_whitespace() {
+        eventually("the address answers", SOON, || {
+            let url = format!("http://{address}/");
+            let answer = kubectl.try_run(&["exec", "client", "--", "timeout", "5", "wget", "-qO-", &url])?;
+            if answer == "served\n" { Ok(()) } else { Err(answer) }
+        });
+    }
+    // Through the kubelet of the other node.
+    kubectl.run(&["logs", "server"]);
+    kubectl.run(&["delete", "service", "outside", "--timeout=60s"]);
 }
 
 fn containers_outlive_the_kubelet_and_the_cri_server(kubectl: &Kubectl) {

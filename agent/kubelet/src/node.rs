@@ -135,7 +135,7 @@ impl NodeLoop {
             return Ok(());
         }
         let root_dir = self.context.config.root_dir.clone();
-        let remove = move || local::remove(names, &root_dir, Path::new(local::DIRECTORY));
+        let remove = move || local::remove(names, &root_dir, Path::new(api::metal::VOLUMES));
         let done = tokio::task::spawn_blocking(remove).await.unwrap_or_default();
         let name = &self.context.config.node_name;
         // Removing takes time, in which others may have named more.

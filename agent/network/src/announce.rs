@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::metal::ANNOUNCED_BY;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Service;
 use kube::runtime::{WatchStreamExt, reflector, watcher};
@@ -16,8 +17,6 @@ use tracing::{info, warn};
 use crate::routes::LinkAddress;
 use crate::sys;
 
-/// The node that answers for the Service's addresses.
-pub const ANNOUNCED_BY: &str = "ironlet.dev/announced-by";
 /// Links come and go without a word from the API server.
 const RESYNC: Duration = Duration::from_secs(30);
 /// One telling may get lost.

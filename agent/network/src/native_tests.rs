@@ -132,7 +132,7 @@ async fn a_load_balancer_s_address_moves_with_its_announcement() {
     };
     let announced = |by: &str| -> Vec<Arc<Service>> {
         let service: Service = serde_json::from_value(json!({
-            "metadata": {"name": "web", "annotations": {announce::ANNOUNCED_BY: by}},
+            "metadata": {"name": "web", "annotations": {api::metal::ANNOUNCED_BY: by}},
             "status": {"loadBalancer": {"ingress": [{"ip": "192.168.76.200"}, {"ip": "fd00:76::200"}]}}}))
         .unwrap();
         vec![Arc::new(service)]

@@ -4,6 +4,7 @@ pub mod condition;
 pub mod election;
 pub mod event;
 pub mod intstr;
+pub mod metal;
 pub mod names;
 pub mod node;
 pub mod owner;

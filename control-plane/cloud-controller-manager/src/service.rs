@@ -4,6 +4,7 @@ use crate::provider::Provider;
 use crate::world::Snapshot;
 use crate::write::Write;
 use api::event::{NORMAL, WARNING};
+use api::metal::ANNOUNCED_BY;
 use k8s_openapi::api::core::v1::{Node, Service};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -12,8 +13,6 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 const FINALIZER: &str = "service.kubernetes.io/load-balancer-cleanup";
-/// The node whose agent answers ARP and NDP for the Service's addresses.
-pub const ANNOUNCED_BY: &str = "ironlet.dev/announced-by";
 const EXCLUDED: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
 
 pub fn reconcile(snapshot: &Snapshot, provider: &impl Provider) -> Vec<Write> {

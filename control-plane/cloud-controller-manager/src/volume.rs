@@ -1,20 +1,16 @@
 //! The default StorageClass `local`: directories on the state disk of the node that the scheduler chose.
 //!
 //! The agent makes a volume's directory when it first mounts it. A directory goes when its name is in the node's
-//! annotation [`DELETE`]: the agent removes it, then takes its name off the list.
+//! annotation [`DELETE_VOLUMES`]: the agent removes it, then takes its name off the list.
 
 use crate::world::Snapshot;
 use crate::write::Write;
 use api::event::{NORMAL, WARNING};
+use api::metal::{self, DELETE_VOLUMES};
 use api::volume::{PROVISIONED_BY, PROVISIONER, SELECTED_NODE, annotation};
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::StorageClass;
 use serde_json::{Value, from_value, json};
-
-const NAME: &str = "metal.ironlet.dev";
-const DIRECTORY: &str = "/var/lib/ironlet/volumes";
-/// On a Node: volumes whose directories shall be removed, separated by commas.
-pub const DELETE: &str = "ironlet.dev/delete-volumes";
 
 /// Made when absent; users may change or replace it.
 pub fn default_class() -> Write {
@@ -25,7 +21,7 @@ pub fn default_class() -> Write {
         url: "/apis/storage.k8s.io/v1/storageclasses".into(),
         body: Some(
             json!({"apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": metadata,
-            "provisioner": NAME, "reclaimPolicy": "Delete", "volumeBindingMode": "WaitForFirstConsumer"}),
+            "provisioner": metal::PROVISIONER, "reclaimPolicy": "Delete", "volumeBindingMode": "WaitForFirstConsumer"}),
         ),
         events: Vec::new(),
     }
@@ -50,7 +46,7 @@ fn node<'a>(snapshot: &'a Snapshot, name: &str) -> Option<&'a Node> {
 fn provision(claim: &PersistentVolumeClaim, snapshot: &Snapshot) -> Option<Write> {
     let ours = PROVISIONER
         .iter()
-        .any(|key| annotation(&claim.metadata, key) == Some(NAME));
+        .any(|key| annotation(&claim.metadata, key) == Some(metal::PROVISIONER));
     if !ours || api::volume::volume_name(claim).is_some() || claim.metadata.deletion_timestamp.is_some() {
         return None;
     }
@@ -112,7 +108,7 @@ fn volume(
     let host = host.or(node.metadata.name.as_deref())?;
     let spec = claim.spec.as_ref()?;
     let body = json!({
-        "metadata": {"name": name, "annotations": {PROVISIONED_BY: NAME}},
+        "metadata": {"name": name, "annotations": {PROVISIONED_BY: metal::PROVISIONER}},
         "spec": {
             "capacity": spec.resources.as_ref().and_then(|r| r.requests.clone()),
             "accessModes": spec.access_modes,
@@ -120,7 +116,7 @@ fn volume(
             "storageClassName": class.metadata.name,
             "mountOptions": class.mount_options,
             "volumeMode": "Filesystem",
-            "local": {"path": format!("{DIRECTORY}/{name}")},
+            "local": {"path": format!("{}/{name}", metal::VOLUMES)},
             "claimRef": {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "namespace": claim.metadata.namespace,
                 "name": claim.metadata.name, "uid": claim.metadata.uid,
                 "resourceVersion": claim.metadata.resource_version},
@@ -136,7 +132,7 @@ fn is_done(volume: &PersistentVolume) -> bool {
     let spec = volume.spec.as_ref();
     volume.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Released")
         && spec.and_then(|s| s.persistent_volume_reclaim_policy.as_deref()) == Some("Delete")
-        && annotation(&volume.metadata, PROVISIONED_BY) == Some(NAME)
+        && annotation(&volume.metadata, PROVISIONED_BY) == Some(metal::PROVISIONER)
         && volume.metadata.deletion_timestamp.is_none()
 }
 
@@ -150,7 +146,7 @@ fn reclaim(snapshot: &Snapshot) -> Vec<Write> {
         .collect();
     let mut plan = Vec::new();
     for node in &snapshot.nodes {
-        let listed = annotation(&node.metadata, DELETE).unwrap_or_default();
+        let listed = annotation(&node.metadata, DELETE_VOLUMES).unwrap_or_default();
         let mut names: Vec<&str> = listed.split(',').filter(|n| !n.is_empty()).collect();
         let before = names.len();
         for volume in done.iter().filter(|v| api::volume::reaches(v, node)) {
@@ -160,7 +156,7 @@ fn reclaim(snapshot: &Snapshot) -> Vec<Write> {
             }
         }
         if names.len() > before {
-            let annotations: Value = json!({DELETE: names.join(",")});
+            let annotations: Value = json!({DELETE_VOLUMES: names.join(",")});
             plan.push(Write::patch(
                 &**node,
                 json!({"metadata": {"annotations": annotations}}),
@@ -171,7 +167,7 @@ fn reclaim(snapshot: &Snapshot) -> Vec<Write> {
     let told = |volume: &&PersistentVolume| {
         let home = snapshot.nodes.iter().find(|n| api::volume::reaches(volume, n));
         home.is_none_or(|n| {
-            let listed = annotation(&n.metadata, DELETE).unwrap_or_default();
+            let listed = annotation(&n.metadata, DELETE_VOLUMES).unwrap_or_default();
             listed
                 .split(',')
                 .any(|name| Some(name) == volume.metadata.name.as_deref())
@@ -210,7 +206,7 @@ mod tests {
     }
 
     fn ready() -> Value {
-        json!({PROVISIONER[0]: NAME, SELECTED_NODE: "a"})
+        json!({PROVISIONER[0]: metal::PROVISIONER, SELECTED_NODE: "a"})
     }
 
     #[test]
@@ -230,7 +226,7 @@ mod tests {
         world.volumes = vec![Arc::new(made)];
         let plan = reconcile(&world);
         assert_eq!(
-            plan[0].body.as_ref().unwrap()["metadata"]["annotations"][DELETE],
+            plan[0].body.as_ref().unwrap()["metadata"]["annotations"][DELETE_VOLUMES],
             "pvc-u"
         );
         assert_eq!(plan.len(), 1, "the volume goes when its node knows");
@@ -238,7 +234,7 @@ mod tests {
         told.metadata
             .annotations
             .get_or_insert_default()
-            .insert(DELETE.into(), "pvc-u".into());
+            .insert(DELETE_VOLUMES.into(), "pvc-u".into());
         world.nodes = vec![Arc::new(told)];
         let plan = reconcile(&world);
         assert_eq!((plan.len(), &plan[0].method), (1, &http::Method::DELETE));
@@ -247,7 +243,7 @@ mod tests {
     #[test]
     fn what_a_directory_cannot_be_is_said() {
         for (annotations, spec, expected) in [
-            (json!({PROVISIONER[0]: NAME}), json!({}), None),
+            (json!({PROVISIONER[0]: metal::PROVISIONER}), json!({}), None),
             (
                 json!({PROVISIONER[0]: "other", SELECTED_NODE: "a"}),
                 json!({}),

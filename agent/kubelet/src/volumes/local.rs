@@ -1,5 +1,5 @@
 //! Directories of the StorageClass `local`: made where a volume is first mounted, removed when the node's annotation
-//! [`DELETE`] names them and no pod uses them any more.
+//! [`DELETE_VOLUMES`] names them and no pod uses them any more.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,6 +7,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use api::metal::{DELETE_VOLUMES, PROVISIONER};
 use api::volume::{PROVISIONED_BY, annotation};
 use k8s_openapi::api::core::v1::{Node, PersistentVolume};
 use serde_json::{Value, json};
@@ -14,10 +15,6 @@ use tracing::{info, warn};
 
 use super::{SetUpError, directories};
 
-const PROVISIONER: &str = "metal.ironlet.dev";
-pub const DIRECTORY: &str = "/var/lib/ironlet/volumes";
-/// On the node: volumes whose directories shall be removed, separated by commas.
-const DELETE: &str = "ironlet.dev/delete-volumes";
 /// Below a pod's directory: an entry for each local volume that the pod uses, so that a restarted kubelet knows.
 const IN_USE: &str = "volumes/kubernetes.io~local-volume";
 /// Anybody's, as a pod's user is not known when the volume is made.
@@ -95,7 +92,9 @@ fn fate(name: &str, is_used: impl FnOnce(&str) -> bool) -> Fate {
 
 /// The names in the node's annotation.
 pub fn listed(node: &Node) -> Vec<String> {
-    let names = annotation(&node.metadata, DELETE).unwrap_or_default().split(',');
+    let names = annotation(&node.metadata, DELETE_VOLUMES)
+        .unwrap_or_default()
+        .split(',');
     let names = names.map(str::trim).filter(|name| !name.is_empty());
     names.map(Into::into).collect()
 }
@@ -105,7 +104,7 @@ pub fn remove(names: Vec<String>, root_dir: &Path, directory: &Path) -> BTreeSet
     let gone = |name: &String| match fate(name, |name| is_used(root_dir, name)) {
         Fate::Wait => false,
         Fate::Forget => {
-            warn!(annotation = DELETE, name, "not the name of a volume");
+            warn!(annotation = DELETE_VOLUMES, name, "not the name of a volume");
             true
         }
         Fate::Remove => match directories::tear_down(&directory.join(name)) {
@@ -136,7 +135,7 @@ pub fn patch(node: &Node, done: &BTreeSet<String>) -> Option<Value> {
     let list = (!left.is_empty()).then(|| left.join(","));
     Some(json!({"metadata": {
         "resourceVersion": node.metadata.resource_version,
-        "annotations": {DELETE: list},
+        "annotations": {DELETE_VOLUMES: list},
     }}))
 }
 
@@ -151,7 +150,8 @@ mod tests {
     }
 
     fn node(list: &str) -> Node {
-        from_value(json!({"metadata": {"resourceVersion": "7", "annotations": {DELETE: list}}})).unwrap()
+        from_value(json!({"metadata": {"resourceVersion": "7", "annotations": {DELETE_VOLUMES: list}}}))
+            .unwrap()
     }
 
     fn set(names: &[&str]) -> BTreeSet<String> {
@@ -258,7 +258,7 @@ mod tests {
             let patch = patch(&node(list), &set(done));
             let annotation = patch
                 .as_ref()
-                .map(|patch| patch["metadata"]["annotations"][DELETE].clone());
+                .map(|patch| patch["metadata"]["annotations"][DELETE_VOLUMES].clone());
             assert_eq!(annotation, expected, "{list}");
             if let Some(patch) = patch {
                 assert_eq!(patch["metadata"]["resourceVersion"], "7");

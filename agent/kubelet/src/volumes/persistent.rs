@@ -111,7 +111,7 @@ async fn mount(
     }
     if let Some(source) = &spec.local {
         let path = Path::new(&source.path);
-        let directory = Path::new(local::DIRECTORY);
+        let directory = Path::new(api::metal::VOLUMES);
         local::prepare(volume_name, persistent, path, context.pod_dir, directory)?;
         let metadata =
             std::fs::metadata(path).map_err(|_| refused(format!("path {:?} does not exist", source.path)))?;

@@ -113,11 +113,11 @@ impl Applied {
 }
 
 /// Until the policies are known, a machine that has just started lets no pod speak: a process that comes later finds
-/// the chain in place and leaves it.
-pub async fn close_until_known(family: Family, bridge: &str) -> Result<(), ApplyError> {
+/// the chain in place and leaves it. True when it had to be closed.
+pub async fn close_until_known(family: Family, bridge: &str) -> Result<bool, ApplyError> {
     let saved = iptables::save(family).await?;
     if Saved::parse(&saved).chains.contains(&("mangle", CHAIN)) {
-        return Ok(());
+        return Ok(false);
     }
     let closed = [
         "-m conntrack --ctstate RELATED,ESTABLISHED -j RETURN",
@@ -127,7 +127,8 @@ pub async fn close_until_known(family: Family, bridge: &str) -> Result<(), Apply
     let mut changes = Changes::default();
     changes.chain(CHAIN, &closed.map(str::to_owned));
     iptables::restore(family, &changes.render("mangle")).await?;
-    ensure_jumps(family).await
+    ensure_jumps(family).await?;
+    Ok(true)
 }
 
 async fn ensure_jumps(family: Family) -> Result<(), ApplyError> {

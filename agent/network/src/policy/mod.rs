@@ -28,7 +28,7 @@ use world::World;
 /// Changes come in bursts; one pass does for all that arrive within this.
 const GATHER: Duration = Duration::from_millis(5);
 const RETRY: Duration = Duration::from_secs(2);
-/// Without an API server no pod starts; one that answers all but us must not keep pods silent for ever.
+/// Without an API server no pod starts; one that answers all but us must not keep a new machine's pods silent for ever.
 const PATIENCE: Duration = Duration::from_secs(15);
 /// Everything is written anew now and then, whatever somebody else did to it.
 const RESYNC: Duration = Duration::from_secs(300);
@@ -50,9 +50,13 @@ struct Stores {
 
 /// Keeps this node's packet filter as the cluster's NetworkPolicies say, until `shutdown`. Rules stay when it ends.
 pub async fn run_policies(client: Client, config: PolicyConfig, shutdown: CancellationToken) {
+    let mut closed = false;
     for family in &config.families {
-        if let Err(error) = apply::close_until_known(*family, BRIDGE).await {
-            warn!(?family, %error, "cannot close the pod network until its policies are known");
+        match apply::close_until_known(*family, BRIDGE).await {
+            Ok(newly) => closed |= newly,
+            Err(error) => {
+                warn!(?family, %error, "cannot close the pod network until its policies are known");
+            }
         }
     }
     let own = watcher::Config::default()
@@ -82,7 +86,7 @@ pub async fn run_policies(client: Client, config: PolicyConfig, shutdown: Cancel
     ]);
     tokio::select! {
         () = shutdown.cancelled() => {}
-        () = keep_synced(&config, &stores, events) => warn!("the watches ended"),
+        () = keep_synced(&config, &stores, events, closed) => warn!("the watches ended"),
     }
 }
 
@@ -112,7 +116,13 @@ where
     (store, events.boxed())
 }
 
-async fn keep_synced(config: &PolicyConfig, stores: &Stores, mut events: impl StreamExt<Item = ()> + Unpin) {
+/// `closed`: no policies of an earlier process hold.
+async fn keep_synced(
+    config: &PolicyConfig,
+    stores: &Stores,
+    mut events: impl StreamExt<Item = ()> + Unpin,
+    closed: bool,
+) {
     let mut policies = Policies::new(&config.families);
     let mut resync = tokio::time::interval(RESYNC);
     resync.reset();
@@ -125,7 +135,7 @@ async fn keep_synced(config: &PolicyConfig, stores: &Stores, mut events: impl St
             event = events.next() => if event.is_none() { return },
             () = tokio::time::sleep(RETRY), if failed => {}
             _ = resync.tick() => policies.forget(),
-            () = &mut patience, if !known => {
+            () = &mut patience, if closed && !known => {
                 error!("network policies cannot be read: pods are not protected until they can");
                 policies.sync(&config.node_name, &Observed::default()).await;
                 known = true;

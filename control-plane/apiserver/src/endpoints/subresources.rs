@@ -160,11 +160,27 @@ pub async fn evict(server: &ApiServer, request: &ResourceRequest) -> Result<Resp
     // Pods that do not run disrupt nothing.
     let idle = matches!(text(&pod, "/status/phase"), "Pending" | "Succeeded" | "Failed")
         || object::is_terminating(&pod);
-    if !idle {
-        spend_budget(server, request, &pod, options.dry_run).await?;
+    let budget = match idle {
+        true => None,
+        false => budget_of(server, namespace, &pod).await?,
+    };
+    let mut as_seen = None;
+    if let Some(budget) = &budget {
+        if is_unguarded(&pod, budget) {
+            as_seen = options.resource_version.is_none().then_some(budget);
+            let seen = || object::resource_version(&pod).to_owned();
+            options.resource_version.get_or_insert_with(seen);
+        } else {
+            spend_budget(server, request, budget, name, options.dry_run).await?;
+        }
     }
     let pod_request = on_pod(server, request, name, "")?;
-    delete_object(server, &pod_request, namespace, name, &options).await?;
+    let deleted = delete_object(server, &pod_request, namespace, name, &options).await;
+    deleted.map_err(|error| match as_seen {
+        // By now the pod may be healthy, and the budget guard it.
+        Some(budget) if error.reason == "Conflict" => still_processed(budget),
+        _ => error,
+    })?;
     Ok(respond::value(
         &server.registry.catalog(),
         StatusCode::CREATED,
@@ -173,27 +189,58 @@ pub async fn evict(server: &ApiServer, request: &ResourceRequest) -> Result<Resp
     ))
 }
 
-async fn spend_budget(
-    server: &ApiServer,
-    request: &ResourceRequest,
-    pod: &Value,
-    dry_run: bool,
-) -> Result<(), ApiError> {
-    let (namespace, name) = (&request.info.namespace, object::name(pod));
+/// The budget that counts the pod.
+async fn budget_of(server: &ApiServer, namespace: &str, pod: &Value) -> Result<Option<Value>, ApiError> {
     let label = |key: &str| pod["metadata"]["labels"][key].as_str();
     let budgets = server.list("policy", "poddisruptionbudgets", namespace).await?;
-    let mut matching = budgets.iter().filter(|budget| {
+    let mut matching = budgets.into_iter().filter(|budget| {
         !budget["spec"]["selector"].is_null()
             && LabelSelector::from_object(&budget["spec"]["selector"]).matches(label)
     });
-    let Some(budget) = matching.next() else {
-        return Ok(());
-    };
+    let budget = matching.next();
     if matching.next().is_some() {
         return Err(ApiError::internal(
             "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.",
         ));
     }
+    Ok(budget)
+}
+
+/// A pod that is not ready may go at any time, or while enough others are healthy (`unhealthyPodEvictionPolicy`).
+fn is_unguarded(pod: &Value, budget: &Value) -> bool {
+    let conditions = pod["status"]["conditions"].as_array();
+    let is_ready = |c: &Value| c["type"] == "Ready" && c["status"] == "True";
+    if conditions.into_iter().flatten().any(is_ready) {
+        return false;
+    }
+    let count = |field: &str| budget["status"][field].as_i64().unwrap_or(0);
+    budget["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+        || (count("desiredHealthy") > 0 && count("currentHealthy") >= count("desiredHealthy"))
+}
+
+fn refused(why: String) -> ApiError {
+    let mut error = ApiError::too_many_requests(
+        "Cannot evict pod as it would violate the pod's disruption budget.",
+        10,
+    );
+    *error.details = json!({"causes": [{"reason": "DisruptionBudget", "message": why}]});
+    error
+}
+
+fn still_processed(budget: &Value) -> ApiError {
+    refused(format!(
+        "The disruption budget {} is still being processed by the server.",
+        object::name(budget)
+    ))
+}
+
+async fn spend_budget(
+    server: &ApiServer,
+    request: &ResourceRequest,
+    budget: &Value,
+    pod: &str,
+    dry_run: bool,
+) -> Result<(), ApiError> {
     let resource = server
         .registry
         .catalog()
@@ -212,20 +259,9 @@ async fn spend_budget(
         },
         |budget| {
             let status = &budget["status"];
-            let refused = |why: String| {
-                let mut error = ApiError::too_many_requests(
-                    "Cannot evict pod as it would violate the pod's disruption budget.",
-                    10,
-                );
-                *error.details = json!({"causes": [{"reason": "DisruptionBudget", "message": why}]});
-                error
-            };
             let observed = status["observedGeneration"].as_i64().unwrap_or(0);
             if observed < budget["metadata"]["generation"].as_i64().unwrap_or(0) {
-                return Err(refused(format!(
-                    "The disruption budget {} is still being processed by the server.",
-                    object::name(budget)
-                )));
+                return Err(still_processed(budget));
             }
             let allowed = status["disruptionsAllowed"].as_i64().unwrap_or(0);
             if allowed <= 0 {
@@ -239,7 +275,7 @@ async fn spend_budget(
             }
             let mut budget = budget.clone();
             budget["status"]["disruptionsAllowed"] = json!(allowed - 1);
-            budget["status"]["disruptedPods"][name] = json!(now);
+            budget["status"]["disruptedPods"][pod] = json!(now);
             Ok(budget)
         },
     )
@@ -290,4 +326,29 @@ pub async fn token(server: &ApiServer, request: &ResourceRequest) -> Result<Resp
         &answer,
         request.wanted,
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pods_that_are_not_ready_are_guarded_only_while_too_few_are_healthy() {
+        let pod = |ready: &str| json!({"status": {"conditions": [{"type": "Ready", "status": ready}]}});
+        let budget = |policy: Value, current: i64, desired: i64| {
+            json!({"spec": {"unhealthyPodEvictionPolicy": policy},
+                "status": {"currentHealthy": current, "desiredHealthy": desired}})
+        };
+        for (ready, policy, current, desired, unguarded) in [
+            ("True", json!("AlwaysAllow"), 3, 1, false),
+            ("False", json!("AlwaysAllow"), 0, 1, true),
+            ("False", json!("IfHealthyBudget"), 1, 1, true),
+            ("False", Value::Null, 1, 1, true),
+            ("False", Value::Null, 0, 1, false),
+            ("False", Value::Null, 0, 0, false),
+        ] {
+            let budget = budget(policy, current, desired);
+            assert_eq!(is_unguarded(&pod(ready), &budget), unguarded, "{ready} {budget}");
+        }
+    }
 }
