@@ -6,6 +6,7 @@
 
 pub mod boot;
 pub mod console;
+pub mod control;
 pub mod disk;
 pub mod install;
 pub mod machine;

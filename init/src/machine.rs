@@ -6,7 +6,7 @@ pub use identity::hosts;
 
 use crate::{
     boot::{Boot, SERVICE_CGROUPS},
-    console,
+    console, control,
     disk::{self, State},
     install::{self, Outcome},
     network::{self, Snapshot},
@@ -20,7 +20,10 @@ use crate::{
     sys::{clock, process, process::Exit},
     time,
 };
-use node_config::InstallTarget;
+use node_config::{
+    InstallTarget,
+    machine_state::{ACCEPTED, MachineState, Order},
+};
 use rustix::fs::StatVfsMountFlags;
 use std::{
     fs,
@@ -40,6 +43,9 @@ const LOOK: Duration = Duration::from_secs(10);
 /// The same reasons are told again after this long.
 const REMIND: Duration = Duration::from_secs(60);
 
+/// A system on trial is left when it was not found good within this time.
+const TRIAL: Duration = Duration::from_secs(600);
+
 /// Below this share of free space the state disk counts as full.
 const FULL_PERCENT: u64 = 5;
 
@@ -58,6 +64,7 @@ enum Event {
     State(State),
     TimeSet,
     Power(Request),
+    Asked(control::Question),
 }
 
 pub struct Machine {
@@ -76,6 +83,9 @@ pub struct Machine {
     reminded: (Vec<String>, Duration),
     looked: Duration,
     health: Health,
+    state: Option<State>,
+    /// Until when the system on trial has to be found good.
+    trial_ends: Option<Duration>,
     /// /etc/hosts has the node's own name.
     published: bool,
     ending: Option<Request>,
@@ -103,12 +113,18 @@ impl Machine {
             reminded: (vec![], Duration::ZERO),
             looked: clock::since_boot(),
             health: Health::Good,
+            state: None,
+            trial_ends: boot.config.trial.then_some(TRIAL),
             published: false,
             ending: None,
             boot,
         };
         let send = machine.send();
         power::start(move |request| send(Event::Power(request)));
+        let send = machine.send();
+        control::start(Path::new("/run/ironlet"), move |question| {
+            send(Event::Asked(question))
+        });
         if machine.boot.rescue.is_none() {
             let send = machine.send();
             network::start(machine.boot.config.clone(), move |snapshot| {
@@ -182,11 +198,25 @@ impl Machine {
             Err(_) => ServiceEvent::Tick,
         };
         let now = clock::since_boot();
+        let event = self.judge_trial(event, now);
         if now >= self.looked + LOOK {
             self.look(now);
         }
         self.plan_services(now);
         self.carry_out(event)
+    }
+
+    /// Leaves a system on trial that was not found good in time: the boot loader counts its tries.
+    fn judge_trial(&mut self, event: ServiceEvent, now: Duration) -> ServiceEvent {
+        let over = self.trial_ends.is_some_and(|end| now >= end);
+        if !over || self.ending.is_some() || event != ServiceEvent::Tick {
+            return event;
+        }
+        console::say(format_args!(
+            "the system on trial was not found good within {} s: rebooting",
+            TRIAL.as_secs()
+        ));
+        self.end(Request::Reboot)
     }
 
     fn patience_ends(&self, now: Duration) -> Option<Duration> {
@@ -217,17 +247,48 @@ impl Machine {
                 ));
                 return self.end(Request::Reboot);
             }
-            Event::Power(request) => {
-                if self.ending.is_none() {
-                    console::say(match request {
-                        Request::PowerOff => "power off requested: stopping services",
-                        Request::Reboot => "reboot requested: stopping services",
-                    });
-                    return self.end(request);
-                }
-            }
+            Event::Power(request) => return self.requested(request),
+            Event::Asked(question) => return self.asked(question),
         }
         ServiceEvent::Tick
+    }
+
+    fn asked(&mut self, question: control::Question) -> ServiceEvent {
+        let request = match question.order {
+            None => {
+                let state = MachineState {
+                    services: self.supervisor.states(clock::since_boot()),
+                    state_device: self.state.as_ref().and_then(State::device),
+                    waiting: self.waiting.clone(),
+                };
+                question.answer(&state.to_string());
+                return ServiceEvent::Tick;
+            }
+            Some(Order::Good) => {
+                if self.trial_ends.take().is_some() {
+                    console::say("the system on trial is good: it stays");
+                }
+                question.answer(ACCEPTED);
+                return ServiceEvent::Tick;
+            }
+            Some(Order::PowerOff) => Request::PowerOff,
+            Some(Order::Reboot) => Request::Reboot,
+            Some(Order::Reset) => Request::Reset,
+        };
+        question.answer(ACCEPTED);
+        self.requested(request)
+    }
+
+    fn requested(&mut self, request: Request) -> ServiceEvent {
+        if self.ending.is_some() {
+            return ServiceEvent::Tick;
+        }
+        console::say(match request {
+            Request::PowerOff => "power off requested: stopping services",
+            Request::Reboot => "reboot requested: stopping services",
+            Request::Reset => "reset requested: stopping services; the state disk will be emptied",
+        });
+        self.end(request)
     }
 
     fn end(&mut self, request: Request) -> ServiceEvent {
@@ -258,6 +319,7 @@ impl Machine {
             )),
             State::Memory => {}
         }
+        self.state = Some(state.clone());
         for error in identity::restore(&self.boot.config) {
             console::say(error);
         }

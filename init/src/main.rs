@@ -5,7 +5,8 @@ use std::{env, path::Path, process::ExitCode};
 const HELP: &str = "\
 init is the first process of an Ironlet machine; the kernel starts it. It reads the kernel command line
 (ironlet.*, ip=, nameserver=), and nothing from its own. Signals: SIGTERM and SIGUSR2 power the machine off,
-SIGINT (Ctrl-Alt-Del) reboots it.
+SIGINT (Ctrl-Alt-Del) reboots it. On /run/ironlet/init.sock it tells root the machine's state and takes orders, a line
+each: state, power-off, reboot, reset (reboot with the state disk emptied), good (keep the system on trial).
 
 Called under the name modprobe: modprobe [-q] [--] MODULE|ALIAS…";
 

@@ -15,6 +15,8 @@ use std::{
 pub enum Request {
     PowerOff,
     Reboot,
+    /// Reboot, with the state disk emptied on the way.
+    Reset,
 }
 
 /// linux/input-event-codes.h

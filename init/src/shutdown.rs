@@ -3,7 +3,7 @@
 use crate::{
     console, disk,
     power::Request,
-    sys::{clock, process},
+    sys::{block, clock, process},
 };
 use rustix::{
     mount::{MountFlags, UnmountFlags, mount_remount, unmount},
@@ -28,14 +28,22 @@ pub fn finish(request: Request) {
         }
     }
     rustix::fs::sync();
+    let state = mounted_from(&mounts(), disk::MOUNT_POINT);
     release_state();
+    if request == Request::Reset {
+        match state.map(|device| (block::erase_start(Path::new(&device)), device)) {
+            Some((Ok(()), device)) => console::say(format_args!("{device}: emptied")),
+            Some((Err(error), device)) => console::say(format_args!("{device}: NOT emptied: {error}")),
+            None => console::say("the state was in memory: nothing to empty"),
+        }
+    }
     let command = match request {
         Request::PowerOff => RebootCommand::PowerOff,
-        Request::Reboot => RebootCommand::Restart,
+        Request::Reboot | Request::Reset => RebootCommand::Restart,
     };
     console::say(match request {
         Request::PowerOff => "power off",
-        Request::Reboot => "reboot",
+        Request::Reboot | Request::Reset => "reboot",
     });
     console::flush(FLUSH_WITHIN);
     if let Err(error) = reboot(command) {
@@ -57,10 +65,22 @@ fn others_run() -> bool {
         .any(|entry| fs::read(entry.path().join("cmdline")).is_ok_and(|line| !line.is_empty()))
 }
 
+fn mounts() -> String {
+    fs::read_to_string("/proc/self/mountinfo").unwrap_or_default()
+}
+
+/// The block device mounted at a directory (proc_pid_mountinfo(5): what follows the lone hyphen is type and source).
+fn mounted_from(mountinfo: &str, dir: &str) -> Option<String> {
+    let line = mountinfo
+        .lines()
+        .rfind(|line| line.split(' ').nth(4) == Some(dir))?;
+    let source = line.split_once(" - ")?.1.split(' ').nth(1)?;
+    source.starts_with("/dev/").then(|| source.to_owned())
+}
+
 /// Unmounts everything in and of the state disk, innermost first; what stays busy becomes read-only.
 fn release_state() {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    for target in within(&mounts, disk::MOUNT_POINT) {
+    for target in within(&mounts(), disk::MOUNT_POINT) {
         if unmount(target.as_str(), UnmountFlags::empty()).is_ok() {
             continue;
         }
@@ -124,6 +144,8 @@ mod tests {
             within(mountinfo, "/var"),
             ["/var/lib/a b/proc", "/var/lib/a b", "/var"]
         );
+        assert_eq!(mounted_from(mountinfo, "/var").as_deref(), Some("/dev/vda"));
+        assert_eq!(mounted_from(mountinfo, "/variable"), None);
     }
 
     #[test]

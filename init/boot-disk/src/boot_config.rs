@@ -1,5 +1,7 @@
 //! What GRUB does, on installed disks and on media: texts.
 
+use std::collections::BTreeMap;
+
 /// A system: the kernel and what it unpacks.
 pub const SYSTEM_FILES: [&str; 2] = ["vmlinuz", "initramfs"];
 /// Their names in a slot: 8.3, since the crate for FAT writes long names for `.` and `..`, too, if it may.
@@ -8,6 +10,9 @@ pub const SLOT_FILES: [&str; 2] = ["vmlinuz", "initrd"];
 /// could not get at the running kernel's file otherwise. GRUB's own way to do that (`newc:`) writes names without
 /// their final NUL, which Linux refuses since 6.12.
 pub const KERNEL: &str = "kernel.img";
+
+/// [`GRUB_CONFIG`] counts down from it.
+const TRIES: u32 = 2;
 
 /// The size of GRUB's environment block.
 const ENVIRONMENT: usize = 1024;
@@ -21,6 +26,8 @@ pub enum BootError {
     Loader(&'static str),
     #[error("kernel parameters: {0:?} cannot be written to a boot configuration")]
     Character(char),
+    #[error("boot environment: {0} bytes are more than GRUB's block holds ({ENVIRONMENT})")]
+    Environment(usize),
     #[error("kernel parameters: {0} bytes are more than the kernel takes ({CMDLINE_MAX})")]
     Long(usize),
 }
@@ -34,27 +41,31 @@ set timeout=2
 set slot=A
 load_env
 set boot="$slot"
+set trial=
 if [ -n "$next" ]; then
   if [ "$tries" = 2 ]; then
     set boot="$next"
+    set trial=ironlet.trial=yes
     set tries=1
     save_env tries
   elif [ "$tries" = 1 ]; then
     set boot="$next"
+    set trial=ironlet.trial=yes
     set tries=0
     save_env tries
   fi
 fi
 if [ ! -f "/$boot/initrd" ]; then
   set boot=factory
+  set trial=
 fi
 function start {
   source "/$1/boot.cfg"
-  linux "/$1/vmlinuz" $cmdline ironlet.slot=$1
+  linux "/$1/vmlinuz" $cmdline ironlet.slot=$1 $2
   initrd "/$1/initrd"
 }
 menuentry "Ironlet" {
-  start "$boot"
+  start "$boot" $trial
 }
 menuentry "Ironlet, slot A" {
   start A
@@ -98,8 +109,65 @@ fn quoted(text: &str) -> Result<String, BootError> {
     }
 }
 
-pub fn empty_environment() -> String {
-    format!("{:#<ENVIRONMENT$}", "# GRUB Environment Block\n")
+/// GRUB's variables that last: which system boots (`slot`), and which one is tried how often (`next`, `tries`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Environment(BTreeMap<String, String>);
+
+impl Environment {
+    pub fn parse(block: &str) -> Self {
+        let pairs = block.lines().filter(|line| !line.starts_with('#'));
+        let pairs = pairs.filter_map(|line| line.split_once('='));
+        Self(
+            pairs
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .collect(),
+        )
+    }
+
+    /// The block has one size, so that GRUB can write it without knowing the file system.
+    pub fn render(&self) -> Result<String, BootError> {
+        let mut text = String::from("# GRUB Environment Block\n");
+        for (name, value) in &self.0 {
+            text += &format!("{name}={value}\n");
+        }
+        if text.len() > ENVIRONMENT {
+            return Err(BootError::Environment(text.len()));
+        }
+        Ok(format!("{text:#<ENVIRONMENT$}"))
+    }
+
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0
+            .get(name)
+            .map(String::as_str)
+            .filter(|value| !value.is_empty())
+    }
+
+    /// The slot that boots when nothing is on trial.
+    pub fn slot(&self) -> &str {
+        self.get("slot").unwrap_or("A")
+    }
+
+    /// The slot on trial, and how many tries are left.
+    pub fn trial(&self) -> Option<(&str, u32)> {
+        let tries = self.get("tries").and_then(|tries| tries.parse().ok());
+        self.get("next").map(|next| (next, tries.unwrap_or(0)))
+    }
+
+    pub fn try_next(&mut self, slot: &str) {
+        self.0.insert("next".into(), slot.into());
+        self.0.insert("tries".into(), TRIES.to_string());
+    }
+
+    pub fn end_trial(&mut self) {
+        self.0.remove("next");
+        self.0.remove("tries");
+    }
+
+    pub fn keep(&mut self, slot: &str) {
+        self.0.insert("slot".into(), slot.into());
+        self.end_trial();
+    }
 }
 
 #[cfg(test)]
@@ -118,9 +186,28 @@ mod tests {
     }
 
     #[test]
-    fn an_environment_block_has_its_size() {
-        let block = empty_environment();
+    fn an_environment_block_has_its_size_and_says_what_boots() {
+        let mut environment = Environment::default();
+        let block = environment.render().unwrap();
         assert_eq!(block.len(), ENVIRONMENT);
         assert!(block.starts_with("# GRUB Environment Block\n##"));
+        assert_eq!((environment.slot(), environment.trial()), ("A", None));
+
+        environment.try_next("B");
+        let block = environment.render().unwrap();
+        assert_eq!(block.len(), ENVIRONMENT);
+        assert!(
+            block.starts_with("# GRUB Environment Block\nnext=B\ntries=2\n##"),
+            "{block}"
+        );
+        assert_eq!(Environment::parse(&block), environment);
+        // As GRUB leaves it after the second try.
+        let tried = Environment::parse(&block.replace("tries=2", "tries=0"));
+        assert_eq!((tried.slot(), tried.trial()), ("A", Some(("B", 0))));
+
+        environment.keep("B");
+        assert_eq!((environment.slot(), environment.trial()), ("B", None));
+        // A variable that GRUB unsets by an empty value.
+        assert_eq!(Environment::parse("next=\n").trial(), None);
     }
 }

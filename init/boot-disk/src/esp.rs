@@ -2,7 +2,7 @@
 
 use crate::{
     Disk, DiskError, Loader, Source, at,
-    boot_config::{GRUB_CONFIG, SLOT_FILES, empty_environment},
+    boot_config::{Environment, GRUB_CONFIG, SLOT_FILES},
     window::Window,
 };
 use fatfs::{Dir, FatType, FileSystem, FormatVolumeOptions, FsOptions};
@@ -36,7 +36,11 @@ pub fn write<D: Disk>(
     }
     put(&root, "EFI/BOOT/BOOTX64.EFI", &mut loader.efi.as_slice())?;
     put(&root, "grub/grub.cfg", &mut GRUB_CONFIG.as_bytes())?;
-    put(&root, "grub/grubenv", &mut empty_environment().as_bytes())?;
+    put(
+        &root,
+        "grub/grubenv",
+        &mut Environment::default().render()?.as_bytes(),
+    )?;
     for directory in SLOTS {
         put(&root, &format!("{directory}/boot.cfg"), &mut slot.as_bytes())?;
     }
@@ -50,7 +54,11 @@ pub fn write<D: Disk>(
     volume.unmount().map_err(at("close"))
 }
 
-fn put<D: Disk>(root: &Dir<'_, Window<'_, D>>, path: &str, from: &mut impl Read) -> Result<(), DiskError> {
+pub(crate) fn put<D: Disk>(
+    root: &Dir<'_, Window<'_, D>>,
+    path: &str,
+    from: &mut (impl Read + ?Sized),
+) -> Result<(), DiskError> {
     let file = root.create_file(path).map_err(at(path))?;
     let mut writer = BufWriter::with_capacity(CHUNK, file);
     std::io::copy(from, &mut writer).map_err(at(path))?;

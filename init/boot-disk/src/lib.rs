@@ -9,10 +9,12 @@ mod boot_config;
 pub mod cpio;
 mod esp;
 mod initramfs;
+mod systems;
 mod window;
 
-pub use boot_config::{BootError, KERNEL, SYSTEM_FILES, loader_commands};
+pub use boot_config::{BootError, Environment, KERNEL, SYSTEM_FILES, loader_commands};
 pub use initramfs::{EARLY, Initramfs, ROOT};
+pub use systems::{Slot, Systems};
 
 use boot_config::slot_config;
 

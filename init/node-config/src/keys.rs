@@ -39,6 +39,11 @@ macro_rules! key {
         key!(@ $name, $expected, false, |c, v| { c.$field = list(v, |part| part.parse().ok())?; Some(()) },
             |c| joined(c.$field.iter().map(ToString::to_string).collect()))
     };
+    ($name:literal, $expected:literal, flag $field:ident) => {
+        key!(@ $name, $expected, false,
+            |c, v| { c.$field = ["no", "yes"].iter().position(|word| *word == v)? == 1; Some(()) },
+            |c| c.$field.then(|| "yes".to_owned()).into_iter().collect())
+    };
     (@ $name:literal, $expected:literal, $secret:literal, $set:expr, $show:expr) => {
         Key { name: $name, expected: $expected, secret: $secret, set: $set, show: $show }
     };
@@ -67,10 +72,10 @@ pub(crate) const KEYS: &[Key] = &[
     key!("ironlet.store", "etcd or embedded", one store),
     key!("ironlet.disk", "/dev/…, LABEL=… or none", one disk),
     key!("ironlet.install", "/dev/… or auto", one install),
-    key!(@ "ironlet.wipe", "yes or no", false,
-        |c, v| { c.wipe = ["no", "yes"].iter().position(|word| *word == v)? == 1; Some(()) },
-        |c| c.wipe.then(|| "yes".to_owned()).into_iter().collect()),
+    key!("ironlet.wipe", "yes or no", flag wipe),
     key!("ironlet.slot", "A, B or factory", one slot if is_slot),
+    key!("ironlet.trial", "yes or no", flag trial),
+    key!("ironlet.upgrade-key", "minisign's public key, 56 characters of base64", one upgrade_key if is_minisign_key),
     key!("ironlet.registry-mirror", "HOST=URL with http:// or https://", many registry_mirrors),
     key!("ironlet.config", "a URL or LABEL=…:PATH", one config),
 ];
@@ -94,6 +99,15 @@ fn label(text: &str) -> Option<(String, String)> {
 
 fn is_slot(text: &str) -> bool {
     ["A", "B", "factory"].contains(&text)
+}
+
+/// 42 bytes: `Ed`, the key's number, the key.
+fn is_minisign_key(text: &str) -> bool {
+    text.len() == 56
+        && text.starts_with("RW")
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'+' || b == b'/')
 }
 
 fn is_ca_hash(text: &str) -> bool {

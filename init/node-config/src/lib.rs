@@ -6,6 +6,7 @@
 
 mod interface;
 mod keys;
+pub mod machine_state;
 mod types;
 mod words;
 
@@ -38,6 +39,10 @@ pub struct NodeConfig {
     pub wipe: bool,
     /// The installed system that was booted; the boot loader says it.
     pub slot: Option<String>,
+    /// That system is tried for the first time; the boot loader says it.
+    pub trial: bool,
+    /// minisign's public key: without a signature by it no upgrade is taken.
+    pub upgrade_key: Option<String>,
     pub registry_mirrors: Vec<RegistryMirror>,
     pub config: Option<ConfigSource>,
     pub ip: Vec<IpParameter>,

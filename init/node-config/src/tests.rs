@@ -143,6 +143,8 @@ fn bad_values_of_every_key_are_errors() {
         "ironlet.disk=LABEL=",
         "ironlet.install=yes",
         "ironlet.wipe=true",
+        "ironlet.trial=1",
+        "ironlet.upgrade-key=RWQf6LRCGA9i53ml",
         "ironlet.slot=C",
         "ironlet.registry-mirror=docker.io",
         "ironlet.registry-mirror=docker.io=ftp://x",
@@ -315,6 +317,9 @@ impl Dice {
             install: self.maybe(|d| d.maybe(device).map_or(InstallTarget::Auto, InstallTarget::Device)),
             wipe: self.roll(2) == 1,
             slot: self.maybe(|d| d.pick(&["A", "B", "factory"]).to_owned()),
+            trial: self.roll(2) == 1,
+            upgrade_key: self
+                .maybe(|_| "RWQf6LRCGA9i53mlYecO4IzT51TGPpvWucNSCh1CBM0QTaLn73Y7GFO3".to_owned()),
             registry_mirrors: self.some(|d| RegistryMirror {
                 host: d.pick(&["docker.io", "registry:5000"]).to_owned(),
                 url: d

@@ -57,6 +57,15 @@ pub enum State {
     Memory,
 }
 
+impl State {
+    pub fn device(&self) -> Option<String> {
+        match self {
+            Self::Disk(device) => Some(device.display().to_string()),
+            Self::Memory => None,
+        }
+    }
+}
+
 /// Mounts /var, in a thread of its own, and tells when that is done. A disk that the command line names is waited
 /// for without end: a node told to keep its state must not begin a new life in memory.
 pub fn start(

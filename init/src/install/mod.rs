@@ -36,6 +36,7 @@ const NOT_KEPT: &[&str] = &[
     "initrd=",
     "ironlet.install=",
     "ironlet.slot=",
+    "ironlet.trial=",
     "ironlet.wipe=",
 ];
 

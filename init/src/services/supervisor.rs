@@ -2,6 +2,7 @@
 
 use super::{Kind, Service};
 use crate::sys::process::Exit;
+use node_config::machine_state::ServiceState;
 use std::time::Duration;
 
 /// The pause before the first restart; it doubles with each failure in a row.
@@ -61,11 +62,26 @@ enum State {
     Stopped,
 }
 
+impl State {
+    fn word(&self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Starting => "starting",
+            Self::Running { .. } => "running",
+            Self::BackOff { .. } => "back-off",
+            Self::Succeeded => "done",
+            Self::Stopping { .. } => "stopping",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
 struct Entry {
     service: Service,
     state: State,
     /// In a row, for the back-off.
     failures: u32,
+    last_end: String,
 }
 
 #[derive(Default)]
@@ -93,6 +109,7 @@ impl Supervisor {
                     service,
                     state: State::Waiting,
                     failures: 0,
+                    last_end: String::new(),
                 }),
             }
         }
@@ -103,6 +120,22 @@ impl Supervisor {
             .iter()
             .map(|entry| &entry.service)
             .find(|service| service.name == name)
+    }
+
+    /// How each service does, in start order.
+    pub fn states(&self, now: Duration) -> Vec<ServiceState> {
+        let state = |entry: &Entry| ServiceState {
+            name: entry.service.name.clone(),
+            state: entry.state.word().to_owned(),
+            pid: entry.pid(),
+            seconds: match entry.state {
+                State::Running { since, .. } => now.saturating_sub(since).as_secs(),
+                _ => 0,
+            },
+            failures: entry.failures,
+            last_end: entry.last_end.clone(),
+        };
+        self.entries.iter().map(state).collect()
     }
 
     /// When time alone will bring the next change.
@@ -241,6 +274,7 @@ impl Entry {
             self.failures.saturating_add(1)
         };
         let pause = back_off(self.failures);
+        reason.clone_into(&mut self.last_end);
         self.state = State::BackOff { until: now + pause };
         Action::Report(format!(
             "{}: {reason}; starting again in {:.1} s (failure {})",

@@ -2,7 +2,11 @@
 #![allow(unsafe_code)]
 
 use rustix::fd::AsRawFd;
-use std::{fs::File, io};
+use std::{
+    fs::File,
+    io::{self, Write},
+    path::Path,
+};
 
 /// linux/fs.h
 const BLKRRPART: libc::Ioctl = 0x125F;
@@ -17,6 +21,14 @@ pub fn flush(device: &File) -> io::Result<()> {
 /// Fails with EBUSY while a partition is in use.
 pub fn read_partitions(device: &File) -> io::Result<()> {
     command(device, BLKRRPART)
+}
+
+/// Makes the device blank to who looks at its start: file systems and partition tables are gone.
+pub fn erase_start(path: &Path) -> io::Result<()> {
+    const START: usize = 4 << 20;
+    let mut device = File::options().write(true).open(path)?;
+    device.write_all(&vec![0; START])?;
+    device.sync_all()
 }
 
 fn command(device: &File, request: libc::Ioctl) -> io::Result<()> {
