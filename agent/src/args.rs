@@ -111,6 +111,36 @@ pub struct Cri {
     pub registry_mirrors: Vec<cri::RegistryMirror>,
 }
 
+/// Serves the API of the machine itself (gRPC): state, logs, restarts. `ironctl` is its client.
+///
+/// Callers show a client certificate of the cluster's CA; the cluster's RBAC says what they may: get, update, create
+/// and delete on nodes/ironlet.
+#[derive(Parser, Debug)]
+#[command(name = "agent node-api", version)]
+pub struct NodeApi {
+    /// The node's credentials, as the agent keeps them
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: PathBuf,
+    /// The kubelet's serving certificate and key, as the agent keeps them
+    #[arg(long, value_name = "FILE")]
+    pub serving_certificate: PathBuf,
+    /// The name of the Node object
+    #[arg(long, value_name = "NAME", value_parser = node_name)]
+    pub node_name: String,
+    /// Address to listen on
+    #[arg(long, value_name = "IP", default_value = "0.0.0.0")]
+    pub address: IpAddr,
+    /// Port to listen on
+    #[arg(long, default_value_t = node_api::PORT)]
+    pub port: u16,
+    /// Where init listens and keeps services' logs
+    #[arg(long, value_name = "DIR", default_value = "/run/ironlet")]
+    pub run_dir: PathBuf,
+    /// The installed system that was booted
+    #[arg(long, value_name = "A|B|factory")]
+    pub slot: Option<String>,
+}
+
 /// Clap takes the elements of a bare collection for repeated values; these are one value each.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Labels(pub BTreeMap<String, String>);

@@ -46,7 +46,7 @@ impl Current {
         Ok(Arc::new(Self(RwLock::new(Arc::new(certified(issued)?)))))
     }
 
-    fn replace(&self, issued: &Issued) -> Result<(), IdentityError> {
+    pub fn replace(&self, issued: &Issued) -> Result<(), IdentityError> {
         *self.0.write().unwrap_or_else(|e| e.into_inner()) = Arc::new(certified(issued)?);
         Ok(())
     }

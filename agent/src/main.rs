@@ -1,5 +1,5 @@
 //! The node's agent: `agent` is kubelet, kube-proxy and pod routes; `agent cri` is the container runtime,
-//! `agent hollow` nodes in memory.
+//! `agent hollow` nodes in memory, `agent node-api` the API of the machine itself.
 
 mod api_client;
 mod args;
@@ -7,6 +7,7 @@ mod bootstrap;
 mod certificate_request;
 mod identity;
 mod node;
+mod node_api;
 mod pod_network;
 mod runtime;
 
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
             on_runtime(runtime::run(arguments))
         }
         Some("hollow") => on_runtime(hollow::run(hollow::Hollow::parse_from(&arguments[1..]))),
+        Some("node-api") => on_runtime(node_api::run(args::NodeApi::parse_from(&arguments[1..]))),
         _ => on_runtime(node::run(args::Agent::parse())),
     };
     match result {

@@ -23,7 +23,7 @@ const STOP_LIMIT: Duration = Duration::from_secs(1);
 
 pub async fn run(args: Agent) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
-    stop_on_signal(&stop)?;
+    stop_on_signal(&stop, "stopping; pods go on running")?;
     let node_name = match args.node_name.clone() {
         Some(name) => name,
         None => host_name()?,
@@ -196,7 +196,7 @@ fn default_address() -> std::io::Result<IpAddr> {
     Ok(socket.local_addr()?.ip())
 }
 
-fn stop_on_signal(stop: &CancellationToken) -> anyhow::Result<()> {
+pub fn stop_on_signal(stop: &CancellationToken, farewell: &'static str) -> anyhow::Result<()> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let stop = stop.clone();
     tokio::spawn(async move {
@@ -204,7 +204,7 @@ fn stop_on_signal(stop: &CancellationToken) -> anyhow::Result<()> {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
-        info!("stopping; pods go on running");
+        info!("{farewell}");
         stop.cancel();
     });
     Ok(())

@@ -51,6 +51,7 @@ const fn open(purpose: &'static str, protocol: &'static str, ports: (u16, u16), 
 const OPENINGS: &[Opening] = &[
     open("API server", "tcp", (6443, 6443), From::Anyone),
     open("kubelet", "tcp", (10250, 10250), From::Anyone),
+    open("node API", "tcp", (10270, 10270), From::Anyone),
     open(
         "kube-proxy health, for load balancers",
         "tcp",
@@ -258,6 +259,7 @@ mod tests {
              -p udp -m udp --sport 67 --dport 68 -j RETURN\n\
              -p tcp -m tcp --dport 6443 -m comment --comment \"API server\" -j RETURN\n\
              -p tcp -m tcp --dport 10250 -m comment --comment \"kubelet\" -j RETURN\n\
+             -p tcp -m tcp --dport 10270 -m comment --comment \"node API\" -j RETURN\n\
              -p tcp -m tcp --dport 10256 -m comment --comment \"kube-proxy health, for load balancers\" -j RETURN\n\
              -s 192.168.76.11 -p tcp -m tcp --dport 2379:2380 -m comment --comment \"etcd\" -j RETURN\n\
              -p tcp -m tcp --dport 2379:2380 -m comment --comment \"etcd\" -j REJECT\n\

@@ -75,6 +75,9 @@ pub fn plan(config: &NodeConfig, facts: &Facts) -> Plan {
     if !facts.time_settled {
         plan.waiting.push("the time".to_owned());
     }
+    if let Some(name) = &facts.hostname {
+        plan.services.push(node_api(config, name));
+    }
     let (Some(name), Some(ip)) = (&facts.hostname, facts.node_ip) else {
         return plan;
     };
@@ -178,6 +181,19 @@ fn agent(config: &NodeConfig, name: &str, ip: IpAddr, server: Option<&str>, afte
         )
         .flag("cluster-cidr", cidrs(&config.pod_cidr, POD_CIDR));
     daemon("agent", "/usr/bin/agent", args, after, 32 * MIB, -999)
+}
+
+/// Runs whatever becomes of the node: who looks after a machine whose kubelet fails needs it most.
+fn node_api(config: &NodeConfig, name: &str) -> Service {
+    let args = Args::new(&["node-api"])
+        .flag("node-name", name)
+        .flag("kubeconfig", format!("{STATE}/agent/kubeconfig"))
+        .flag(
+            "serving-certificate",
+            format!("{STATE}/agent/pki/kubelet-server-current.pem"),
+        )
+        .each("slot", &config.slot);
+    daemon("node-api", "/usr/bin/agent", args, &[], 8 * MIB, -998)
 }
 
 fn control_plane(config: &NodeConfig, facts: &Facts, name: &str, ip: IpAddr) -> Vec<Service> {
@@ -338,7 +354,10 @@ mod tests {
             &config("ironlet.registry-mirror=docker.io=http://10.0.2.2:5000"),
             &ready(true),
         );
-        assert_eq!(names(&plan), ["cri", "found", "etcd", "control-plane", "agent"]);
+        assert_eq!(
+            names(&plan),
+            ["cri", "node-api", "found", "etcd", "control-plane", "agent"]
+        );
         assert_eq!(plan.waiting, [""; 0]);
         assert_eq!(
             line(&plan, "cri"),
@@ -370,9 +389,12 @@ mod tests {
             &config("ironlet.store=embedded ironlet.pod-cidr=10.1.0.0/16"),
             &ready(true),
         );
-        assert_eq!(names(&plan), ["cri", "found", "control-plane", "agent"]);
+        assert_eq!(
+            names(&plan),
+            ["cri", "node-api", "found", "control-plane", "agent"]
+        );
         assert!(line(&plan, "control-plane").contains("--store embedded --cluster-cidr 10.1.0.0/16"));
-        assert_eq!(plan.services[2].after, ["found"]);
+        assert_eq!(plan.services[3].after, ["found"]);
     }
 
     #[test]
@@ -380,7 +402,7 @@ mod tests {
         let cmdline = "ironlet.server=192.168.76.11 ironlet.token=abcdef.0123456789abcdef \
                        ironlet.node-labels=a=b,c=d ironlet.node-taints=x=y:NoSchedule";
         let plan = plan(&config(cmdline), &ready(false));
-        assert_eq!(names(&plan), ["cri", "agent"]);
+        assert_eq!(names(&plan), ["cri", "node-api", "agent"]);
         let line = line(&plan, "agent");
         assert!(
             line.contains("--bootstrap-server https://192.168.76.11:6443"),
@@ -452,7 +474,11 @@ mod tests {
                 "{reason}: {:?}",
                 plan.waiting
             );
-            let expected: &[&str] = if facts.state_ready { &["cri"] } else { &[] };
+            let expected: &[&str] = match (facts.state_ready, &facts.hostname) {
+                (false, _) => &[],
+                (true, None) => &["cri"],
+                (true, Some(_)) => &["cri", "node-api"],
+            };
             assert_eq!(names(&plan), expected, "{reason}");
         }
     }
@@ -466,7 +492,7 @@ mod tests {
                 ..ready(false)
             },
         );
-        assert_eq!(names(&plan), ["cri", "agent"]);
+        assert_eq!(names(&plan), ["cri", "node-api", "agent"]);
         assert!(!line(&plan, "agent").contains("bootstrap"));
     }
 
@@ -476,6 +502,6 @@ mod tests {
             &config("ironlet.role=worker ironlet.server=10.0.0.1:7443"),
             &ready(true),
         );
-        assert_eq!(names(&plan), ["cri", "agent"]);
+        assert_eq!(names(&plan), ["cri", "node-api", "agent"]);
     }
 }
