@@ -67,16 +67,6 @@ fn expired(entry: &Entry, event: Timestamp) -> bool {
     event.duration_since(entry.updated) > SignedDuration::try_from(MAXIMUM * 2).unwrap_or(SignedDuration::MAX)
 }
 
-/// Go's `time.Duration` notation, which upstream's back-off messages print (`10s`, `2m40s`, `5m0s`).
-pub fn go_duration(duration: Duration) -> String {
-    let seconds = duration.as_secs();
-    match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
-        (0, 0, s) => format!("{s}s"),
-        (0, m, s) => format!("{m}m{s}s"),
-        (h, m, s) => format!("{h}h{m}m{s}s"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,12 +108,5 @@ mod tests {
         assert_eq!(back_off.remaining("c", at(611), at(611)), None);
         back_off.advance("c", at(611), at(611));
         assert_eq!(back_off.delay("c"), INITIAL);
-    }
-
-    #[test]
-    fn durations_read_like_go() {
-        for (seconds, text) in [(10, "10s"), (160, "2m40s"), (300, "5m0s"), (3661, "1h1m1s")] {
-            assert_eq!(go_duration(Duration::from_secs(seconds)), text);
-        }
     }
 }

@@ -7,12 +7,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use api::duration::go_duration;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod, PodStatus};
 use tokio::sync::{Notify, watch};
 use tracing::{debug, warn};
 
-use crate::back_off::{BackOff, go_duration};
+use crate::back_off::BackOff;
 use crate::context::{Context, format_pod, is_static, name, namespace, uid};
 use crate::events::{container_reference, pod_reference};
 use crate::eviction::{Eviction, IMMEDIATE_GRACE};

@@ -115,7 +115,7 @@ pub async fn serve(
 ) -> Result<(), ServerError> {
     let acceptor = TlsAcceptor::from(Arc::new(tls(&context)?));
     let server = Arc::new(Server {
-        authorizer: auth::Authorizer::default(),
+        authorizer: auth::Authorizer::new(context.client.clone()),
         context,
         pods,
     });
@@ -174,7 +174,7 @@ impl Server {
     async fn handle(&self, request: Request<Incoming>, certificate_user: Option<auth::User>) -> Answer {
         let user = match certificate_user {
             Some(user) => Some(user),
-            None => self.authorizer.token_user(&self.context, request.headers()).await,
+            None => self.authorizer.token_user(request.headers()).await,
         };
         let Some(user) = user else {
             return text(StatusCode::UNAUTHORIZED, "Unauthorized");

@@ -1,6 +1,7 @@
 //! What Kubernetes objects mean: pure helpers on `k8s_openapi` types for the components that decide with them.
 
 pub mod condition;
+pub mod duration;
 pub mod election;
 pub mod event;
 pub mod intstr;

@@ -1,7 +1,7 @@
 //! Label selectors and node selectors, matched without building intermediate structures.
 
 use k8s_openapi::api::core::v1::{Node, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
 use std::collections::BTreeMap;
 
 /// Labels as every object's metadata has them.
@@ -21,6 +21,63 @@ pub fn matches(selector: &LabelSelector, labels: Option<&Labels>) -> bool {
                 labels,
             )
         })
+}
+
+/// Reads upstream's selector strings: `a=b,c!=d,e in (f,g),h notin (i),j,!k`.
+pub fn parse(text: &str) -> Result<LabelSelector, ParseError> {
+    let mut rest = text.trim();
+    let mut requirements = Vec::new();
+    while !rest.is_empty() {
+        // Commas inside parentheses separate values.
+        let mut depth = 0;
+        let end = rest.find(|c| {
+            depth += i32::from(c == '(') - i32::from(c == ')');
+            c == ',' && depth == 0
+        });
+        let (one, others) = end.map_or((rest, ""), |at| (&rest[..at], &rest[at + 1..]));
+        requirements.push(parse_requirement(one.trim()).ok_or_else(|| ParseError(one.trim().to_owned()))?);
+        rest = others.trim_start();
+    }
+    Ok(LabelSelector {
+        match_labels: None,
+        match_expressions: Some(requirements),
+    })
+}
+
+/// What is no requirement.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unable to parse requirement: {0:?}")]
+pub struct ParseError(String);
+
+fn parse_requirement(text: &str) -> Option<LabelSelectorRequirement> {
+    let make = |key: &str, operator: &str, values: Vec<String>| {
+        let key = key.trim();
+        let legal = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
+        (!key.is_empty() && key.chars().all(legal)).then(|| LabelSelectorRequirement {
+            key: key.to_owned(),
+            operator: operator.to_owned(),
+            values: (!values.is_empty()).then_some(values),
+        })
+    };
+    for (sign, operator) in [("!=", "NotIn"), ("==", "In"), ("=", "In")] {
+        if let Some((key, value)) = text.split_once(sign) {
+            return make(key, operator, vec![value.trim().to_owned()]);
+        }
+    }
+    if let Some((head, values)) = text.strip_suffix(')').and_then(|text| text.split_once('(')) {
+        let values = values.split(',').map(|value| value.trim().to_owned()).collect();
+        let (key, operator) = head.trim_end().rsplit_once(char::is_whitespace)?;
+        let operator = match operator {
+            "in" => "In",
+            "notin" => "NotIn",
+            _ => return None,
+        };
+        return make(key, operator, values);
+    }
+    match text.strip_prefix('!') {
+        Some(key) => make(key, "DoesNotExist", Vec::new()),
+        None => make(text, "Exists", Vec::new()),
+    }
 }
 
 /// As [`matches`], for places where an absent selector selects nothing.
@@ -109,6 +166,29 @@ mod tests {
             .iter()
             .map(|(k, v)| (k.to_string(), v.to_string()))
             .collect()
+    }
+
+    #[test]
+    fn selector_strings() {
+        let have = labels(&[("app", "web"), ("tier", "front"), ("a.b/c", "")]);
+        for (text, expected) in [
+            ("", true),
+            ("app=web", true),
+            ("app == web , tier!=back", true),
+            ("app=web,tier=back", false),
+            ("app in (api, web),tier notin (back)", true),
+            ("app in (api),tier", false),
+            ("tier,!other", true),
+            ("!app", false),
+            ("a.b/c=", true),
+            ("missing!=x", true),
+        ] {
+            let selector = parse(text).unwrap_or_else(|e| panic!("{text}: {e}"));
+            assert_eq!(matches(&selector, Some(&have)), expected, "{text}");
+        }
+        for text in ["a b", "in (x)", "a within (x)", "=x", "a=b,,c", "a in (x"] {
+            assert!(parse(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -1,25 +1,22 @@
 //! Who asks, and may they: client certificates or tokens, and SubjectAccessReviews about the node's sub-resources.
 
-use std::collections::HashMap;
-use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use api_client::{Patience, Reviews};
 use http::{HeaderMap, Method, header};
-use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
-use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
-use kube::api::{Api, PostParams};
+use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReviewSpec};
 use tracing::warn;
 
 use crate::context::Context;
 
-/// How long answers of the API server are believed (upstream's defaults).
-const TOKEN_TTL: Duration = Duration::from_secs(120);
-const ALLOWED_TTL: Duration = Duration::from_secs(300);
-const DENIED_TTL: Duration = Duration::from_secs(30);
-/// More remembered answers than this are forgotten all at once.
-const REMEMBERED: usize = 1000;
+/// Upstream's defaults.
+const PATIENCE: Patience = Patience {
+    token: Duration::from_secs(120),
+    allowed: Duration::from_secs(300),
+    denied: Duration::from_secs(30),
+};
 
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct User {
     pub name: String,
     pub uid: String,
@@ -61,58 +58,27 @@ fn verb(method: &Method) -> &'static str {
     }
 }
 
-type Question = (User, &'static str, &'static str);
-
-#[derive(Default)]
-pub struct Authorizer {
-    tokens: Mutex<HashMap<String, (Option<User>, Instant)>>,
-    answers: Mutex<HashMap<Question, (bool, Instant)>>,
-}
+pub struct Authorizer(Reviews);
 
 impl Authorizer {
+    pub fn new(client: kube::Client) -> Self {
+        Self(Reviews::new(client, PATIENCE))
+    }
+
     /// The user of a bearer token; none for requests without a valid one.
-    pub async fn token_user(&self, context: &Context, headers: &HeaderMap) -> Option<User> {
-        let token = headers
-            .get(header::AUTHORIZATION)?
-            .to_str()
-            .ok()?
-            .strip_prefix("Bearer ")?
-            .to_owned();
-        if let Some((user, at)) = self.tokens.lock().unwrap_or_else(|e| e.into_inner()).get(&token)
-            && at.elapsed() < TOKEN_TTL
-        {
-            return user.clone();
-        }
-        let spec = TokenReviewSpec {
-            token: token.clone(),
-            audiences: None,
-        };
-        let review = TokenReview {
-            spec,
-            ..Default::default()
-        };
-        let reviews: Api<TokenReview> = Api::all(context.client.clone());
-        let status = match reviews.create(&PostParams::default(), &review).await {
-            Ok(review) => review.status.unwrap_or_default(),
-            Err(error) => {
-                warn!(%error, "token not reviewed");
-                return None;
-            }
-        };
-        let user = status
-            .user
-            .filter(|_| status.authenticated == Some(true))
-            .map(|user| User {
+    pub async fn token_user(&self, headers: &HeaderMap) -> Option<User> {
+        let token = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+        match self.0.user(token.strip_prefix("Bearer ")?).await {
+            Ok(user) => user.map(|user| User {
                 name: user.username.unwrap_or_default(),
                 uid: user.uid.unwrap_or_default(),
                 groups: user.groups.unwrap_or_default(),
-            });
-        let mut tokens = self.tokens.lock().unwrap_or_else(|e| e.into_inner());
-        if tokens.len() >= REMEMBERED {
-            tokens.clear();
+            }),
+            Err(error) => {
+                warn!(%error, "token not reviewed");
+                None
+            }
         }
-        tokens.insert(token, (user.clone(), Instant::now()));
-        user
     }
 
     pub async fn authorize(
@@ -143,45 +109,24 @@ impl Authorizer {
         &self,
         context: &Context,
         user: &User,
-        verb: &'static str,
-        subresource: &'static str,
+        verb: &str,
+        subresource: &str,
     ) -> Result<bool, kube::Error> {
-        let question = (user.clone(), verb, subresource);
-        if let Some((allowed, at)) = self
-            .answers
-            .lock()
-            .unwrap_or_else(|e| e.into_inner())
-            .get(&question)
-            && at.elapsed() < if *allowed { ALLOWED_TTL } else { DENIED_TTL }
-        {
-            return Ok(*allowed);
-        }
-        let review = SubjectAccessReview {
-            spec: SubjectAccessReviewSpec {
-                user: Some(user.name.clone()),
-                uid: (!user.uid.is_empty()).then(|| user.uid.clone()),
-                groups: Some(user.groups.clone()),
-                resource_attributes: Some(ResourceAttributes {
-                    verb: Some(verb.into()),
-                    version: Some("v1".into()),
-                    resource: Some("nodes".into()),
-                    subresource: Some(subresource.into()),
-                    name: Some(context.config.node_name.clone()),
-                    ..Default::default()
-                }),
+        let question = SubjectAccessReviewSpec {
+            user: Some(user.name.clone()),
+            uid: (!user.uid.is_empty()).then(|| user.uid.clone()),
+            groups: Some(user.groups.clone()),
+            resource_attributes: Some(ResourceAttributes {
+                verb: Some(verb.into()),
+                version: Some("v1".into()),
+                resource: Some("nodes".into()),
+                subresource: Some(subresource.into()),
+                name: Some(context.config.node_name.clone()),
                 ..Default::default()
-            },
+            }),
             ..Default::default()
         };
-        let reviews: Api<SubjectAccessReview> = Api::all(context.client.clone());
-        let answer = reviews.create(&PostParams::default(), &review).await?;
-        let allowed = answer.status.is_some_and(|status| status.allowed);
-        let mut answers = self.answers.lock().unwrap_or_else(|e| e.into_inner());
-        if answers.len() >= REMEMBERED {
-            answers.clear();
-        }
-        answers.insert(question, (allowed, Instant::now()));
-        Ok(allowed)
+        Ok(self.0.verdict(question).await?.allowed)
     }
 }
 
