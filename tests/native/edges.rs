@@ -46,6 +46,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("hollow", &[]),
     ("image", &["boot-disk", "node-config", "schema"]),
     ("init", &["boot-disk", "node-config"]),
+    ("ironctl", &["node-api"]),
     ("kube-proxy", &["netfilter"]),
     ("kubelet", &["api", "api-client", "cri-api", "pki"]),
     ("netfilter", &[]),
@@ -58,7 +59,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("scheduler", &["api", "api-client"]),
     ("schema", &[]),
     ("store", &[]),
-    ("tests", &[]),
+    ("tests", &["pki"]),
 ];
 
 /// Crates of the API server's side that must stay free of the typed API and of any client.

@@ -11,6 +11,8 @@ use kube::Client;
 use kube::api::{Api, PostParams};
 use tonic::Status;
 
+use crate::status;
+
 /// The service's path prefix in HTTP.
 const PREFIX: &str = "/ironlet.node.v1.Node/";
 
@@ -104,22 +106,23 @@ impl Access {
         let question = (user.clone(), verb);
         let remembered = {
             let answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
-            answers
-                .get(&question)
-                .filter(|answer| is_fresh(answer))
-                .map(|(answer, _)| answer.clone())
+            answers.get(&question).cloned()
         };
         let answer = match remembered {
-            Some(answer) => answer,
-            None => {
-                let answer = self.ask(user, verb).await?;
-                let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
-                if answers.len() >= REMEMBERED {
-                    answers.clear();
+            Some(remembered) if is_fresh(&remembered) => remembered.0,
+            remembered => match (self.ask(user, verb).await, remembered) {
+                (Ok(answer), _) => {
+                    let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+                    if answers.len() >= REMEMBERED {
+                        answers.clear();
+                    }
+                    answers.insert(question, (answer.clone(), Instant::now()));
+                    answer
                 }
-                answers.insert(question, (answer.clone(), Instant::now()));
-                answer
-            }
+                // Who was let in stays so while nobody can say otherwise.
+                (Err(_), Some((Ok(()), _))) => Ok(()),
+                (Err(unknown), _) => return Err(unknown),
+            },
         };
         answer.map_err(|reason| Status::permission_denied(self.refusal(user, verb, &reason)))
     }
@@ -166,7 +169,7 @@ impl Access {
         let asked = tokio::time::timeout(ANSWER_WITHIN, reviews.create(&params, &review)).await;
         match asked {
             Err(_) => Err(unknown(format!("no answer within {} s", ANSWER_WITHIN.as_secs()))),
-            Ok(Err(error)) => Err(unknown(error.to_string())),
+            Ok(Err(error)) => Err(unknown(status::innermost(&error))),
             Ok(Ok(review)) => {
                 let status = review.status.unwrap_or_default();
                 let reason = status.reason.filter(|_| !status.allowed).unwrap_or_default();
