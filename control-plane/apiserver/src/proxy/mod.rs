@@ -3,14 +3,17 @@
 pub(crate) mod dial;
 mod pod;
 mod query;
+mod rewrite;
 pub(crate) mod service;
 pub(crate) mod target;
 pub(crate) mod transport;
 
-use http::{HeaderValue, Method, Response, StatusCode, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Empty};
 
 use dial::Kubelets;
+use rewrite::Links;
+use target::Target;
 
 use crate::connect::{Body, ConnectRequest, ConnectResponse};
 use crate::status::ApiError;
@@ -19,7 +22,7 @@ use crate::status::ApiError;
 pub async fn connect(request: ConnectRequest) -> Result<ConnectResponse, ApiError> {
     let ConnectRequest {
         info,
-        request,
+        mut request,
         config,
         reader,
         user: _,
@@ -50,10 +53,26 @@ pub async fn connect(request: ConnectRequest) -> Result<ConnectResponse, ApiErro
                 "services" => service::service(reader, &info, &query).await?,
                 _ => service::node(reader, &info, &query).await?,
             };
-            transport::forward(kubelets, target, request).await
+            let links = links(&mut request, &info.rest, &target);
+            let response = transport::forward(kubelets, target, request).await?;
+            Ok(links.apply(response))
         }
         _ => Err(ApiError::no_such_path()),
     }
+}
+
+/// The backend is told where it is seen, so that it may write its links accordingly.
+fn links<B>(request: &mut Request<B>, rest: &str, target: &Target) -> Links {
+    let path = request.uri().path().to_owned();
+    let host = request
+        .headers()
+        .get(header::HOST)
+        .and_then(|host| host.to_str().ok());
+    let links = Links::new(&path, rest, host.unwrap_or_default(), target.authority());
+    if let Ok(path) = HeaderValue::from_str(&path) {
+        request.headers_mut().insert("x-forwarded-uri", path);
+    }
+    links
 }
 
 /// Relative links of the proxied page resolve only below a path that ends with a slash.

@@ -275,7 +275,7 @@ pub fn wants_node_ports(service: &Value) -> bool {
     }
 }
 
-fn wants_health_check_port(service: &Value) -> bool {
+pub fn wants_health_check_port(service: &Value) -> bool {
     text(service, "/spec/type") == "LoadBalancer" && text(service, "/spec/externalTrafficPolicy") == "Local"
 }
 
