@@ -8,7 +8,10 @@ use ipnet::IpNet;
 use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams};
 use serde_json::Value;
 
+use crate::flags::Addon;
+
 const DNS: &str = include_str!("../addons/dns/manifest.yaml");
+const METRICS_SERVER: &str = include_str!("../addons/metrics-server/manifest.yaml");
 const RETRY: Duration = Duration::from_secs(1);
 /// The name server's place in the first Service network, counted from the network's own address.
 const DNS_ADDRESS: u8 = 10;
@@ -23,8 +26,28 @@ pub enum AddonError {
     Manifest(String),
 }
 
-/// The name server's objects in a cluster of this Service network and domain.
-pub fn dns(service_cidr: &str, cluster_domain: &str) -> Result<Vec<DynamicObject>, AddonError> {
+/// The add-on's objects in a cluster of this Service network and domain.
+pub fn objects(
+    addon: Addon,
+    service_cidr: &str,
+    cluster_domain: &str,
+) -> Result<Vec<DynamicObject>, AddonError> {
+    let text = match addon {
+        Addon::Dns => DNS
+            .replace("${CLUSTER_DNS}", &dns_address(service_cidr)?.to_string())
+            .replace("${CLUSTER_DOMAIN}", cluster_domain),
+        Addon::MetricsServer => METRICS_SERVER.to_owned(),
+    };
+    let text = text.replace("${VERSION}", env!("CARGO_PKG_VERSION"));
+    let objects: Vec<Value> =
+        serde_saphyr::from_multiple(&text).map_err(|error| AddonError::Manifest(error.to_string()))?;
+    objects
+        .into_iter()
+        .map(|object| serde_json::from_value(object).map_err(|error| AddonError::Manifest(error.to_string())))
+        .collect()
+}
+
+fn dns_address(service_cidr: &str) -> Result<IpAddr, AddonError> {
     let network: IpNet = service_cidr
         .parse()
         .map_err(|_| AddonError::Network(service_cidr.to_owned()))?;
@@ -32,19 +55,10 @@ pub fn dns(service_cidr: &str, cluster_domain: &str) -> Result<Vec<DynamicObject
         IpAddr::V4(first) => IpAddr::from((u32::from(first) + u32::from(DNS_ADDRESS)).to_be_bytes()),
         IpAddr::V6(first) => IpAddr::from((u128::from(first) + u128::from(DNS_ADDRESS)).to_be_bytes()),
     };
-    if !network.contains(&address) {
-        return Err(AddonError::Small(service_cidr.to_owned()));
+    match network.contains(&address) {
+        true => Ok(address),
+        false => Err(AddonError::Small(service_cidr.to_owned())),
     }
-    let text = DNS
-        .replace("${CLUSTER_DNS}", &address.to_string())
-        .replace("${CLUSTER_DOMAIN}", cluster_domain)
-        .replace("${VERSION}", env!("CARGO_PKG_VERSION"));
-    let objects: Vec<Value> =
-        serde_saphyr::from_multiple(&text).map_err(|error| AddonError::Manifest(error.to_string()))?;
-    objects
-        .into_iter()
-        .map(|object| serde_json::from_value(object).map_err(|error| AddonError::Manifest(error.to_string())))
-        .collect()
 }
 
 /// Returns when all objects are as they should be.
@@ -114,7 +128,7 @@ mod tests {
             ("172.20.7.0/24", "172.20.7.10"),
             ("fd00:96::/112", "fd00:96::a"),
         ] {
-            let objects = dns(cidr, "cluster.test").unwrap();
+            let objects = objects(Addon::Dns, cidr, "cluster.test").unwrap();
             let kinds: Vec<_> = objects
                 .iter()
                 .filter_map(|o| Some(&o.types.as_ref()?.kind))
@@ -130,12 +144,42 @@ mod tests {
     }
 
     #[test]
+    fn metrics_server_is_known_by_upstreams_names() {
+        let objects = objects(Addon::MetricsServer, "10.96.0.0/12", "cluster.local").unwrap();
+        let mut names: Vec<_> = objects
+            .iter()
+            .filter_map(|object| {
+                Some((
+                    object.types.as_ref()?.kind.as_str(),
+                    object.metadata.name.as_deref()?,
+                ))
+            })
+            .collect();
+        names.sort_unstable();
+        let want = [
+            ("APIService", "v1beta1.metrics.k8s.io"),
+            ("ClusterRole", "system:aggregated-metrics-reader"),
+            ("ClusterRole", "system:metrics-server"),
+            ("ClusterRoleBinding", "metrics-server:system:auth-delegator"),
+            ("ClusterRoleBinding", "system:metrics-server"),
+            ("Deployment", "metrics-server"),
+            ("RoleBinding", "metrics-server-auth-reader"),
+            ("Service", "metrics-server"),
+            ("ServiceAccount", "metrics-server"),
+        ];
+        assert_eq!(names, want);
+        assert!(!serde_json::to_string(&objects).unwrap().contains("${"));
+    }
+
+    #[test]
     fn a_network_without_a_tenth_address_is_named() {
         for (cidr, want) in [
             ("10.0.0.0/29", "10.0.0.0/29: too small"),
             ("ten", "ten: not a network"),
         ] {
-            let error = dns(cidr, "cluster.local").unwrap_err().to_string();
+            let error = objects(Addon::Dns, cidr, "cluster.local")
+                .unwrap_err()
+                .to_string();
             assert!(error.starts_with(want), "{error}");
         }
     }

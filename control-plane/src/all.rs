@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::addons;
 use crate::components::{self, client, issuer, open_store, url};
-use crate::flags::{self, Addons, StoreKind};
+use crate::flags::{self, StoreKind};
 use crate::founding::{self, files};
 use crate::objects::{self, Joining};
 use crate::{files as disk, process};
@@ -174,10 +174,10 @@ async fn start(
         Ok(())
     });
 
-    if flags.addons == Addons::Dns {
+    for addon in &flags.addons {
         let cidr = flags.cluster.service_cluster_ip_range.first();
-        let cidr = cidr.context("--service-cluster-ip-range: --addons dns needs a network")?;
-        let objects = addons::dns(cidr, &flags.cluster.cluster_domain).context("--addons dns")?;
+        let cidr = cidr.context("--service-cluster-ip-range: --addons needs a network")?;
+        let objects = addons::objects(*addon, cidr, &flags.cluster.cluster_domain).context("--addons")?;
         let admin = client(&directory.join(files::ADMIN)).await?;
         let stop = shutdown.clone();
         tasks.spawn(async move {

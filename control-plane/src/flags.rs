@@ -127,9 +127,11 @@ pub struct Found {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Addons {
+pub enum Addon {
+    /// The cluster's name server
     Dns,
-    None,
+    /// What nodes and pods use, for kubectl top and autoscaling
+    MetricsServer,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -146,9 +148,9 @@ pub struct All {
     pub controllers: Controllers,
     #[command(flatten)]
     pub cloud: Cloud,
-    /// Add-ons to install and keep up to date: dns is the cluster's name server
-    #[arg(long, value_enum, default_value_t = Addons::None)]
-    pub addons: Addons,
+    /// Add-ons to install and keep up to date
+    #[arg(long, value_enum, value_name = "NAME,…", value_delimiter = ',')]
+    pub addons: Vec<Addon>,
     /// Write the administrator's kubeconfig here, too, once the API server is ready
     #[arg(long, value_name = "PATH")]
     pub publish_kubeconfig: Option<PathBuf>,

@@ -19,8 +19,11 @@ const PACKAGE: &str = "busybox-static";
 const BINARY: &str = "usr/bin/busybox";
 /// Name of the part in the manifest.
 const PART: &str = "image:busybox";
-const DNS: &str = "cluster-dns";
-const DNS_PART: &str = "image:cluster-dns";
+/// Our own add-ons, each one static executable, and their parts' names in the manifest.
+const OWN: [(&str, &str); 2] = [
+    ("cluster-dns", "image:cluster-dns"),
+    ("metrics-server", "image:metrics-server"),
+];
 
 #[derive(Debug, thiserror::Error)]
 pub enum AddonError {
@@ -68,23 +71,25 @@ pub fn busybox(packages: &Packages) -> Result<(Vec<u8>, String), AddonError> {
     Ok((archive, package.version.clone()))
 }
 
-/// Adds our name server, `ironlet.local/cluster-dns`, to the images of the root file system.
-pub fn add_dns(tree: &mut Tree, binaries: &Path, versions: &mut Versions) -> Result<(), AddonError> {
+/// Adds our own add-ons, `ironlet.local/NAME`, to the images of the root file system.
+pub fn add_own(tree: &mut Tree, binaries: &Path, versions: &mut Versions) -> Result<(), AddonError> {
     let version = env!("CARGO_PKG_VERSION");
-    let mut files = Tree::default();
-    files.file(DNS, 0o755, rootfs::own(binaries, DNS)?, DNS_PART)?;
-    for (directory, mode) in [("dev", 0o755), ("etc", 0o755), ("proc", 0o555), ("sys", 0o555)] {
-        files.directory(directory, mode, DNS_PART)?;
+    for (name, part) in OWN {
+        let mut files = Tree::default();
+        files.file(name, 0o755, rootfs::own(binaries, name)?, part)?;
+        for (directory, mode) in [("dev", 0o755), ("etc", 0o755), ("proc", 0o555), ("sys", 0o555)] {
+            files.directory(directory, mode, part)?;
+        }
+        let spec = ImageSpec {
+            names: &[format!("ironlet.local/{name}:{version}")],
+            entrypoint: &[&format!("/{name}")],
+            command: &[],
+            environment: &[],
+        };
+        let archive = pack(part, &spec, &files)?;
+        versions.set(part, version);
+        tree.file(&format!("{IMAGES}/{name}.tar"), 0o644, archive, part)?;
     }
-    let spec = ImageSpec {
-        names: &[format!("ironlet.local/{DNS}:{version}")],
-        entrypoint: &["/cluster-dns"],
-        command: &[],
-        environment: &[],
-    };
-    let archive = pack(DNS_PART, &spec, &files)?;
-    versions.set(DNS_PART, version);
-    tree.file(&format!("{IMAGES}/{DNS}.tar"), 0o644, archive, DNS_PART)?;
     Ok(())
 }
 

@@ -59,7 +59,7 @@ pub fn build(request: &Request) -> anyhow::Result<Manifest> {
     };
     let mut root = rootfs::build(&inputs, &mut versions)?;
     addons::add_busybox(&mut root, &packages, &mut versions)?;
-    addons::add_dns(&mut root, binaries, &mut versions)?;
+    addons::add_own(&mut root, binaries, &mut versions)?;
     if *role == Role::Master {
         descriptions::add(
             &mut root,

@@ -63,7 +63,7 @@ struct BuildArguments {
     /// Directory to write to
     #[arg(long)]
     out: PathBuf,
-    /// Directory of the executables init, agent, control-plane and cluster-dns [default: where `image` itself is]
+    /// Directory of the executables init, agent, control-plane and the add-ons [default: where `image` itself is]
     #[arg(long)]
     binaries: Option<PathBuf>,
     /// Look for newer packages now, not only once a day

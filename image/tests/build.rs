@@ -55,7 +55,7 @@ fn equal_inputs_give_equal_bytes() {
     let scratch = Scratch::new("twins");
     let binaries = scratch.0.join("binaries");
     fs::create_dir(&binaries).unwrap();
-    for name in ["init", "agent", "cluster-dns"] {
+    for name in ["init", "agent", "cluster-dns", "metrics-server"] {
         fs::copy(IMAGE, binaries.join(name)).unwrap();
     }
     let outs = ["first", "second"].map(|name| scratch.0.join(name));

@@ -230,7 +230,7 @@ fn control_plane(config: &NodeConfig, facts: &Facts, name: &str, ip: IpAddr) -> 
         .flag("service-cluster-ip-range", &service_cidr)
         .flag("cluster-domain", domain)
         .flag("apiserver-cert-extra-sans", name)
-        .flag("addons", "dns")
+        .flag("addons", "dns,metrics-server")
         .each(
             "publish-kubeconfig",
             facts.image.kubeconfig_port.then_some(KUBECONFIG_PORT),
@@ -375,7 +375,7 @@ mod tests {
             "/usr/bin/control-plane all --data-dir /var/lib/ironlet/control-plane --bind-address 0.0.0.0 \
              --advertise-address 192.168.76.11 --store etcd --etcd-servers https://127.0.0.1:2379 \
              --cluster-cidr 10.244.0.0/16 --service-cluster-ip-range 10.96.0.0/12 --cluster-domain cluster.local \
-             --apiserver-cert-extra-sans node-1 --addons dns \
+             --apiserver-cert-extra-sans node-1 --addons dns,metrics-server \
              --publish-kubeconfig /dev/virtio-ports/io.ironlet.kubeconfig \
              --openapi-descriptions /usr/share/ironlet/openapi-descriptions.zst"
         );
