@@ -194,6 +194,7 @@ pub async fn apiserver(flags: flags::ApiServer) -> anyhow::Result<()> {
         cluster_domain: flags.cluster.cluster_domain.clone(),
         openapi_descriptions: flags.serving.openapi_descriptions.clone(),
         event_ttl_seconds: i64::try_from(flags.serving.event_ttl.as_secs()).unwrap_or(i64::MAX),
+        audit: flags.serving.audit.options(),
     };
     let server = apiserver::run(config).await?;
     tokio::select! {

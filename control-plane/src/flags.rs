@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
+use crate::audit::Audit;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum StoreKind {
     /// A database inside --data-dir
@@ -48,6 +50,8 @@ pub struct Serving {
     /// CA of the kubelets' serving certificates; without it they are not verified
     #[arg(long, value_name = "FILE")]
     pub kubelet_certificate_authority: Option<PathBuf>,
+    #[command(flatten)]
+    pub audit: Audit,
 }
 
 impl Serving {
@@ -382,7 +386,7 @@ fn port_range(text: &str) -> Result<(u16, u16), String> {
 }
 
 /// Go's notation: `1h30m`, `50s`, `100ms`.
-fn duration(text: &str) -> Result<Duration, String> {
+pub fn duration(text: &str) -> Result<Duration, String> {
     const UNITS: [(&str, u64); 4] = [("ms", 1), ("h", 3_600_000), ("m", 60_000), ("s", 1000)];
     let wrong = || "expected a duration such as 1h30m, 50s or 100ms".to_owned();
     let mut rest = text;

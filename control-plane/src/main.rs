@@ -3,6 +3,7 @@
 
 mod addons;
 mod all;
+mod audit;
 mod components;
 mod files;
 mod flags;

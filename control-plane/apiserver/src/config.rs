@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::RunError;
+use crate::audit::AuditOptions;
 use crate::server::trust::Trust;
 
 /// A certificate chain and its key, PEM.
@@ -67,6 +68,7 @@ pub struct Config {
     /// The compressed prose of OpenAPI; documents carry no descriptions without it.
     pub openapi_descriptions: Option<PathBuf>,
     pub event_ttl_seconds: i64,
+    pub audit: AuditOptions,
 }
 
 /// A running API server.

@@ -6,6 +6,7 @@
 
 pub mod admission;
 mod aggregation;
+pub mod audit;
 mod background;
 mod cache;
 pub mod config;
@@ -36,6 +37,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 
+pub use audit::AuditOptions;
 pub use auth::FrontProxyHeaders;
 pub use config::{Config, FrontProxy, Handle, KeyPair, ServiceAccountKeys};
 pub use status::ApiError;
@@ -90,6 +92,10 @@ pub async fn run(mut config: Config) -> Result<Handle, RunError> {
     config.bind_address = address;
     let authorizer = Arc::new(Authorizer::default());
     let shutdown = CancellationToken::new();
+    let auditor = audit::Auditor::new(&config.audit, &shutdown).map_err(|message| RunError::Config {
+        field: "audit",
+        message,
+    })?;
     let store = config.store.clone();
     let server = Arc::new(ApiServer {
         registry: Registry::new(Catalog::builtin(), store.clone(), shutdown.clone()),
@@ -98,6 +104,7 @@ pub async fn run(mut config: Config) -> Result<Handle, RunError> {
         authorizer,
         tokens: TokenIssuer::new(signing, issuer),
         services,
+        auditor,
         aggregator: aggregation::Aggregator::default(),
         flow_control: flow_control::FlowControl::default(),
         trust: trust.clone(),

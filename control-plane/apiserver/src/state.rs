@@ -13,6 +13,7 @@ use tokio::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::aggregation::Aggregator;
+use crate::audit::Auditor;
 use crate::cache::{Selection, WatchCache, store_error};
 use crate::config::Config;
 use crate::flow_control::FlowControl;
@@ -34,6 +35,7 @@ pub struct ApiServer {
     pub admission: Chain,
     pub authenticator: Authenticator,
     pub authorizer: Arc<Authorizer>,
+    pub auditor: Option<Arc<Auditor>>,
     pub tokens: TokenIssuer,
     pub services: Allocator,
     pub aggregator: Aggregator,

@@ -1,27 +1,35 @@
 //! Calls of webhooks, for admission and conversion: where a client configuration points, TLS with its bundle, JSON both ways.
 
+mod kubeconfig;
+mod pool;
+
+use std::path::Path;
 use std::time::Duration;
 
 use base64::Engine as _;
-use http::header::{ACCEPT, CONTENT_TYPE, HOST};
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST};
 use http::{Request, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Full, Limited};
 use serde_json::Value;
 
+use self::pool::Pool;
 use crate::connect::{Body, BoxError};
 use crate::object::text;
 use crate::pipeline::ObjectReader;
 use crate::proxy::target::{Scheme, Target};
-use crate::proxy::{dial, service, transport};
+use crate::proxy::{dial, service};
 
 /// Answers are no larger.
 const ANSWER_LIMIT: usize = 8 << 20;
 
-/// A `clientConfig`, read once.
+/// A `clientConfig` or kubeconfig, read once.
 #[derive(Debug)]
 pub struct WebhookClient {
     place: Place,
-    tls: Result<rustls::ClientConfig, String>,
+    /// None: plain HTTP.
+    tls: Result<Option<rustls::ClientConfig>, String>,
+    token: Option<String>,
+    pool: Pool,
 }
 
 #[derive(Debug)]
@@ -39,12 +47,16 @@ enum Place {
 
 impl WebhookClient {
     pub fn new(config: &Value) -> Self {
-        let bundle = base64::engine::general_purpose::STANDARD.decode(text(config, "/caBundle"));
-        let bundle = bundle.ok().and_then(|pem| String::from_utf8(pem).ok());
-        let tls = match bundle {
-            Some(pem) => dial::client_config(Some(&pem), None)
-                .map_err(|error| format!("unable to load root certificates: {error}")),
-            None => Err("unable to load root certificates: unable to parse bytes as PEM block".into()),
+        let bundle = text(config, "/caBundle");
+        let tls = if bundle.is_empty() {
+            dial::system_config(None).map_err(|error| error.to_string())
+        } else {
+            let bundle = base64::engine::general_purpose::STANDARD.decode(bundle);
+            match bundle.ok().and_then(|pem| String::from_utf8(pem).ok()) {
+                Some(pem) => dial::client_config(Some(&pem), None)
+                    .map_err(|error| format!("unable to load root certificates: {error}")),
+                None => Err("unable to load root certificates: unable to parse bytes as PEM block".into()),
+            }
         };
         let place = match config.get("service").filter(|service| service.is_object()) {
             Some(service) => Place::Service {
@@ -61,7 +73,23 @@ impl WebhookClient {
                 _ => Place::Bad(format!("unparsable webhook URL {:?}", text(config, "/url"))),
             },
         };
-        Self { place, tls }
+        Self {
+            place,
+            tls: tls.map(Some),
+            token: None,
+            pool: Pool::default(),
+        }
+    }
+
+    /// For the server's own webhooks.
+    pub fn from_kubeconfig(path: &Path) -> Result<Self, String> {
+        let kubeconfig::Webhook { url, tls, token } = kubeconfig::read(path)?;
+        Ok(Self {
+            place: Place::Url(url),
+            tls: Ok(tls),
+            token,
+            pool: Pool::default(),
+        })
     }
 
     /// Host, port, path with query.
@@ -79,9 +107,14 @@ impl WebhookClient {
                     path => path,
                 };
                 let host = url.host().unwrap_or_default().trim_matches(['[', ']']);
+                let query = match (url.query(), query) {
+                    (Some(own), "") => format!("?{own}"),
+                    _ => query.to_owned(),
+                };
+                let usual = if url.scheme_str() == Some("http") { 80 } else { 443 };
                 Ok((
                     host.to_owned(),
-                    url.port_u16().unwrap_or(443),
+                    url.port_u16().unwrap_or(usual),
                     format!("{path}{query}"),
                 ))
             }
@@ -97,10 +130,29 @@ impl WebhookClient {
         patience: Duration,
     ) -> Result<Value, String> {
         let query = format!("?timeout={}s", patience.as_secs());
-        let (host, port, path) = self.address(&query)?;
+        self.ask(Some(reader), &query, body, patience).await
+    }
+
+    /// The same to a place that needs no looking up; the answer may be empty.
+    pub async fn send(&self, body: &Value, patience: Duration) -> Result<Value, String> {
+        self.ask(None, "", body, patience).await
+    }
+
+    async fn ask(
+        &self,
+        reader: Option<&dyn ObjectReader>,
+        query: &str,
+        body: &Value,
+        patience: Duration,
+    ) -> Result<Value, String> {
+        let (host, port, path) = self.address(query)?;
+        let scheme = match &self.place {
+            Place::Url(url) => url.scheme_str().unwrap_or("https"),
+            _ => "https",
+        };
         let url = match &self.place {
-            Place::Url(url) if url.port().is_none() => format!("https://{host}{path}"),
-            _ => format!("https://{host}:{port}{path}"),
+            Place::Url(url) if url.port().is_none() => format!("{scheme}://{host}{path}"),
+            _ => format!("{scheme}://{host}:{port}{path}"),
         };
         let failed = |why: String| format!("Post \"{url}\": {why}");
         match tokio::time::timeout(patience, self.call(reader, &host, port, path, body)).await {
@@ -113,21 +165,25 @@ impl WebhookClient {
 
     async fn call(
         &self,
-        reader: &dyn ObjectReader,
+        reader: Option<&dyn ObjectReader>,
         host: &str,
         port: u16,
         path: String,
         body: &Value,
     ) -> Result<Value, Failure> {
-        let tls = self.tls.clone().map_err(Failure::Answer)?;
-        let (address, reached) = match &self.place {
-            Place::Service { namespace, name, .. } => resolve(reader, namespace, name, port)
+        let tls = self.tls.as_ref().map_err(|why| Failure::Answer(why.clone()))?;
+        let (address, reached) = match (&self.place, reader) {
+            (Place::Service { namespace, name, .. }, Some(reader)) => resolve(reader, namespace, name, port)
                 .await
                 .map_err(|why| Failure::Transport(why.into()))?,
             _ => (host.to_owned(), port),
         };
         let named = Target {
-            scheme: Scheme::Https,
+            scheme: if tls.is_some() {
+                Scheme::Https
+            } else {
+                Scheme::Http
+            },
             host: host.to_owned(),
             port,
             path: if path.starts_with('/') {
@@ -144,20 +200,27 @@ impl WebhookClient {
         let bytes: Body = Full::from(body.to_string())
             .map_err(|never| match never {})
             .boxed_unsync();
-        let request = Request::post(&named.path)
+        let mut request = Request::post(&named.path)
             .header(HOST, named.authority())
             .header(CONTENT_TYPE, "application/json")
-            .header(ACCEPT, "application/json, */*")
-            .body(bytes)
-            .map_err(BoxError::from)?;
-        let response = transport::send(dial::tls(&reached, host, tls), &reached, request).await?;
+            .header(ACCEPT, "application/json, */*");
+        if let Some(token) = &self.token {
+            request = request.header(AUTHORIZATION, format!("Bearer {token}"));
+        }
+        let request = request.body(bytes).map_err(BoxError::from)?;
+        let tls = tls.as_ref().map(|tls| (host, tls));
+        let (response, connection) = self.pool.send(&reached, tls, request).await?;
         let status = response.status();
         let bytes = Limited::new(response.into_body(), ANSWER_LIMIT)
             .collect()
             .await?
             .to_bytes();
+        self.pool.give_back(connection);
         if !status.is_success() {
             return Err(Failure::Answer(refusal(status, &bytes)));
+        }
+        if bytes.is_empty() && reader.is_none() {
+            return Ok(Value::Null);
         }
         serde_json::from_slice(&bytes)
             .map_err(|error| Failure::Answer(format!("couldn't get version/kind; json parse error: {error}")))

@@ -9,6 +9,7 @@ use schema::{Catalog, Kind, MediaType};
 use serde_json::Value;
 
 use super::ResourceRequest;
+use crate::audit;
 use crate::negotiate::header;
 use crate::options::FieldValidation;
 use crate::status::ApiError;
@@ -66,6 +67,7 @@ pub fn decode(
         }));
     }
     let warnings = strictness(kind, decoded.strict, validation)?;
+    audit::request_object(&decoded.object);
     Ok((decoded.object, warnings))
 }
 

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use store::{Compare, Txn, TxnResult, Write};
 
 use super::{ResourceRequest, body, read, respond};
+use crate::audit;
 use crate::cache::store_error;
 use crate::connect::Body;
 use crate::object;
@@ -33,6 +34,9 @@ fn options(server: &ApiServer, request: &ResourceRequest) -> Result<DeleteOption
             .map_err(body::codec_error)?
             .object
     };
+    if !body.is_null() {
+        audit::request_object(&body);
+    }
     DeleteOptions::parse(&body, &request.query)
 }
 

@@ -13,17 +13,20 @@ mod subresources;
 mod watch;
 mod write;
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use auth::{Attributes, Credentials, Impersonation, ImpersonationError, Unauthenticated, UserInfo};
 use bytes::Bytes;
-use http::header::AUTHORIZATION;
+use futures::FutureExt as _;
+use http::header::{AUTHORIZATION, HeaderName};
 use http::{HeaderMap, Request, Response};
 use hyper::body::Incoming;
 use schema::Resource;
 
 use crate::aggregation;
+use crate::audit::{self, Record};
 use crate::connect::Body;
 use crate::flow_control::Classified;
 use crate::negotiate::{self, Wanted};
@@ -40,6 +43,7 @@ pub use write::{Intent, create_object, update_object};
 
 /// Upstream's `--request-timeout`.
 const REQUEST_PATIENCE: Duration = Duration::from_secs(60);
+const AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
 
 /// What the verbs work on.
 pub struct ResourceRequest {
@@ -69,17 +73,30 @@ pub async fn handle(server: Arc<ApiServer>, request: Request<Incoming>, peer: &P
     let (verb, resource) = (info.verb.clone(), info.resource.clone());
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let mut classified = None;
-    let (answered, warnings) =
-        warnings::collecting(answer_in_time(&server, request, info, peer, &mut classified)).await;
+    let record = Record::new(server.auditor.clone(), &request, peer.address);
+    let is_long_running = is_long_running(&info);
+    // Boxed: the wrappers would copy what is large already.
+    let work = Box::pin(answer_in_time(&server, request, info, peer, &mut classified));
+    let work = warnings::collecting(work);
+    let work = AssertUnwindSafe(record.scope(work)).catch_unwind().await;
+    let (answered, warnings) = work.unwrap_or_else(|panic| {
+        let what = panic.downcast_ref::<String>().map(String::as_str);
+        let what = what.or_else(|| panic.downcast_ref().copied()).unwrap_or("panic");
+        tracing::error!(%method, path, what, "request panicked");
+        record.panicked(what);
+        (Ok(respond::panicked()), Vec::new())
+    });
     let mut response = match answered {
         Ok(response) => response,
         Err(error) => {
             if error.code.is_server_error() {
                 tracing::warn!(%method, path, error = error.message, "request failed");
             }
+            record.failed(&error.to_value());
             respond::error(&error)
         }
     };
+    respond::set_header(&mut response, AUDIT_ID, &record.shown_id());
     respond::warn(&mut response, &warnings);
     if let Some(classified) = classified {
         respond::classified(&mut response, &classified);
@@ -88,7 +105,12 @@ pub async fn handle(server: Arc<ApiServer>, request: Request<Incoming>, peer: &P
     server
         .metrics
         .request(&verb, &resource, response.status().as_u16(), started.elapsed());
-    response
+    record.answered(response, is_long_running)
+}
+
+/// Answers that last: their beginning is told of, too.
+fn is_long_running(info: &RequestInfo) -> bool {
+    info.verb == "watch" || connect::is_connect(info)
 }
 
 /// Streams take as long as they take; all else has an end.
@@ -99,7 +121,7 @@ async fn answer_in_time(
     peer: &Peer,
     classified: &mut Option<Classified>,
 ) -> Result<Response<Body>, ApiError> {
-    if info.verb == "watch" || connect::is_connect(&info) {
+    if is_long_running(&info) {
         return answer(server, request, info, peer, classified).await;
     }
     let patience = patience(request.uri().query().unwrap_or_default(), REQUEST_PATIENCE)
@@ -121,7 +143,7 @@ async fn answer(
     classified: &mut Option<Classified>,
 ) -> Result<Response<Body>, ApiError> {
     let query = request.uri().query().unwrap_or_default().to_owned();
-    let user = authenticate(server, request.headers(), peer).await?;
+    let user = authenticate(server, &info, request.headers(), peer).await?;
     // Streams would hold their seat for as long as they last.
     let seat = if connect::is_connect(&info) {
         None
@@ -248,26 +270,36 @@ async fn dispatch(server: &Arc<ApiServer>, request: ResourceRequest) -> Result<R
     }
 }
 
-async fn authenticate(server: &ApiServer, headers: &HeaderMap, peer: &Peer) -> Result<UserInfo, ApiError> {
+async fn authenticate(
+    server: &ApiServer,
+    info: &RequestInfo,
+    headers: &HeaderMap,
+    peer: &Peer,
+) -> Result<UserInfo, ApiError> {
     let pairs: Vec<(&str, &str)> = headers
         .iter()
         .filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?)))
         .collect();
     let user = match front_proxy_user(server, peer, &pairs) {
         Some(user) => user,
-        None => own_user(server, headers, peer).await?,
+        None => own_user(server, headers, peer)
+            .await
+            .inspect_err(|_| audit::unauthenticated(info, headers))?,
     };
+    audit::begin(&user, info);
     match Impersonation::from_headers(pairs.into_iter()) {
         None => Ok(user),
-        Some(wanted) => auth::impersonate(&server.authorizer, &user, &wanted).map_err(|error| match error {
-            ImpersonationError::NoUser(_) => ApiError::internal(error),
-            ImpersonationError::Forbidden {
-                group,
-                resource,
-                name,
-                message,
-            } => ApiError::forbidden(&crate::status::qualified(resource, group), &name, &message),
-        }),
+        Some(wanted) => auth::impersonate(&server.authorizer, &user, &wanted)
+            .inspect(audit::impersonated)
+            .map_err(|error| match error {
+                ImpersonationError::NoUser(_) => ApiError::internal(error),
+                ImpersonationError::Forbidden {
+                    group,
+                    resource,
+                    name,
+                    message,
+                } => ApiError::forbidden(&crate::status::qualified(resource, group), &name, &message),
+            }),
     }
 }
 
@@ -323,6 +355,9 @@ fn authorize(server: &ApiServer, user: &UserInfo, info: &RequestInfo, query: &st
         field_selector: &selector,
     };
     let verdict = server.authorizer.authorize(&attributes);
+    let decision = if verdict.is_allowed() { "allow" } else { "forbid" };
+    audit::annotate("authorization.k8s.io/decision", decision);
+    audit::annotate("authorization.k8s.io/reason", verdict.reason.as_str());
     if verdict.is_allowed() {
         return Ok(());
     }

@@ -12,6 +12,7 @@ use schema::table::{IncludeObject, TableOptions};
 use schema::{Catalog, MediaType, Resource};
 use serde_json::{Value, json};
 
+use crate::audit;
 use crate::connect::Body;
 use crate::flow_control::Classified;
 use crate::negotiate::{View, Wanted};
@@ -39,6 +40,7 @@ pub fn plain(status: StatusCode, content_type: &'static str, bytes: impl Into<By
 
 /// JSON bytes, compressed when large and wanted.
 pub fn json_bytes(status: StatusCode, bytes: Bytes, wanted: Wanted) -> Response<Body> {
+    audit::response_object(|| serde_json::from_slice(&bytes).ok());
     finish(status, "application/json", bytes, wanted)
 }
 
@@ -61,6 +63,11 @@ fn finish(status: StatusCode, content_type: &'static str, bytes: Bytes, wanted: 
 
 /// Any registered kind, in the wanted encoding.
 pub fn value(catalog: &Catalog, status: StatusCode, value: &Value, wanted: Wanted) -> Response<Body> {
+    if value["kind"] == "Status" && value["apiVersion"] == "v1" {
+        audit::response_status(value);
+    } else {
+        audit::response_object(|| Some(value.clone()));
+    }
     match wanted.media {
         MediaType::Json => finish(status, "application/json", value.to_string().into(), wanted),
         MediaType::Yaml => finish(
@@ -90,6 +97,16 @@ pub fn error(error: &ApiError) -> Response<Body> {
             .insert(http::header::RETRY_AFTER, HeaderValue::from(seconds));
     }
     response
+}
+
+/// What upstream says when it panics.
+pub fn panicked() -> Response<Body> {
+    let text = "This request caused apiserver to panic. Look in the logs for details.\n";
+    plain(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "text/plain; charset=utf-8",
+        text,
+    )
 }
 
 /// Flow control's refusal: plain text, since it costs nothing.

@@ -55,7 +55,7 @@ pub async fn tls(target: &Target, host: &str, config: ClientConfig) -> io::Resul
     connect(target, Some((host, config))).await
 }
 
-async fn connect(target: &Target, tls: Option<(&str, ClientConfig)>) -> io::Result<Box<dyn Stream>> {
+pub async fn connect(target: &Target, tls: Option<(&str, ClientConfig)>) -> io::Result<Box<dyn Stream>> {
     let connecting = async {
         let tcp = TcpStream::connect((target.host.as_str(), target.port)).await?;
         tcp.set_nodelay(true)?;
@@ -74,18 +74,35 @@ async fn connect(target: &Target, tls: Option<(&str, ClientConfig)>) -> io::Resu
 
 /// Whom to believe (PEM; None: anyone), and what to show.
 pub fn client_config(ca: Option<&str>, client: Option<&KeyPair>) -> io::Result<ClientConfig> {
-    let builder = if let Some(ca) = ca {
-        let mut roots = RootCertStore::empty();
-        for certificate in certificates(ca)? {
-            roots.add(certificate).map_err(io::Error::other)?;
-        }
-        ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .map_err(io::Error::other)?
-            .with_root_certificates(roots)
-    } else {
-        unverified()
+    let Some(ca) = ca else {
+        return shows(unverified(), client);
     };
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(ca)? {
+        roots.add(certificate).map_err(io::Error::other)?;
+    }
+    believes(roots, client)
+}
+
+/// Believes whom the machine believes.
+pub fn system_config(client: Option<&KeyPair>) -> io::Result<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    believes(roots, client)
+}
+
+fn believes(roots: RootCertStore, client: Option<&KeyPair>) -> io::Result<ClientConfig> {
+    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(io::Error::other)?
+        .with_root_certificates(roots);
+    shows(builder, client)
+}
+
+fn shows(
+    builder: rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert>,
+    client: Option<&KeyPair>,
+) -> io::Result<ClientConfig> {
     let Some(client) = client else {
         return Ok(builder.with_no_client_auth());
     };

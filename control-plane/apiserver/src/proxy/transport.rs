@@ -151,16 +151,23 @@ pub async fn send(
     target: &Target,
     request: Request<Body>,
 ) -> Result<Response<Incoming>, BoxError> {
+    Ok(open(connecting, target).await?.send_request(request).await?)
+}
+
+pub async fn open(
+    connecting: impl Future<Output = io::Result<Box<dyn Stream>>>,
+    target: &Target,
+) -> Result<http1::SendRequest<Body>, BoxError> {
     let stream = connecting
         .await
         .map_err(|error| format!("dial tcp {}: {}", target.authority(), dial_words(&error)))?;
-    let (mut sender, connection) = http1::handshake::<_, Body>(TokioIo::new(stream)).await?;
+    let (sender, connection) = http1::handshake::<_, Body>(TokioIo::new(stream)).await?;
     tokio::spawn(async move {
         if let Err(error) = connection.with_upgrades().await {
             tracing::debug!(%error, "connection to a backend ended");
         }
     });
-    Ok(sender.send_request(request).await?)
+    Ok(sender)
 }
 
 /// Go's words for the commonest failures.

@@ -2,6 +2,7 @@
 
 pub mod trust;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,7 +36,7 @@ pub async fn serve(server: Arc<ApiServer>, listener: TcpListener, tls: Arc<Serve
             Ok((stream, peer)) => {
                 let (server, acceptor) = (server.clone(), acceptor.clone());
                 connections.spawn(async move {
-                    if let Err(error) = connection(server, acceptor, stream).await {
+                    if let Err(error) = connection(server, acceptor, stream, peer).await {
                         tracing::debug!(%peer, %error, "connection ended");
                     }
                 });
@@ -60,10 +61,13 @@ async fn connection(
     server: Arc<ApiServer>,
     acceptor: TlsAcceptor,
     stream: TcpStream,
+    from: SocketAddr,
 ) -> Result<(), endpoints::BoxError> {
     stream.set_nodelay(true)?;
     let tls = tokio::time::timeout(HANDSHAKE_PATIENCE, acceptor.accept(stream)).await??;
-    let peer = Arc::new(server.trust.judge(tls.get_ref().1.peer_certificates()));
+    let mut peer = server.trust.judge(tls.get_ref().1.peer_certificates());
+    peer.address = Some(from.ip());
+    let peer = Arc::new(peer);
     let shutdown = server.shutdown.clone();
     let service = service_fn(move |request| {
         let (server, peer) = (server.clone(), peer.clone());

@@ -27,6 +27,8 @@ pub struct Peer {
     pub client: Option<Bytes>,
     /// The leaf's common name, when the front proxies' CA vouches for it.
     pub front_proxy: Option<String>,
+    /// Where the connection comes from.
+    pub address: Option<std::net::IpAddr>,
 }
 
 #[derive(Debug)]
@@ -102,6 +104,7 @@ impl Trust {
             shown: true,
             client: vouched(&believed.clients).then(|| Bytes::copy_from_slice(leaf)),
             front_proxy: vouched(&believed.front_proxies).then(common_name).flatten(),
+            address: None,
         }
     }
 }

@@ -37,6 +37,11 @@ fn pair(identity: Identity) -> KeyPair {
 
 impl Server {
     pub async fn start(directory: &Path) -> Self {
+        Self::start_with(directory, |_| {}).await
+    }
+
+    /// With a configuration that the test changes.
+    pub async fn start_with(directory: &Path, change: impl FnOnce(&mut Config)) -> Self {
         let now = jiff::Timestamp::now();
         let ca = CertificateAuthority::generate("test-ca", now).unwrap();
         let names = SubjectAltNames {
@@ -55,7 +60,7 @@ impl Server {
             .unwrap();
         let (signing_key, public_key) = ServiceAccountKey::generate_pem().unwrap();
         let store: Arc<dyn Store> = EmbeddedStore::open(directory).unwrap();
-        let config = Config {
+        let mut config = Config {
             store: store.clone(),
             bind_address: "127.0.0.1:0".parse().unwrap(),
             advertise_address: "127.0.0.1".parse().unwrap(),
@@ -74,7 +79,9 @@ impl Server {
             cluster_domain: "cluster.local".into(),
             openapi_descriptions: None,
             event_ttl_seconds: 3600,
+            audit: apiserver::AuditOptions::default(),
         };
+        change(&mut config);
         let handle = apiserver::run(config).await.unwrap();
         tokio::time::timeout(PATIENCE, handle.ready())
             .await

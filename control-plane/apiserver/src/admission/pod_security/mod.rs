@@ -12,6 +12,7 @@ use policy::{Level, Policy, Standard};
 use serde_json::Value;
 
 use super::{forbidden, is, items, text};
+use crate::audit;
 use crate::pipeline::{Admission, AdmissionContext, Operation};
 use crate::status::ApiError;
 use crate::warnings;
@@ -89,27 +90,24 @@ async fn check_pod(
     let (policy, causes) = Policy::of(&found);
     if !causes.is_empty() {
         let fields: Vec<&str> = causes.iter().map(|cause| cause.field.as_str()).collect();
-        tracing::info!(
-            namespace,
-            labels = fields.join(", "),
-            "PodSecurity labels mean nothing"
-        );
+        let why = format!("Failed to parse policy: {}", fields.join(", "));
+        audit::annotate("pod-security.kubernetes.io/error", why);
     }
     let against = |standard: Standard| {
         let violations = violations(standard, metadata, spec);
         let list: Vec<String> = violations.iter().map(ToString::to_string).collect();
         (!list.is_empty()).then(|| format!("violate PodSecurity \"{standard}\": {}", list.join(", ")))
     };
+    if enforce {
+        audit::annotate(
+            "pod-security.kubernetes.io/enforce-policy",
+            policy.enforce.to_string(),
+        );
+    }
     if let Some(why) = against(policy.audit) {
-        let (resource, name) = (&context.info.resource, text(&object["metadata"]["name"]));
-        let user = &context.user.name;
-        tracing::info!(
-            namespace,
-            resource,
-            name,
-            user,
-            audit = format!("would {why}"),
-            "PodSecurity"
+        audit::annotate(
+            "pod-security.kubernetes.io/audit-violations",
+            format!("would {why}"),
         );
     }
     if let Some(why) = against(policy.enforce).filter(|_| enforce) {

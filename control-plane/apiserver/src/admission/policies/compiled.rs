@@ -27,6 +27,7 @@ pub struct Policy {
     pub variables: Vec<(String, Compiled)>,
     pub validations: Vec<Validation>,
     pub mutations: Vec<Mutation>,
+    pub audit_annotations: Vec<(String, Compiled)>,
     pub param_kind: Option<GroupVersionKind>,
     pub bindings: Vec<Binding>,
 }
@@ -101,6 +102,10 @@ impl Policy {
                 expression: compile(&mutation[part]["expression"]),
             }
         };
+        let annotation = |annotation: &Value| {
+            let key = text(&annotation["key"]).to_owned();
+            (key, compile(&annotation["valueExpression"]))
+        };
         let own = bindings
             .iter()
             .filter(|binding| binding["spec"]["policyName"] == name);
@@ -113,6 +118,7 @@ impl Policy {
             variables: items(&spec["variables"]).iter().map(variable).collect(),
             validations: items(&spec["validations"]).iter().map(validation).collect(),
             mutations: items(&spec["mutations"]).iter().map(mutation).collect(),
+            audit_annotations: items(&spec["auditAnnotations"]).iter().map(annotation).collect(),
             param_kind,
             bindings: own.map(Binding::new).collect(),
         }

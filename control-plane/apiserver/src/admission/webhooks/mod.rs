@@ -10,13 +10,14 @@ use auth::Authorizer;
 use futures::future::join_all;
 use schema::Resource;
 use schema::patch::PatchType;
-use serde_json::Value;
+use serde_json::{Value, json};
 use store::Revision;
 
 use self::review::Answer;
 use super::dynamic::{CONDITION_VARIABLES, Conditions, Request};
 use super::matching::Matching;
 use super::{forbidden, items, text};
+use crate::audit::{self, Level};
 use crate::object;
 use crate::pipeline::{Admission, AdmissionContext, ObjectReader, Operation};
 use crate::registry::names;
@@ -28,6 +29,7 @@ const GROUP: &str = "admissionregistration.k8s.io";
 
 struct Webhook {
     name: String,
+    configuration: String,
     /// Told apart from others of the same name by their configuration.
     id: String,
     client: WebhookClient,
@@ -43,6 +45,7 @@ impl Webhook {
     fn new(configuration: &str, index: usize, webhook: &Value) -> Self {
         Self {
             name: text(&webhook["name"]).to_owned(),
+            configuration: configuration.to_owned(),
             id: format!("{configuration}/{}/{index}", text(&webhook["name"])),
             client: WebhookClient::new(&webhook["clientConfig"]),
             matching: Matching::of_webhook(webhook),
@@ -135,7 +138,7 @@ impl Webhooks {
         request: &Request<'_>,
         matched: &Resource,
         object: Option<&Value>,
-        may_patch: bool,
+        turn: Turn,
     ) -> Result<Option<Answer>, ApiError> {
         let uid = names::uid();
         let shown = request.shown(matched, object)?;
@@ -143,7 +146,7 @@ impl Webhooks {
         let question = review::question(&uid, request.describe(matched), shown, old);
         let reader = request.context.reader;
         let answer = match webhook.client.post(reader, &question, webhook.patience).await {
-            Ok(answer) => review::read(&uid, may_patch, &answer)
+            Ok(answer) => review::read(&uid, turn.may_patch, &answer)
                 .map_err(|why| format!("received invalid webhook response: {why}")),
             Err(why) => Err(format!("failed to call webhook: {why}")),
         };
@@ -151,6 +154,9 @@ impl Webhooks {
             Ok(answer) => {
                 for warning in &answer.warnings {
                     warnings::add(warning.as_str());
+                }
+                for (key, value) in &answer.annotations {
+                    audit::annotate(format!("{}/{key}", webhook.name), value.as_str());
                 }
                 match &answer.refusal {
                     Some(status) => Err(review::denied(&webhook.name, status)),
@@ -163,9 +169,43 @@ impl Webhooks {
                     return Err(ApiError::internal(why));
                 }
                 tracing::warn!(webhook = webhook.name, why, "failing open");
+                let kind = if turn.may_patch { "mutating" } else { "validating" };
+                let key = turn.annotation(&format!("failed-open.{kind}.webhook.admission.k8s.io"));
+                audit::annotate(key, webhook.name.as_str());
                 Ok(None)
             }
         }
+    }
+}
+
+/// Which call of a webhook it is, for the audit log.
+#[derive(Clone, Copy)]
+struct Turn {
+    may_patch: bool,
+    round: usize,
+    index: usize,
+}
+
+impl Turn {
+    fn annotation(self, prefix: &str) -> String {
+        format!("{prefix}/round_{}_index_{}", self.round, self.index)
+    }
+
+    fn told(self, webhook: &Webhook, mutated: bool, patch: Option<&Value>) {
+        let mut told = json!({"configuration": webhook.configuration, "webhook": webhook.name});
+        let of_patch = || {
+            let mut told = told.clone();
+            told["patch"] = patch.cloned().unwrap_or_default();
+            told["patchType"] = json!("JSONPatch");
+            told.to_string()
+        };
+        if mutated {
+            let key = self.annotation("patch.webhook.admission.k8s.io");
+            audit::annotate_from(Level::Request, key, of_patch);
+        }
+        told["mutated"] = json!(mutated);
+        let key = self.annotation("mutation.webhook.admission.k8s.io");
+        audit::annotate(key, told.to_string());
     }
 }
 
@@ -184,24 +224,35 @@ impl MutatingAdmissionWebhook {
         let Some(request) = Request::new(context, Some(object)) else {
             return Ok(());
         };
-        for webhook in webhooks.iter() {
-            {
+        for (index, webhook) in webhooks.iter().enumerate() {
+            let round = {
                 let round = context.reinvocation();
                 if round.is_second_round && !round.again.contains(&webhook.id) {
                     continue;
                 }
-            }
+                usize::from(round.is_second_round)
+            };
+            let turn = Turn {
+                may_patch: true,
+                round,
+                index,
+            };
             let Some(matched) = self.0.wants(webhook, &request, Some(object)).await? else {
                 continue;
             };
             let answer = self
                 .0
-                .ask(webhook, &request, &matched, Some(object), true)
+                .ask(webhook, &request, &matched, Some(object), turn)
                 .await?;
-            let changed = match answer.and_then(|answer| answer.patch) {
-                Some(patch) => apply(&request, &matched, object, &patch)?,
+            let is_answered = answer.is_some();
+            let patch = answer.and_then(|answer| answer.patch);
+            let changed = match &patch {
+                Some(patch) => apply(&request, &matched, object, patch)?,
                 None => false,
             };
+            if is_answered {
+                turn.told(webhook, changed, patch.as_ref());
+            }
             let mut round = context.reinvocation();
             if changed {
                 round.object_changed();
@@ -249,11 +300,16 @@ impl Admission for MutatingAdmissionWebhook {
         let Some(request) = Request::new(context, object) else {
             return Ok(());
         };
-        for webhook in webhooks.iter() {
+        for (index, webhook) in webhooks.iter().enumerate() {
             let Some(matched) = self.0.wants(webhook, &request, object).await? else {
                 continue;
             };
-            let answer = self.0.ask(webhook, &request, &matched, object, true).await?;
+            let turn = Turn {
+                may_patch: true,
+                round: 0,
+                index,
+            };
+            let answer = self.0.ask(webhook, &request, &matched, object, turn).await?;
             if answer.is_some_and(|answer| answer.patch.is_some()) && context.operation == Operation::Delete {
                 return Err(ApiError::internal(format!(
                     "admission webhook {:?} attempted to modify the object, which is not supported for this operation",
@@ -294,9 +350,14 @@ impl Admission for ValidatingAdmissionWebhook {
                 asked.push((webhook, matched));
             }
         }
-        let asking = asked
-            .iter()
-            .map(|(webhook, matched)| self.0.ask(webhook, &request, matched, object, false));
+        let asking = asked.iter().enumerate().map(|(index, (webhook, matched))| {
+            let turn = Turn {
+                may_patch: false,
+                round: 0,
+                index,
+            };
+            self.0.ask(webhook, &request, matched, object, turn)
+        });
         let refused = join_all(asking).await.into_iter().find_map(Result::err);
         refused.map_or(Ok(()), Err)
     }

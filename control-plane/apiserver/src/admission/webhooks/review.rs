@@ -1,5 +1,7 @@
 //! AdmissionReview v1: the question, and what an answer means (upstream: `plugin/webhook/request`).
 
+use std::collections::BTreeMap;
+
 use base64::Engine as _;
 use http::StatusCode;
 use serde_json::{Value, json};
@@ -21,6 +23,8 @@ pub struct Answer {
     /// RFC 6902.
     pub patch: Option<Value>,
     pub warnings: Vec<String>,
+    /// Of the audit event.
+    pub annotations: BTreeMap<String, String>,
 }
 
 /// Upstream's `VerifyAdmissionResponse`.
@@ -59,6 +63,7 @@ pub fn read(uid: &str, may_patch: bool, review: &Value) -> Result<Answer, String
         refusal: (response["allowed"] != true).then(|| response["status"].clone()),
         patch,
         warnings: warnings.collect(),
+        annotations: serde_json::from_value(response["auditAnnotations"].clone()).unwrap_or_default(),
     })
 }
 

@@ -7,6 +7,7 @@ use schema::apply::{ApplyError, Writer};
 use super::create::create_as;
 use super::ownership::{Track, manager, reset_fields};
 use super::*;
+use crate::audit;
 use crate::options::FieldValidation;
 
 pub async fn apply(
@@ -17,6 +18,7 @@ pub async fn apply(
 ) -> Result<(Written, Vec<String>), ApiError> {
     let (config, mut duplicates) = schema::codec::parse_patch(MediaType::Yaml, &intent.request.body)
         .map_err(|error| ApiError::bad_request(error.to_string()))?;
+    audit::request_object(&config);
     check(intent, &config)?;
     match (validation, duplicates.first()) {
         (FieldValidation::Strict, Some(told)) => {

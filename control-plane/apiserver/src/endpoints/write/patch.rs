@@ -8,6 +8,7 @@ use schema::patch::PatchType;
 use super::apply::apply;
 use super::ownership::check_options;
 use super::*;
+use crate::audit;
 use crate::negotiate::header;
 use crate::options::FieldValidation;
 
@@ -41,6 +42,7 @@ pub async fn patch(server: &ApiServer, request: &ResourceRequest) -> Result<Resp
     }
     let (patch, duplicates) =
         schema::codec::parse_patch(MediaType::Json, &request.body).map_err(body::codec_error)?;
+    audit::request_object(&patch);
     let kind = &request.resource.kind;
     let warnings = std::sync::Mutex::new(Vec::new());
     let written = update_object(server, intent, |current| {
