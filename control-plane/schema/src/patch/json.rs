@@ -9,7 +9,9 @@ use super::PatchError;
 const MAX_OPERATIONS: usize = 10_000;
 
 pub(super) fn apply(current: &Value, patch: &Value) -> Result<Value, PatchError> {
-    let patch: Patch = serde_json::from_value(patch.clone())
+    let mut patch = patch.clone();
+    fill_values(&mut patch);
+    let patch: Patch = serde_json::from_value(patch)
         .map_err(|error| PatchError::bad_request(format!("error decoding patch: {error}")))?;
     if patch.0.len() > MAX_OPERATIONS {
         let message = format!(
@@ -27,6 +29,17 @@ pub(super) fn apply(current: &Value, patch: &Value) -> Result<Value, PatchError>
     json_patch::patch(&mut result, &patch)
         .map_err(|error| PatchError::unprocessable(describe(&patch.0[error.operation], &error.kind)))?;
     Ok(result)
+}
+
+/// Go's clients leave out empty values; upstream's library takes what is missing for null.
+fn fill_values(patch: &mut Value) {
+    let operations = patch.as_array_mut().into_iter().flatten();
+    for operation in operations.filter_map(Value::as_object_mut) {
+        let kind = operation.get("op").and_then(Value::as_str);
+        if matches!(kind, Some("add" | "replace" | "test")) {
+            operation.entry("value").or_insert(Value::Null);
+        }
+    }
 }
 
 fn describe(operation: &PatchOperation, problem: &PatchErrorKind) -> String {
@@ -65,6 +78,17 @@ mod tests {
         assert_eq!(
             apply(&current, &patch),
             Ok(json!({"metadata": {"labels": {"a": "1", "x/y": "2"}}, "list": [2, 3]}))
+        );
+    }
+
+    #[test]
+    fn a_value_left_out_is_null() {
+        assert_eq!(
+            apply(
+                &json!({"a": {"b": 1}, "c": null}),
+                &json!([{"op": "test", "path": "/c"}, {"op": "replace", "path": "/a"}])
+            ),
+            Ok(json!({"a": null, "c": null}))
         );
     }
 
