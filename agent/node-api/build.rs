@@ -5,8 +5,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let node = protox::compile(["proto/node.proto"], ["proto"])?;
     // ironctl prints messages as JSON.
     tonic_prost_build::configure()
-        .message_attribute(".", "#[derive(serde::Serialize)]")
-        .message_attribute(".", "#[serde(rename_all = \"camelCase\")]")
+        .type_attribute(".", "#[derive(serde::Serialize)]")
+        .type_attribute(".", "#[serde(rename_all = \"camelCase\")]")
         .compile_fds(node)?;
+    let etcd = protox::compile(["proto/etcd.proto"], ["proto"])?;
+    tonic_prost_build::configure()
+        .build_server(false)
+        .compile_fds(etcd)?;
     Ok(())
 }

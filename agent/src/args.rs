@@ -139,6 +139,25 @@ pub struct NodeApi {
     /// The installed system that was booted
     #[arg(long, value_name = "A|B|factory")]
     pub slot: Option<String>,
+    /// Where the installed systems are [default: the partition named IRONLET-SYSTEM]
+    #[arg(long, value_name = "DEV")]
+    pub system_partition: Option<PathBuf>,
+    /// Take only upgrades that this minisign key has signed
+    #[arg(long, value_name = "BASE64")]
+    pub upgrade_key: Option<String>,
+    /// Take only upgrades that have a control plane
+    #[arg(long)]
+    pub master: bool,
+    /// Where it is kept what became of upgrades
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/ironlet/node-api")]
+    pub state_dir: PathBuf,
+    /// The control plane's certificates, by which etcd is asked
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "/var/lib/ironlet/control-plane/pki"
+    )]
+    pub control_plane_pki: PathBuf,
 }
 
 /// Clap takes the elements of a bare collection for repeated values; these are one value each.

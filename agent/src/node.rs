@@ -58,7 +58,7 @@ pub async fn run(args: Agent) -> anyhow::Result<()> {
     let config = kubelet::Config {
         node_name: node_name.clone(),
         node_ip,
-        root_dir: args.root_dir,
+        root_dir: args.root_dir.clone(),
         pod_logs_dir: args.pod_logs_dir,
         parameter_errors: args.parameter_errors,
         cri_endpoint: args.cri_endpoint,
@@ -84,7 +84,7 @@ pub async fn run(args: Agent) -> anyhow::Result<()> {
         node_name,
         cluster_cidrs: args.cluster_cidr,
         pod_network_dir: args.pod_network_dir,
-        host_firewall: args.host_firewall,
+        host_firewall: args.host_firewall.then(|| args.root_dir.join("firewall.json")),
     };
     let background = [
         tokio::spawn(renew_client.keep_fresh()),

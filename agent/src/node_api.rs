@@ -52,7 +52,14 @@ pub async fn run(args: NodeApi) -> anyhow::Result<()> {
         run_dir: args.run_dir,
         client_ca_pem: kubeconfig.ca_pem,
         serving_certificate: serving.current.clone(),
-        slot: args.slot,
+        upgrade: node_api::UpgradeSettings {
+            slot: args.slot,
+            partition: args.system_partition,
+            key: args.upgrade_key,
+            is_master: args.master,
+            state_dir: args.state_dir,
+        },
+        control_plane_pki: args.control_plane_pki,
     };
     let following = tokio::spawn(follow([client_identity, serving]));
     let result = node_api::run(client, config, stop).await;

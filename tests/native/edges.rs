@@ -60,7 +60,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("scheduler", &["api", "api-client"]),
     ("schema", &[]),
     ("store", &[]),
-    ("tests", &["pki"]),
+    ("tests", &["boot-disk", "pki"]),
 ];
 
 /// Crates of the API server's side that must stay free of the typed API and of any client.

@@ -1,17 +1,20 @@
 //! What each command asks and prints.
 
+use std::fs::File;
 use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 
-use anyhow::anyhow;
+use anyhow::{Context, anyhow};
 use node_api::v1::{
-    DisksRequest, DmesgRequest, LinksRequest, LogsRequest, RebootRequest, ServicesRequest, ShutdownRequest,
-    StatusRequest, TopRequest, VersionRequest,
+    DisksRequest, DmesgRequest, EtcdMembersRequest, EtcdSnapshotRequest, LinksRequest, LogsRequest,
+    RebootRequest, ResetRequest, ServicesRequest, ShutdownRequest, StatusRequest, TopRequest, VersionRequest,
 };
 use serde::Serialize;
 use tonic::{Response, Status};
 
-use crate::connect::{Target, explain_status};
-use crate::{Command, Output, show};
+use crate::connect::{Connection, Target, explain_status};
+use crate::{Command, Etcd, Output, Restart, bundle, show, upgrade};
 
 pub async fn run(target: &Target, command: Command, output: Output) -> anyhow::Result<()> {
     let mut node = target.connect().await?;
@@ -54,7 +57,55 @@ pub async fn run(target: &Target, command: Command, output: Output) -> anyhow::R
         }
         Command::Reboot => done(node.reboot(RebootRequest {}).await, "the machine restarts"),
         Command::Shutdown => done(node.shutdown(ShutdownRequest {}).await, "the machine goes off"),
+        Command::Upgrade { image, restart } => {
+            upgrade::upgrade(target, &mut node, &image, &after(&restart)).await
+        }
+        Command::Rollback { restart } => upgrade::rollback(target, &mut node, &after(&restart)).await,
+        Command::Reset { .. } => done(
+            node.reset(ResetRequest {}).await,
+            "the machine restarts, and its state is emptied on the way",
+        ),
+        Command::Etcd(Etcd::Members) => print(
+            node.etcd_members(EtcdMembersRequest {}).await,
+            output,
+            show::etcd_members,
+        ),
+        Command::Etcd(Etcd::Snapshot { file }) => snapshot(&mut node, &file).await,
+        Command::SupportBundle { file } => bundle::write(&mut node, &file).await,
     }
+}
+
+fn after(restart: &Restart) -> upgrade::After {
+    upgrade::After {
+        drain: restart.drain,
+        no_reboot: restart.no_reboot,
+        no_wait: restart.no_wait,
+    }
+}
+
+/// Readable by its owner alone: it holds the cluster's Secrets.
+async fn snapshot(node: &mut Connection, path: &Path) -> anyhow::Result<()> {
+    let answer = node.etcd_snapshot(EtcdSnapshotRequest {}).await;
+    let mut stream = answer.map_err(|status| failed(&status))?.into_inner();
+    let partial = path.with_extension("partial");
+    let at = || partial.display().to_string();
+    let mut options = File::options();
+    let file = options
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&partial);
+    let mut file = file.with_context(at)?;
+    let mut size = 0;
+    while let Some(part) = stream.message().await.map_err(|status| failed(&status))? {
+        file.write_all(&part.data).with_context(at)?;
+        size += part.data.len() as u64;
+    }
+    file.sync_all().with_context(at)?;
+    std::fs::rename(&partial, path).with_context(at)?;
+    writeln!(std::io::stdout(), "{}: {}", path.display(), show::bytes(size))?;
+    Ok(())
 }
 
 pub fn failed(status: &Status) -> anyhow::Error {

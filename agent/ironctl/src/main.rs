@@ -1,8 +1,12 @@
 //! `ironctl`: looks after machines of a cluster through their node API.
 
+mod bundle;
 mod commands;
 mod connect;
+mod drain;
+mod image;
 mod show;
+mod upgrade;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -80,6 +84,57 @@ pub enum Command {
     Reboot,
     /// Power the machine off
     Shutdown,
+    /// Write an image to the idle slot, and restart into it; kept when the node is Ready again, else left by itself
+    Upgrade {
+        /// What `image build --format pxe` wrote; beside manifest.json may lie manifest.json.minisig
+        #[arg(value_name = "DIR|URL")]
+        image: String,
+        #[command(flatten)]
+        restart: Restart,
+    },
+    /// Restart into the other slot; an upgrade on trial is left
+    Rollback {
+        #[command(flatten)]
+        restart: Restart,
+    },
+    /// Restart with all state of the node gone
+    Reset {
+        /// Yes: pods' data, volumes and, on a master, the cluster itself
+        #[arg(long, required = true)]
+        wipe_state: bool,
+    },
+    /// The cluster's store, on a master
+    #[command(subcommand)]
+    Etcd(Etcd),
+    /// Write all of the above that helps to find out what is wrong to a tar archive
+    SupportBundle {
+        #[arg(value_name = "FILE", default_value = "support-bundle.tar")]
+        file: PathBuf,
+    },
+}
+
+#[derive(clap::Args, Debug)]
+pub struct Restart {
+    /// Have the node's pods leave before
+    #[arg(long)]
+    drain: bool,
+    /// Leave the restart to somebody else
+    #[arg(long)]
+    no_reboot: bool,
+    /// Do not wait for the outcome
+    #[arg(long)]
+    no_wait: bool,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum Etcd {
+    /// Who keeps the cluster's state
+    Members,
+    /// Copy the database, Secrets included, as `etcdutl snapshot restore` takes it
+    Snapshot {
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {

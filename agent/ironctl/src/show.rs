@@ -1,6 +1,8 @@
 //! Answers as people read them. Pure.
 
-use node_api::v1::{DiskList, KernelMessage, LinkList, ServiceList, StatusInfo, TopInfo, VersionInfo};
+use node_api::v1::{
+    DiskList, EtcdMemberList, KernelMessage, LinkList, ServiceList, StatusInfo, TopInfo, VersionInfo,
+};
 
 /// Columns as wide as their widest cell; the last one is as long as it likes.
 pub fn table(headers: &[&str], rows: &[Vec<String>]) -> String {
@@ -107,6 +109,19 @@ pub fn status(info: &StatusInfo) -> String {
         ("Load", load.join(" ")),
         ("State", state),
     ]);
+    if !info.slots.is_empty() {
+        text += &format!("\n{}\n", slots(info));
+    }
+    if let Some(last) = &info.last_upgrade {
+        let what = format!(
+            "last change of the system: slot {} to {}: {}",
+            last.from, last.to, last.outcome
+        );
+        text += &match last.reason.as_str() {
+            "" => format!("{what}\n"),
+            reason => format!("{what}: {reason}\n"),
+        };
+    }
     for reason in &info.waiting {
         text += &format!("waiting for {reason}\n");
     }
@@ -114,6 +129,55 @@ pub fn status(info: &StatusInfo) -> String {
         text += &format!("parameter error: {error}\n");
     }
     text
+}
+
+fn slots(info: &StatusInfo) -> String {
+    let rows: Vec<Vec<String>> = info
+        .slots
+        .iter()
+        .map(|slot| {
+            let notes = [
+                (slot.running, "running"),
+                (slot.chosen, "boots"),
+                (slot.on_trial, "on trial"),
+                (!slot.complete, "empty"),
+            ];
+            let notes: Vec<&str> = notes
+                .iter()
+                .filter(|(is, _)| *is)
+                .map(|(_, note)| *note)
+                .collect();
+            vec![slot.name.clone(), notes.join(", "), slot.version.clone()]
+        })
+        .collect();
+    table(&["SLOT", "STATE", "SYSTEM"], &rows)
+}
+
+pub fn etcd_members(list: &EtcdMemberList) -> String {
+    let rows: Vec<Vec<String>> = list
+        .members
+        .iter()
+        .map(|member| {
+            let role = match (member.leader, member.learner) {
+                (true, _) => "leader",
+                (_, true) => "learner",
+                _ => "follower",
+            };
+            let size = match member.database_size {
+                0 => String::new(),
+                size => bytes(size),
+            };
+            vec![
+                member.id.clone(),
+                member.name.clone(),
+                role.to_owned(),
+                member.version.clone(),
+                size,
+                member.peer_urls.join(" "),
+            ]
+        })
+        .collect();
+    table(&["ID", "NAME", "ROLE", "VERSION", "DATABASE", "PEERS"], &rows)
 }
 
 pub fn services(list: &ServiceList) -> String {

@@ -29,6 +29,11 @@ const CALLS: &[(&str, &str)] = &[
     ("Links", "get"),
     ("Reboot", "update"),
     ("Shutdown", "update"),
+    ("Upgrade", "update"),
+    ("Rollback", "update"),
+    ("Reset", "delete"),
+    ("EtcdMembers", "get"),
+    ("EtcdSnapshot", "create"),
 ];
 
 const SUBRESOURCE: &str = "ironlet";

@@ -3,6 +3,7 @@
 
 mod access;
 mod disks;
+mod etcd;
 mod kernel_log;
 mod links;
 mod logs;
@@ -11,6 +12,7 @@ mod processes;
 mod server;
 mod service;
 mod status;
+mod upgrade;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -21,6 +23,7 @@ use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
+pub use upgrade::Settings as UpgradeSettings;
 
 /// Everything of the protobuf package `ironlet.node.v1`.
 #[allow(clippy::all, rustdoc::all)]
@@ -47,8 +50,9 @@ pub struct Config {
     /// Who may connect: holders of certificates that this CA signed for clients.
     pub client_ca_pem: String,
     pub serving_certificate: Arc<dyn ResolvesServerCert>,
-    /// The installed system that runs.
-    pub slot: Option<String>,
+    pub upgrade: UpgradeSettings,
+    /// The control plane's certificates, on a master.
+    pub control_plane_pki: PathBuf,
 }
 
 /// Serves until told to stop. `client` asks the API server with the node's own credentials.

@@ -21,6 +21,8 @@ use tracing::{debug, info, warn};
 
 use crate::access::{Access, User};
 use crate::service::Machine;
+use crate::upgrade::Upgrader;
+use crate::upgrade::trial::Judge;
 use crate::v1::node_server::NodeServer;
 use crate::{Config, NodeApiError};
 
@@ -56,10 +58,24 @@ pub async fn serve(
     stop: CancellationToken,
 ) -> Result<(), NodeApiError> {
     let acceptor = TlsAcceptor::from(Arc::new(tls(&config)?));
+    let upgrader = Upgrader::new(config.upgrade.clone());
+    let (node_name, run_dir) = (config.node_name.clone(), config.run_dir.clone());
     let gate = Arc::new(Gate {
         access: Access::new(client.clone(), &config.node_name),
-        routes: Routes::new(NodeServer::new(Machine::new(client, config))).prepare(),
+        routes: Routes::new(NodeServer::new(Machine::new(
+            client.clone(),
+            config,
+            upgrader.clone(),
+        )))
+        .prepare(),
     });
+    let judge = Judge {
+        upgrader,
+        client,
+        node_name,
+        run_dir,
+    };
+    tokio::spawn(judge.run());
     loop {
         let (stream, peer) = tokio::select! {
             accepted = listener.accept() => match accepted {

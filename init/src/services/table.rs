@@ -76,7 +76,7 @@ pub fn plan(config: &NodeConfig, facts: &Facts) -> Plan {
         plan.waiting.push("the time".to_owned());
     }
     if let Some(name) = &facts.hostname {
-        plan.services.push(node_api(config, name));
+        plan.services.push(node_api(config, &facts.image, name));
     }
     let (Some(name), Some(ip)) = (&facts.hostname, facts.node_ip) else {
         return plan;
@@ -184,15 +184,19 @@ fn agent(config: &NodeConfig, name: &str, ip: IpAddr, server: Option<&str>, afte
 }
 
 /// Runs whatever becomes of the node: who looks after a machine whose kubelet fails needs it most.
-fn node_api(config: &NodeConfig, name: &str) -> Service {
-    let args = Args::new(&["node-api"])
+fn node_api(config: &NodeConfig, image: &ImageFacts, name: &str) -> Service {
+    let mut args = Args::new(&["node-api"])
         .flag("node-name", name)
         .flag("kubeconfig", format!("{STATE}/agent/kubeconfig"))
         .flag(
             "serving-certificate",
             format!("{STATE}/agent/pki/kubelet-server-current.pem"),
         )
-        .each("slot", &config.slot);
+        .each("slot", &config.slot)
+        .each("upgrade-key", &config.upgrade_key);
+    if role(config, image) == Role::Master {
+        args.0.push("--master".to_owned());
+    }
     daemon("node-api", "/usr/bin/agent", args, &[], 8 * MIB, -998)
 }
 
