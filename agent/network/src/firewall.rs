@@ -3,6 +3,8 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{StreamExt, stream};
@@ -12,10 +14,12 @@ use kube::runtime::{WatchStreamExt, reflector, watcher};
 use kube::{Api, Client, ResourceExt};
 use netfilter::Family;
 use netfilter::iptables::{self, Changes, IptablesError, Jump};
+use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::overlay;
+use crate::pod_network::{read, replace_file};
 use crate::routes::peer;
 
 const CHAIN: &str = "IRONLET-FIREWALL";
@@ -88,13 +92,32 @@ const PASSING: &[(Option<Family>, &str)] = &[
 ];
 
 /// What the rules depend on.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Facts {
     pub pod_networks: Vec<IpNet>,
     pub nodes: BTreeSet<IpAddr>,
     pub masters: BTreeSet<IpAddr>,
-    /// Pods in the node's own network listen where they like, declared or not.
-    pub host_pods: bool,
+    /// What pods in the node's own network declare to serve: protocol and port.
+    pub host_pods: BTreeSet<(String, u16)>,
+}
+
+impl Facts {
+    /// What was known when the machine went down: masters must reach each other's etcd before anybody answers here.
+    fn remembered(file: &Path) -> Self {
+        read(file)
+            .unwrap_or_else(|error| {
+                warn!(%error, "the firewall's record is ignored");
+                None
+            })
+            .unwrap_or_default()
+    }
+
+    fn remember(&self, file: &Path) {
+        if let Err(error) = replace_file(file, self) {
+            warn!(file = %file.display(), %error, "cannot write the firewall's record");
+        }
+    }
 }
 
 fn render(family: Family, facts: &Facts) -> Vec<String> {
@@ -139,10 +162,11 @@ fn render(family: Family, facts: &Facts) -> Vec<String> {
         .iter()
         .filter(|net| Family::of(net.addr()) == family);
     rules.extend(pods.map(|net| format!("-s {net} -j RETURN")));
-    if !facts.host_pods {
-        rules.push("-p tcp -j REJECT --reject-with tcp-reset".into());
-        rules.push("-j REJECT".into());
-    }
+    rules.extend(facts.host_pods.iter().map(|(protocol, port)| {
+        format!("-p {protocol} -m {protocol} --dport {port} -m comment --comment \"pods in the node's network\" -j RETURN")
+    }));
+    rules.push("-p tcp -j REJECT --reject-with tcp-reset".into());
+    rules.push("-j REJECT".into());
     rules
 }
 
@@ -159,16 +183,19 @@ pub async fn apply(family: Family, facts: &Facts) -> Result<(), IptablesError> {
 }
 
 /// Keeps the firewall as the cluster's nodes and this node's pods want it, until `shutdown`; it stays when this ends.
-pub async fn run(client: Client, node: String, pod_networks: Vec<IpNet>, shutdown: CancellationToken) {
+/// `record` keeps what it rests on for the next start.
+pub async fn run(
+    client: Client,
+    node: String,
+    pod_networks: Vec<IpNet>,
+    record: PathBuf,
+    shutdown: CancellationToken,
+) {
     let mut applied = Facts {
         pod_networks,
-        ..Facts::default()
+        ..Facts::remembered(&record)
     };
-    for family in [Family::V4, Family::V6] {
-        if let Err(error) = apply(family, &applied).await {
-            warn!(?family, %error, "the node's firewall is not in place yet");
-        }
-    }
+    put(&applied).await;
     let (nodes, node_writer) = reflector::store::<Node>();
     let (pods, pod_writer) = reflector::store::<Pod>();
     let own = watcher::Config::default()
@@ -188,6 +215,12 @@ pub async fn run(client: Client, node: String, pod_networks: Vec<IpNet>, shutdow
     let mut events = stream::select(node_events.boxed(), pod_events.boxed());
     let mut resync = tokio::time::interval(RESYNC);
     resync.reset();
+    let known = async {
+        // A store that was dropped ends with this.
+        let _ = tokio::join!(nodes.wait_until_ready(), pods.wait_until_ready());
+    };
+    tokio::pin!(known);
+    let mut complete = false;
     loop {
         let again = tokio::select! {
             () = shutdown.cancelled() => return,
@@ -196,48 +229,75 @@ pub async fn run(client: Client, node: String, pod_networks: Vec<IpNet>, shutdow
                 Some(Err(error)) => { warn!(%error, "the watch for the firewall failed"); continue }
                 None => return,
             },
+            () = &mut known, if !complete => { complete = true; false }
             _ = resync.tick() => true,
         };
-        let facts = Facts {
-            pod_networks: applied.pod_networks.clone(),
-            ..facts(&nodes.state(), &pods.state())
+        let facts = if complete {
+            facts(applied.pod_networks.clone(), &nodes.state(), &pods.state())
+        } else {
+            applied.clone()
         };
         if facts == applied && !again {
             continue;
         }
-        for family in [Family::V4, Family::V6] {
-            if let Err(error) = apply(family, &facts).await {
-                warn!(?family, %error, "cannot change the node's firewall");
-            }
-        }
+        put(&facts).await;
         if facts != applied {
             info!(
                 nodes = facts.nodes.len(),
-                host_pods = facts.host_pods,
+                host_pods = facts.host_pods.len(),
                 "the node's firewall is in place"
             );
+            facts.remember(&record);
             applied = facts;
         }
     }
 }
 
-fn facts(nodes: &[std::sync::Arc<Node>], pods: &[std::sync::Arc<Pod>]) -> Facts {
-    let addresses = |node: &std::sync::Arc<Node>| peer(node).addresses;
+async fn put(facts: &Facts) {
+    for family in [Family::V4, Family::V6] {
+        if let Err(error) = apply(family, facts).await {
+            warn!(?family, %error, "cannot change the node's firewall");
+        }
+    }
+}
+
+fn facts(pod_networks: Vec<IpNet>, nodes: &[Arc<Node>], pods: &[Arc<Pod>]) -> Facts {
+    let addresses = |node: &Arc<Node>| peer(node).addresses;
     let masters = nodes
         .iter()
         .filter(|node| node.labels().contains_key(MASTER_LABEL));
-    let in_host_network =
-        |pod: &std::sync::Arc<Pod>| pod.spec.as_ref().and_then(|s| s.host_network) == Some(true);
     Facts {
-        pod_networks: Vec::new(),
+        pod_networks,
         nodes: nodes.iter().flat_map(addresses).collect(),
         masters: masters.flat_map(addresses).collect(),
-        host_pods: pods.iter().any(in_host_network),
+        host_pods: pods.iter().flat_map(|pod| declared(pod)).collect(),
     }
+}
+
+/// The ports of a pod in the node's own network.
+fn declared(pod: &Pod) -> Vec<(String, u16)> {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    let spec = pod.spec.as_ref().filter(|spec| spec.host_network == Some(true));
+    let Some(spec) = spec.filter(|_| !matches!(phase, Some("Succeeded" | "Failed"))) else {
+        return Vec::new();
+    };
+    let ports = spec
+        .init_containers
+        .iter()
+        .flatten()
+        .chain(&spec.containers)
+        .flat_map(|container| container.ports.iter().flatten());
+    let numbers = ports.filter_map(|port| {
+        let number = u16::try_from(port.container_port).ok()?;
+        Some((port.protocol.as_deref().unwrap_or("TCP").to_lowercase(), number))
+    });
+    numbers.collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -248,7 +308,7 @@ mod tests {
                 .map(|ip| ip.parse().unwrap())
                 .into(),
             masters: ["192.168.76.11".parse().unwrap()].into(),
-            host_pods: false,
+            host_pods: [("tcp".to_owned(), 8443)].into(),
         };
         assert_eq!(
             render(Family::V4, &facts).join("\n"),
@@ -270,18 +330,47 @@ mod tests {
              -p udp -m udp --dport 30000:32767 -m comment --comment \"node ports\" -j RETURN\n\
              -p sctp -m sctp --dport 30000:32767 -m comment --comment \"node ports\" -j RETURN\n\
              -s 10.244.0.0/16 -j RETURN\n\
+             -p tcp -m tcp --dport 8443 -m comment --comment \"pods in the node's network\" -j RETURN\n\
              -p tcp -j REJECT --reject-with tcp-reset\n\
              -j REJECT"
         );
-        let open = Facts {
-            host_pods: true,
-            ..facts
+    }
+
+    #[test]
+    fn pods_in_the_nodes_network_open_what_they_declare_while_they_run() {
+        let pod = |host: bool, phase: &str| -> Arc<Pod> {
+            let port = json!({"containerPort": 53, "protocol": "UDP"});
+            let pod = json!({
+                "spec": {"hostNetwork": host, "initContainers": [{"name": "s", "ports": [{"containerPort": 8443}]}],
+                    "containers": [{"name": "c", "ports": [port]}, {"name": "d"}]},
+                "status": {"phase": phase},
+            });
+            Arc::new(serde_json::from_value(pod).unwrap())
         };
-        assert!(
-            render(Family::V4, &open)
-                .last()
-                .unwrap()
-                .starts_with("-s 10.244.0.0/16")
+        let opened = |pod| facts(Vec::new(), &[], &[pod]).host_pods;
+        assert_eq!(
+            opened(pod(true, "Running")),
+            [("tcp".to_owned(), 8443), ("udp".to_owned(), 53)].into()
         );
+        assert!(opened(pod(true, "Succeeded")).is_empty());
+        assert!(opened(pod(false, "Running")).is_empty());
+    }
+
+    #[test]
+    fn what_was_known_outlives_a_restart_and_a_spoilt_record_does_not_matter() {
+        let dir = std::env::temp_dir().join(format!("ironlet-firewall-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let file = dir.join("firewall.json");
+        assert_eq!(Facts::remembered(&file), Facts::default());
+        let facts = Facts {
+            masters: ["192.168.76.11".parse().unwrap()].into(),
+            host_pods: [("tcp".to_owned(), 8443)].into(),
+            ..Facts::default()
+        };
+        facts.remember(&file);
+        assert_eq!(Facts::remembered(&file), facts);
+        std::fs::write(&file, "{").unwrap();
+        assert_eq!(Facts::remembered(&file), Facts::default());
+        std::fs::remove_dir_all(dir).unwrap();
     }
 }

@@ -178,10 +178,13 @@ async fn the_firewall_opens_what_its_table_says() {
         ip addr add 192.168.76.11/24 dev outside; ip -n outside addr add 192.168.76.1/24 dev eth0
         ip addr add 10.244.0.1/24 dev pod; ip -n pod addr add 10.244.0.2/24 dev eth0; ip -n pod route add default via 10.244.0.1");
     let listen = |port: u16| std::net::TcpListener::bind(("0.0.0.0", port)).unwrap();
-    let _listeners = [2379, 6443, 8080, 10250, 30080].map(listen);
+    const PORTS: [u16; 14] = [
+        22, 2379, 2380, 6443, 8080, 9100, 10250, 10256, 10257, 10270, 29999, 30000, 32767, 32768,
+    ];
+    let _listeners = PORTS.map(listen);
     let refused = |from: &'static str| async move {
         let mut refused = Vec::new();
-        for port in [2379, 6443, 8080, 10250, 30080] {
+        for port in PORTS {
             let connect = move || async move {
                 let to = std::net::SocketAddr::from(([192, 168, 76, 11], port));
                 Ok(tokio::net::TcpStream::connect(to).await.is_err())
@@ -200,29 +203,32 @@ async fn the_firewall_opens_what_its_table_says() {
     for _ in 0..2 {
         firewall::apply(Family::V4, &facts).await.unwrap();
     }
-    assert_eq!(refused("outside").await, [2379, 8080]);
-    assert_eq!(refused("pod").await, [2379]);
+    const CLOSED: [u16; 8] = [22, 2379, 2380, 8080, 9100, 10257, 29999, 32768];
+    assert_eq!(refused("outside").await, CLOSED);
+    assert_eq!(refused("pod").await, [2379, 2380]);
     run("ip netns exec outside ping -c1 -W2 192.168.76.11");
     assert!(
         std::net::TcpStream::connect("192.168.76.11:2379").is_ok(),
         "the node itself"
     );
 
-    let masters = ["192.168.76.1".parse().unwrap()].into();
-    firewall::apply(
-        Family::V4,
-        &firewall::Facts {
-            masters,
-            host_pods: true,
-            ..facts
-        },
-    )
-    .await
-    .unwrap();
-    assert!(refused("outside").await.is_empty());
+    // As a host port leads to a pod, or a Service to a server in the node's own network.
+    run(
+        "iptables -w -t nat -A PREROUTING -i outside -p tcp --dport 8080 -j DNAT --to-destination 192.168.76.11:9100
+        iptables -w -t nat -A PREROUTING -i outside -p tcp --dport 32768 -j DNAT --to-destination 10.244.0.2:80",
+    );
+    let listen = || async { tokio::net::TcpListener::bind("0.0.0.0:80").await?.into_std() };
+    let _pod = within(&netns("pod"), listen).await.unwrap();
+    let facts = firewall::Facts {
+        masters: ["192.168.76.1".parse().unwrap()].into(),
+        host_pods: [("tcp".to_owned(), 10257), ("tcp".to_owned(), 2379)].into(),
+        ..facts
+    };
+    firewall::apply(Family::V4, &facts).await.unwrap();
+    assert_eq!(refused("outside").await, [22, 9100, 29999]);
     assert_eq!(
         refused("pod").await,
-        [2379],
+        [2379, 2380],
         "a pod of the host's network opens no port of the node's own"
     );
 }

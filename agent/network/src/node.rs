@@ -16,8 +16,8 @@ pub struct Config {
     pub cluster_cidrs: Vec<IpNet>,
     /// Where the runtime's pod network keeps its records.
     pub pod_network_dir: PathBuf,
-    /// Refuse what the table of openings does not name.
-    pub host_firewall: bool,
+    /// Refuse what the table of openings does not name; what this rests on is kept here.
+    pub host_firewall: Option<PathBuf>,
 }
 
 /// Runs until `shutdown`; what is in the kernel stays.
@@ -41,8 +41,9 @@ pub async fn run(client: Client, config: Config, shutdown: CancellationToken) {
         cluster_cidrs: cluster_cidrs.clone(),
     };
     let firewall = async {
-        if host_firewall {
-            firewall::run(client.clone(), node_name.clone(), cluster_cidrs, shutdown.clone()).await;
+        if let Some(record) = host_firewall {
+            let (client, node) = (client.clone(), node_name.clone());
+            firewall::run(client, node, cluster_cidrs, record, shutdown.clone()).await;
         }
     };
     tokio::join!(

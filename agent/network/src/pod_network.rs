@@ -352,7 +352,7 @@ fn read_attachments(directory: &Path) -> Result<BTreeMap<String, Attachment>, Ne
     Ok(found)
 }
 
-fn read<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>, NetworkError> {
+pub(crate) fn read<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>, NetworkError> {
     let failed = |source| NetworkError::Record {
         path: path.to_owned(),
         source,
@@ -367,7 +367,7 @@ fn read<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>, NetworkE
 }
 
 /// Old content or new content, never half of one (rename(2)), also after a power cut.
-fn replace_file(path: &Path, value: &impl Serialize) -> io::Result<()> {
+pub(crate) fn replace_file(path: &Path, value: &impl Serialize) -> io::Result<()> {
     let temporary = path.with_extension("tmp");
     let mut file = fs::File::create(&temporary)?;
     file.write_all(&serde_json::to_vec(value)?)?;

@@ -163,7 +163,7 @@ fn agent(config: &NodeConfig, name: &str, ip: IpAddr, server: Option<&str>, afte
         .node_labels
         .iter()
         .map(|(key, value)| format!("{key}={value}"));
-    let args = Args::new(&[])
+    let args = Args::new(&["--host-firewall"])
         .flag("kubeconfig", format!("{STATE}/agent/kubeconfig"))
         .flag("root-dir", format!("{STATE}/agent"))
         .flag("cri-endpoint", CRI_SOCKET)
