@@ -8,11 +8,13 @@ mod bios;
 mod boot_config;
 pub mod cpio;
 mod esp;
+mod grow;
 mod initramfs;
 mod systems;
 mod window;
 
 pub use boot_config::{BootError, Environment, KERNEL, SYSTEM_FILES, loader_commands};
+pub use grow::grow;
 pub use initramfs::{EARLY, Initramfs, ROOT};
 pub use systems::{Slot, Systems};
 

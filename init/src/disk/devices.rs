@@ -66,6 +66,23 @@ pub fn partition_name(device: &Path) -> Option<String> {
     name_in(&Path::new(SYSFS).join(device.file_name()?))
 }
 
+/// The disk that a partition is on.
+pub fn disk_of(partition: &Path) -> Option<PathBuf> {
+    let directory = Path::new(SYSFS).join(partition.file_name()?);
+    if !directory.join("partition").exists() {
+        return None;
+    }
+    // sysfs has a partition's directory in its disk's.
+    let directory = fs::canonicalize(directory).ok()?;
+    Some(Path::new("/dev").join(directory.parent()?.file_name()?))
+}
+
+/// How many bytes a disk or partition has.
+pub fn size(device: &Path) -> u64 {
+    let name = device.file_name().and_then(|name| name.to_str());
+    name.map_or(0, bytes)
+}
+
 pub fn content(device: &Path) -> io::Result<Content> {
     let mut start = Vec::new();
     File::open(device)?

@@ -1,10 +1,18 @@
 //! From a device to a mounted /var: format when blank, check, mount.
 
-use super::{DiskError, LABEL, MOUNT_POINT, find, signature::Content};
-use crate::{console, programs, services::reaper::Reaper, sys::process::Exit};
+use super::{DiskError, LABEL, MOUNT_POINT, devices, find, signature::Content};
+use crate::{
+    console, programs,
+    services::reaper::Reaper,
+    sys::{block, process::Exit},
+};
 use node_config::DiskSelector;
 use rustix::mount::{MountFlags, mount};
-use std::path::{Path, PathBuf};
+use std::{
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+};
 
 /// Every feature is named: the image has no mke2fs.conf, and a disk must not depend on one.
 const MKE2FS: &[&str] = &[
@@ -30,6 +38,12 @@ const CORRECTED: i32 = 1 | 2;
 /// Mounts the selected disk at /var and returns its device.
 pub fn state_disk(selector: &DiskSelector, reaper: &Reaper) -> Result<PathBuf, DiskError> {
     let (device, content) = find::find(selector)?;
+    if let Err(reason) = grow_partition(&device) {
+        console::say(format_args!(
+            "state disk: {} stays as small as it is: {reason}",
+            device.display()
+        ));
+    }
     match content {
         Content::Ext { .. } => check(&device, reaper)?,
         Content::Blank => {
@@ -66,7 +80,40 @@ pub fn state_disk(selector: &DiskSelector, reaper: &Reaper) -> Result<PathBuf, D
         path: device.clone(),
         error: error.into(),
     })?;
+    if let Err(error) = grow_file_system(&device) {
+        console::say(format_args!(
+            "state disk: the file system stays as small as it is: {error}"
+        ));
+    }
     Ok(device)
+}
+
+/// An image of a disk is smaller than the disk it is written to.
+fn grow_partition(device: &Path) -> Result<(), String> {
+    let ours = devices::partition_name(device).is_some_and(|name| name == LABEL);
+    let Some(path) = devices::disk_of(device).filter(|_| ours) else {
+        return Ok(());
+    };
+    let open = File::options().read(true).write(true).open(&path);
+    let mut disk = open.map_err(|error| format!("{}: {error}", path.display()))?;
+    let grown = boot_disk::grow(&mut disk, |disk| block::flush(disk)).map_err(|error| error.to_string())?;
+    if let Some(size) = grown {
+        block::read_partitions(&disk).map_err(|error| format!("{}: {error}", path.display()))?;
+        console::say(format_args!(
+            "state disk: {} has grown to {} MiB, the end of {}",
+            device.display(),
+            size >> 20,
+            path.display()
+        ));
+    }
+    Ok(())
+}
+
+/// The file system takes what its device has; most times it has all.
+fn grow_file_system(device: &Path) -> io::Result<()> {
+    let mounted = File::open(MOUNT_POINT)?;
+    let block_size = rustix::fs::fstatvfs(&mounted)?.f_frsize;
+    block::grow_ext4(&mounted, devices::size(device) / block_size)
 }
 
 /// Replays the journal and mends what is safe to mend; what is not stops the disk from being used.

@@ -18,6 +18,19 @@ pub fn flush(device: &File) -> io::Result<()> {
     command(device, BLKFLSBUF)
 }
 
+/// linux/ext4.h: `_IOW('f', 16, __u64)`.
+const EXT4_IOC_RESIZE_FS: libc::Ioctl = 0x4008_6610;
+
+/// Has a mounted ext4 grow to so many blocks; nothing happens when it has them.
+pub fn grow_ext4(mounted: &File, blocks: u64) -> io::Result<()> {
+    // SAFETY: the request reads one u64, which lives through the call.
+    if unsafe { libc::ioctl(mounted.as_raw_fd(), EXT4_IOC_RESIZE_FS, &blocks) } == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
 /// Fails with EBUSY while a partition is in use.
 pub fn read_partitions(device: &File) -> io::Result<()> {
     command(device, BLKRRPART)
