@@ -8,7 +8,7 @@ mod window;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use store::{Event, KeyValue, Range, Revision, Store, StoreError, WatchMessage};
@@ -65,6 +65,7 @@ impl WatchCache {
         tokio::spawn(async move {
             tokio::select! {
                 () = filler.follow() => {}
+                () = filler.forget() => {}
                 () = ended.cancelled() => {}
             }
         });
@@ -177,6 +178,13 @@ impl WatchCache {
         self.state
             .write()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    async fn forget(&self) {
+        loop {
+            tokio::time::sleep(window::FRESH).await;
+            self.write().window.forget_stale(Instant::now());
+        }
     }
 
     async fn follow(&self) {

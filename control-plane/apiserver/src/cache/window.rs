@@ -2,14 +2,19 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use store::Revision;
 
 use super::Entry;
 
-/// Changes kept; a watcher further behind must list again.
+/// Changes kept at most; a watcher further behind must list again.
 const CAPACITY: usize = 2048;
+/// Changes kept however old they are.
+const QUIET: usize = 100;
+/// How long more than [`QUIET`] changes are kept: what a watcher needs to come back after a broken connection.
+pub const FRESH: Duration = Duration::from_secs(75);
 
 #[derive(Debug)]
 pub struct Change {
@@ -17,6 +22,7 @@ pub struct Change {
     /// None: deleted.
     pub now: Option<Arc<Entry>>,
     pub before: Option<Arc<Entry>>,
+    seen: Instant,
     /// What most watchers are sent, encoded by the first of them: added, modified, deleted.
     frames: [OnceLock<Bytes>; 3],
 }
@@ -27,6 +33,7 @@ impl Change {
             revision,
             now,
             before,
+            seen: Instant::now(),
             frames: Default::default(),
         }
     }
@@ -58,12 +65,25 @@ impl Window {
     }
 
     pub fn push(&mut self, change: Change) {
-        if self.changes.len() == CAPACITY
-            && let Some(oldest) = self.changes.pop_front()
-        {
-            self.start = oldest.revision;
+        if self.changes.len() == CAPACITY {
+            self.forget_oldest();
         }
         self.changes.push_back(Arc::new(change));
+    }
+
+    /// Gives back the memory of what nobody is likely to ask for at `now`.
+    pub fn forget_stale(&mut self, now: Instant) {
+        let stale = |change: &Arc<Change>| now.saturating_duration_since(change.seen) > FRESH;
+        while self.changes.len() > QUIET && self.changes.front().is_some_and(stale) {
+            self.forget_oldest();
+        }
+        self.changes.shrink_to(QUIET);
+    }
+
+    fn forget_oldest(&mut self) {
+        if let Some(oldest) = self.changes.pop_front() {
+            self.start = oldest.revision;
+        }
     }
 
     pub fn after(&self, revision: Revision) -> Result<Vec<Arc<Change>>, TooOld> {
@@ -96,5 +116,19 @@ mod tests {
         let latest = window.after(40_000).unwrap();
         assert_eq!(latest.iter().map(|c| c.revision).collect::<Vec<_>>(), [50_000]);
         assert!(window.after(50_000).unwrap().is_empty());
+    }
+
+    #[test]
+    fn only_a_few_changes_are_kept_for_long() {
+        let mut window = Window::starting_at(0);
+        for revision in 1..=150 {
+            window.push(change(revision));
+        }
+        let pushed = Instant::now();
+        window.forget_stale(pushed);
+        assert_eq!(window.after(0).unwrap().len(), 150);
+        window.forget_stale(pushed + FRESH * 2);
+        assert_eq!(window.after(0).unwrap_err(), TooOld { oldest: 50 });
+        assert_eq!(window.after(50).unwrap().len(), QUIET);
     }
 }
