@@ -59,6 +59,8 @@ pub struct Bond {
 pub struct Vlan {
     pub name: String,
     pub device: String,
+    /// What the name ends with: `vlan0005`, `vlan5`, `eth0.0005` and `eth0.5` are all 5.
+    pub id: u16,
 }
 
 /// The position of the method in `CLIENT:PEER:GATEWAY:MASK:HOSTNAME:INTERFACE:METHOD`.
@@ -372,9 +374,18 @@ impl FromStr for Vlan {
     /// `NAME:DEVICE`
     fn from_str(text: &str) -> Result<Self, Malformed> {
         let (name, device) = text.split_once(':').ok_or(Malformed)?;
+        let digits = match name.strip_prefix("vlan") {
+            Some(digits) => digits,
+            None => name.rsplit_once('.').ok_or(Malformed)?.1,
+        };
+        let id = digits.parse().map_err(|_| Malformed)?;
+        if !(1..=4094).contains(&id) {
+            return Err(Malformed);
+        }
         Ok(Self {
             name: interface(name)?,
             device: interface(device)?,
+            id,
         })
     }
 }

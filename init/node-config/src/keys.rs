@@ -55,7 +55,7 @@ pub(crate) const KEYS: &[Key] = &[
     key!("ip", "dhcp, INTERFACE:dhcp or CLIENT:PEER:GATEWAY:MASK:HOSTNAME:INTERFACE:none[:MTU]", many ip),
     key!("nameserver", "an IP address", many nameservers),
     key!("bond", "NAME[:MEMBER,…[:OPTION=VALUE,…[:MTU]]]", many bonds),
-    key!("vlan", "NAME:DEVICE", many vlans),
+    key!("vlan", "NAME:DEVICE with a NAME of vlan and the number, or ending in a point and the number (1 to 4094)", many vlans),
     key!("ironlet.role", "worker or master", one role),
     key!("ironlet.server", "HOST[:PORT] of an API server", one server),
     key!("ironlet.token", "ID.SECRET: 6 and 16 of a-z, 0-9", secret token),

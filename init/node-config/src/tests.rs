@@ -159,6 +159,9 @@ fn bad_values_of_every_key_are_errors() {
         "nameserver=dns",
         "bond=",
         "vlan=eth0",
+        "vlan=vlan0:eth0",
+        "vlan=eth0.4095:eth0",
+        "vlan=storage:eth0",
         "panic=never",
     ] {
         assert!(complaint(cmdline).contains("bad value"), "{cmdline}");
@@ -344,6 +347,7 @@ impl Dice {
             vlans: self.some(|_| Vlan {
                 name: "vlan7".to_owned(),
                 device: "eth0".to_owned(),
+                id: 7,
             }),
             consoles: self.some(|d| d.pick(&["tty0", "ttyS0,115200n8"]).to_owned()),
             panic: self.maybe(|d| d.roll(100) as i32 - 50),

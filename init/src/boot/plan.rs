@@ -87,11 +87,7 @@ fn consoles() -> Result<(), StepError> {
 
 /// Parameters that a later version acts on; silence would look like consent.
 type Later = (&'static str, fn(&NodeConfig) -> bool);
-const LATER: &[Later] = &[
-    ("bond=", |config| !config.bonds.is_empty()),
-    ("vlan=", |config| !config.vlans.is_empty()),
-    ("ironlet.config=", |config| config.config.is_some()),
-];
+const LATER: &[Later] = &[("ironlet.config=", |config| config.config.is_some())];
 
 /// Defaults the image brings, overridden by what the loader passed.
 const IMAGE_PARAMETERS: &str = "/usr/lib/ironlet/cmdline";
@@ -253,7 +249,7 @@ mod tests {
 
     #[test]
     fn parameters_of_later_versions_are_not_ignored() {
-        for cmdline in ["bond=bond0:eth0", "vlan=v7:eth0", "ironlet.config=https://c/x"] {
+        for cmdline in ["ironlet.config=https://c/x"] {
             let config = node_config::parse(cmdline).0;
             let named: Vec<_> = LATER
                 .iter()

@@ -4,6 +4,7 @@ mod dhcp;
 pub mod netlink;
 mod plan;
 mod snapshot;
+mod stacked;
 
 pub use snapshot::{Interface, Snapshot};
 
@@ -12,9 +13,11 @@ use dhcp::Lease;
 use netlink::{Link, LinkChanges, Netlink, Route};
 use node_config::{NodeConfig, StaticAddress};
 use plan::{Assignment, Method};
+use stacked::Step;
 use std::{
-    io,
+    fs, io,
     net::{IpAddr, Ipv4Addr},
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
     thread,
     time::Duration,
@@ -71,6 +74,11 @@ impl Network {
             });
             let configured: Vec<String> =
                 self.lock(|snapshot| snapshot.interfaces.iter().map(|i| i.name.clone()).collect());
+            for step in stacked::steps(&self.config, &links) {
+                if let Err((name, error)) = take(&mut netlink, step) {
+                    console::say(format_args!("{name}: {error}"));
+                }
+            }
             for assignment in plan::assignments(&self.config, &links, &configured) {
                 let name = assignment.link.name.clone();
                 if let Err(error) = self.configure(&mut netlink, assignment) {
@@ -152,6 +160,41 @@ impl Network {
         });
         if let Some(snapshot) = changed {
             (self.notify)(snapshot);
+        }
+    }
+}
+
+/// Carries out one step towards a bond or VLAN; the next one follows from the change it makes.
+fn take(netlink: &mut Netlink, step: Step) -> Result<(), (String, io::Error)> {
+    match step {
+        Step::MakeBond { name, options, mtu } => {
+            let made = netlink.add_bond(&name).and_then(|()| {
+                // Text as on the command line, which netlink has no form for.
+                let directory = Path::new("/sys/class/net").join(&name).join("bonding");
+                options.iter().try_for_each(|(option, value)| {
+                    let set = fs::write(directory.join(option), value);
+                    set.map_err(|error| io::Error::other(format!("{option}={value}: {error}")))
+                })?;
+                let links = netlink.links()?;
+                let bond = links.iter().find(|link| link.name == name);
+                bond.map_or(Ok(()), |bond| netlink.set_up(bond.index, mtu, None))
+            });
+            made.map_err(|error| (name, error))
+        }
+        Step::AddMember { bond, member } => {
+            netlink
+                .add_member(bond.index, member.index)
+                .map_err(|error| (format!("{} of {}", member.name, bond.name), error))?;
+            console::say(format_args!("{}: {} is a member", bond.name, member.name));
+            Ok(())
+        }
+        Step::MakeVlan { name, id, device } => {
+            let made = netlink
+                .set_up(device.index, None, None)
+                .and_then(|()| netlink.add_vlan(&name, id, device.index));
+            made.map_err(|error| (name.clone(), error))?;
+            console::say(format_args!("{name}: VLAN {id} of {}", device.name));
+            Ok(())
         }
     }
 }

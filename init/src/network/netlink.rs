@@ -1,13 +1,13 @@
 //! Links, addresses and routes of the kernel, over one rtnetlink socket (rtnetlink(7)).
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkBuffer, NetlinkDeserializable,
-    NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkBuffer,
+    NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage, AddressScope},
-    link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage},
+    link::{InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
     route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType},
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
@@ -24,6 +24,8 @@ pub struct Link {
     pub up: bool,
     /// An Ethernet device with hardware behind it, virtual machines' included; no bridge, tunnel or pair.
     pub physical: bool,
+    /// The bond or bridge it belongs to.
+    pub controller: Option<u32>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,6 +75,45 @@ impl Netlink {
         message.header.flags = LinkFlags::Up;
         message.header.change_mask = LinkFlags::Up;
         message.attributes.extend(mtu.map(LinkAttribute::Mtu));
+        self.request(RouteNetlinkMessage::SetLink(message), NLM_F_ACK)
+            .map(drop)
+    }
+
+    /// Makes a link of a kind whose driver the kernel may load for it.
+    fn add_link(&mut self, name: &str, on: Option<u32>, info: Vec<LinkInfo>) -> io::Result<()> {
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        message.attributes.extend(on.map(LinkAttribute::Link));
+        message.attributes.push(LinkAttribute::LinkInfo(info));
+        self.request(
+            RouteNetlinkMessage::NewLink(message),
+            NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL,
+        )
+        .map(drop)
+    }
+
+    pub fn add_bond(&mut self, name: &str) -> io::Result<()> {
+        match self.add_link(name, None, vec![LinkInfo::Kind(InfoKind::Bond)]) {
+            // The driver, loaded for the request, has made a bond0 of its own.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            result => result,
+        }
+    }
+
+    pub fn add_vlan(&mut self, name: &str, id: u16, device: u32) -> io::Result<()> {
+        let data = LinkInfo::Data(InfoData::Vlan(vec![InfoVlan::Id(id)]));
+        self.add_link(name, Some(device), vec![LinkInfo::Kind(InfoKind::Vlan), data])
+    }
+
+    /// Makes a link a member of a bond, which takes it up by itself; it has to be down before.
+    pub fn add_member(&mut self, bond: u32, member: u32) -> io::Result<()> {
+        let mut message = LinkMessage::default();
+        message.header.index = member;
+        message.header.change_mask = LinkFlags::Up;
+        self.request(RouteNetlinkMessage::SetLink(message), NLM_F_ACK)?;
+        let mut message = LinkMessage::default();
+        message.header.index = member;
+        message.attributes.push(LinkAttribute::Controller(bond));
         self.request(RouteNetlinkMessage::SetLink(message), NLM_F_ACK)
             .map(drop)
     }
@@ -250,11 +291,13 @@ fn link(message: &LinkMessage) -> Link {
         mac: Vec::new(),
         up: message.header.flags.contains(LinkFlags::Up),
         physical: false,
+        controller: None,
     };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Address(mac) => link.mac.clone_from(mac),
+            LinkAttribute::Controller(index) => link.controller = Some(*index).filter(|index| *index != 0),
             _ => {}
         }
     }

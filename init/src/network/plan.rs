@@ -1,6 +1,6 @@
 //! Which interface is configured how: a pure function of the command line and the links that are there.
 
-use super::netlink::Link;
+use super::{netlink::Link, stacked};
 use node_config::{IpExtra, IpMethod, IpParameter, NodeConfig, StaticAddress};
 use std::net::IpAddr;
 
@@ -23,7 +23,10 @@ pub enum Method {
 
 /// The interfaces to configure that are not configured yet.
 pub fn assignments(config: &NodeConfig, links: &[Link], configured: &[String]) -> Vec<Assignment> {
-    let mut physical: Vec<&Link> = links.iter().filter(|link| link.physical).collect();
+    let usable = |link: &&Link| {
+        (link.physical && !stacked::is_member(config, &link.name)) || stacked::is_usable(config, links, link)
+    };
+    let mut physical: Vec<&Link> = links.iter().filter(usable).collect();
     physical.sort_by_key(|link| link.index);
     let fresh = |link: &Link| !configured.contains(&link.name);
     if config.ip.is_empty() {
@@ -45,7 +48,11 @@ pub fn assignments(config: &NodeConfig, links: &[Link], configured: &[String]) -
     let mut assignments: Vec<Assignment> = Vec::new();
     for parameter in &config.ip {
         let links: Vec<&Link> = match (&parameter.interface, &parameter.method) {
-            (Some(name), _) => links.iter().filter(|link| link.name == *name).collect(),
+            (Some(name), _) => {
+                let is_bond = config.bonds.iter().any(|bond| bond.name == *name);
+                let named = links.iter().filter(|link| link.name == *name);
+                named.filter(|link| !is_bond || usable(link)).collect()
+            }
             // One address belongs to one interface: the first.
             (None, IpMethod::Static(_)) => unnamed.first().copied().into_iter().collect(),
             (None, _) => unnamed.clone(),
@@ -65,6 +72,7 @@ pub fn missing(config: &NodeConfig, links: &[Link]) -> Vec<String> {
     let mut missing: Vec<String> = named
         .filter_map(|parameter| parameter.interface.clone())
         .filter(|name| links.iter().all(|link| link.name != *name))
+        .chain(stacked::missing(config, links))
         .collect();
     if missing.is_empty() && !links.iter().any(|link| link.physical) {
         missing.push("a network interface".to_owned());
@@ -117,6 +125,7 @@ mod tests {
             mac: vec![2, 0, 0, 0, 0, index as u8],
             up: false,
             physical,
+            controller: None,
         }
     }
 
@@ -166,6 +175,30 @@ mod tests {
         ] {
             assert_eq!(planned(cmdline, &three(), &[]), expected, "{cmdline}");
         }
+    }
+
+    #[test]
+    fn members_of_bonds_have_no_address_and_bonds_do() {
+        let mut links = three();
+        links.push(link(9, "bond0", false));
+        let bond = "bond=bond0:eth0:mode=active-backup";
+        assert_eq!(
+            planned(bond, &links, &[]),
+            ["eth1 dhcp"],
+            "the bond has no member yet"
+        );
+        assert_eq!(planned(&format!("{bond} ip=bond0:dhcp"), &links, &[]), [""; 0]);
+        links[2].controller = Some(9);
+        assert_eq!(planned(bond, &links, &[]), ["eth1 dhcp", "bond0 dhcp"]);
+        assert_eq!(
+            planned(&format!("{bond} ip=bond0:dhcp"), &links, &[]),
+            ["bond0 dhcp"]
+        );
+        links.push(link(10, "vlan7", false));
+        assert_eq!(
+            planned("vlan=vlan7:eth1 ip=vlan7:dhcp", &links, &[]),
+            ["vlan7 dhcp"]
+        );
     }
 
     #[test]
