@@ -229,6 +229,7 @@ async fn server_config(
         openapi_descriptions: flags.serving.openapi_descriptions.clone(),
         event_ttl_seconds: i64::try_from(flags.serving.event_ttl.as_secs()).unwrap_or(i64::MAX),
         audit: flags.serving.audit.options(),
+        access: flags.serving.access.options(),
     })
 }
 

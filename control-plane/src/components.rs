@@ -137,8 +137,19 @@ pub fn controllers_config(
         node_monitor_grace_period: flags.node_monitor_grace_period,
         cluster_signing_duration: flags.cluster_signing_duration,
         terminated_pod_gc_threshold: flags.terminated_pod_gc_threshold,
+        autoscaling: controller_manager::Autoscaling {
+            sync_period: flags.horizontal_pod_autoscaler_sync_period,
+            downscale_stabilization: signed(flags.horizontal_pod_autoscaler_downscale_stabilization),
+            tolerance: flags.horizontal_pod_autoscaler_tolerance,
+            cpu_initialization_period: signed(flags.horizontal_pod_autoscaler_cpu_initialization_period),
+            initial_readiness_delay: signed(flags.horizontal_pod_autoscaler_initial_readiness_delay),
+        },
         ..controller_manager::Config::default()
     }
+}
+
+fn signed(duration: Duration) -> SignedDuration {
+    SignedDuration::try_from(duration).unwrap_or(SignedDuration::MAX)
 }
 
 /// A client from a kubeconfig file.
@@ -195,6 +206,7 @@ pub async fn apiserver(flags: flags::ApiServer) -> anyhow::Result<()> {
         openapi_descriptions: flags.serving.openapi_descriptions.clone(),
         event_ttl_seconds: i64::try_from(flags.serving.event_ttl.as_secs()).unwrap_or(i64::MAX),
         audit: flags.serving.audit.options(),
+        access: flags.serving.access.options(),
     };
     let server = apiserver::run(config).await?;
     tokio::select! {

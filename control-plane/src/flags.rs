@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
+use crate::access::Access;
 use crate::audit::Audit;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -52,6 +53,8 @@ pub struct Serving {
     pub kubelet_certificate_authority: Option<PathBuf>,
     #[command(flatten)]
     pub audit: Audit,
+    #[command(flatten)]
+    pub access: Access,
 }
 
 impl Serving {
@@ -198,6 +201,21 @@ pub struct Controllers {
     /// Ended pods kept before the garbage collector deletes some
     #[arg(long, value_name = "COUNT", default_value_t = 12_500)]
     pub terminated_pod_gc_threshold: usize,
+    /// How often autoscalers are looked at
+    #[arg(long, value_name = "DURATION", default_value = "15s", value_parser = duration)]
+    pub horizontal_pod_autoscaler_sync_period: Duration,
+    /// Removals wait until no recommendation of this time was higher
+    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = duration)]
+    pub horizontal_pod_autoscaler_downscale_stabilization: Duration,
+    /// How far from one the ratio of wish and measurement may be
+    #[arg(long, value_name = "NUMBER", default_value_t = 0.1)]
+    pub horizontal_pod_autoscaler_tolerance: f64,
+    /// Time after a pod's start in which its CPU counts only while it is ready
+    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = duration)]
+    pub horizontal_pod_autoscaler_cpu_initialization_period: Duration,
+    /// Time after a pod's start in which it is not yet seen as ready
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
+    pub horizontal_pod_autoscaler_initial_readiness_delay: Duration,
 }
 
 #[derive(Debug, Clone, Args)]

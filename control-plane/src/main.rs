@@ -1,6 +1,7 @@
 //! `control-plane`: the API server, the scheduler and the controller manager, each alone or all in one process, and
 //! the founding of a cluster on disk.
 
+mod access;
 mod addons;
 mod all;
 mod audit;

@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::RunError;
+use crate::access::AccessOptions;
 use crate::audit::AuditOptions;
 use crate::server::trust::Trust;
 
@@ -69,6 +70,7 @@ pub struct Config {
     pub openapi_descriptions: Option<PathBuf>,
     pub event_ttl_seconds: i64,
     pub audit: AuditOptions,
+    pub access: AccessOptions,
 }
 
 /// A running API server.

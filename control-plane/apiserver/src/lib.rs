@@ -4,11 +4,13 @@
 //! authorization (crate `auth`) → `endpoints` (verbs) → `pipeline` (admission) → `registry`
 //! (strategies, storage) → store. Reads are served by `cache`.
 
+pub mod access;
 pub mod admission;
 mod aggregation;
 pub mod audit;
 mod background;
 mod cache;
+mod cached;
 pub mod config;
 pub mod connect;
 mod endpoints;
@@ -37,6 +39,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 
+pub use access::AccessOptions;
 pub use audit::AuditOptions;
 pub use auth::FrontProxyHeaders;
 pub use config::{Config, FrontProxy, Handle, KeyPair, ServiceAccountKeys};
@@ -96,11 +99,18 @@ pub async fn run(mut config: Config) -> Result<Handle, RunError> {
         field: "audit",
         message,
     })?;
+    let access = |message| RunError::Config {
+        field: "access",
+        message,
+    };
+    let authentication = config.access.authentication(&issuer).map_err(access)?;
+    config.access.authorization(&authorizer).map_err(access)?;
     let store = config.store.clone();
     let server = Arc::new(ApiServer {
         registry: Registry::new(Catalog::builtin(), store.clone(), shutdown.clone()),
         admission: admission::chain(authorizer.clone(), store.clone()),
-        authenticator: Authenticator::new(verifier, issuer.clone()),
+        authenticator: Authenticator::new(verifier, issuer.clone()).with(authentication.tokens),
+        anonymous: authentication.anonymous,
         authorizer,
         tokens: TokenIssuer::new(signing, issuer),
         services,

@@ -1,6 +1,6 @@
 //! Label and field selectors: upstream's grammar, and matching against an index.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Requirement {
@@ -46,6 +46,20 @@ impl LabelSelector {
             Requirement::Greater(key, than) => number(label(key)).is_some_and(|n| n > *than),
             Requirement::Less(key, than) => number(label(key)).is_some_and(|n| n < *than),
         })
+    }
+
+    /// As `metav1.LabelSelectorRequirement`s.
+    pub fn requirements(&self) -> Vec<Value> {
+        let of_set = |key: &str, operator: &str, values: &[String]| json!({"key": key, "operator": operator, "values": values});
+        let told = self.0.iter().filter_map(|requirement| match requirement {
+            Requirement::In(key, values) => Some(of_set(key, "In", values)),
+            Requirement::NotIn(key, values) => Some(of_set(key, "NotIn", values)),
+            Requirement::Exists(key) => Some(json!({"key": key, "operator": "Exists"})),
+            Requirement::Missing(key) => Some(json!({"key": key, "operator": "DoesNotExist"})),
+            // There is no operator for these.
+            Requirement::Greater(..) | Requirement::Less(..) => None,
+        });
+        told.collect()
     }
 
     /// From a `metav1.LabelSelector` object.
@@ -256,6 +270,15 @@ impl FieldSelector {
             terms.push((field.to_owned(), unescape(value), equal));
         }
         Ok(Self(terms))
+    }
+
+    /// As `metav1.FieldSelectorRequirement`s.
+    pub fn requirements(&self) -> Vec<Value> {
+        let told = self.0.iter().map(|(field, value, equal)| {
+            let operator = if *equal { "In" } else { "NotIn" };
+            json!({"key": field, "operator": operator, "values": [value]})
+        });
+        told.collect()
     }
 
     pub fn fields(&self) -> impl Iterator<Item = &str> {

@@ -12,6 +12,7 @@ use tokio::sync::{Mutex, watch};
 use tokio::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
+use crate::access::Anonymous;
 use crate::aggregation::Aggregator;
 use crate::audit::Auditor;
 use crate::cache::{Selection, WatchCache, store_error};
@@ -34,6 +35,7 @@ pub struct ApiServer {
     pub registry: Registry,
     pub admission: Chain,
     pub authenticator: Authenticator,
+    pub anonymous: Anonymous,
     pub authorizer: Arc<Authorizer>,
     pub auditor: Option<Arc<Auditor>>,
     pub tokens: TokenIssuer,

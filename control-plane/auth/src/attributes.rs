@@ -18,6 +18,8 @@ pub struct Attributes<'a> {
     pub is_resource: bool,
     /// The request's `fieldSelector`, decoded; nodes may list only what their selector limits to them.
     pub field_selector: &'a str,
+    /// The request's `labelSelector`, decoded.
+    pub label_selector: &'a str,
 }
 
 impl<'a> Attributes<'a> {
@@ -34,6 +36,7 @@ impl<'a> Attributes<'a> {
             name: "",
             is_resource: false,
             field_selector: "",
+            label_selector: "",
         }
     }
 

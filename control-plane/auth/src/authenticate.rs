@@ -1,12 +1,14 @@
 //! Who a request comes from: client certificate, bearer token, or nobody.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use async_trait::async_trait;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jiff::Timestamp;
 use pki::{BootstrapToken, CertificateInfo, ServiceAccountVerifier, looks_like_jwt};
+use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
@@ -39,6 +41,19 @@ pub struct Credentials<'a> {
     pub websocket_protocol: Option<&'a str>,
 }
 
+/// Whom a token stands for, and for which of the audiences asked about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Known {
+    pub user: UserInfo,
+    pub audiences: Vec<String>,
+}
+
+/// Knows bearer tokens of some other kind. `None`: not one of them.
+#[async_trait]
+pub trait TokenAuthenticator: Send + Sync {
+    async fn authenticate(&self, token: &str, audiences: &[String]) -> Result<Option<Known>, String>;
+}
+
 /// What a token was found to be, and until when we believe it unseen.
 struct Believed {
     user: UserInfo,
@@ -50,6 +65,7 @@ pub struct Authenticator {
     issuer: String,
     audiences: Vec<String>,
     believed: Mutex<HashMap<[u8; 32], Believed>>,
+    others: Vec<Arc<dyn TokenAuthenticator>>,
 }
 
 impl Authenticator {
@@ -61,7 +77,14 @@ impl Authenticator {
             audiences: vec![issuer.clone()],
             issuer,
             believed: Mutex::default(),
+            others: Vec::new(),
         }
+    }
+
+    /// Asked in order about what is no token of ours.
+    pub fn with(mut self, others: Vec<Arc<dyn TokenAuthenticator>>) -> Self {
+        self.others = others;
+        self
     }
 
     pub fn audiences(&self) -> &[String] {
@@ -89,8 +112,8 @@ impl Authenticator {
         if let Some(user) = self.believed(&id, now) {
             return Ok(user);
         }
-        let user = self.token_user(&token, &self.audiences, lookup, now).await?;
-        let Some(mut user) = user else {
+        let known = self.token_user(&token, &self.audiences, lookup, now).await?;
+        let Some(Known { mut user, .. }) = known else {
             return Err(Unauthenticated::Rejected("invalid bearer token".into()));
         };
         user.join(AUTHENTICATED);
@@ -105,15 +128,49 @@ impl Authenticator {
         audiences: &[String],
         lookup: &dyn ObjectLookup,
         now: Timestamp,
-    ) -> Result<Option<UserInfo>, Unauthenticated> {
+    ) -> Result<Option<Known>, Unauthenticated> {
+        let mut problems = Vec::new();
+        match self.own_token(token, audiences, lookup, now).await {
+            Ok(Some(known)) => return Ok(Some(known)),
+            Ok(None) => {}
+            Err(Unauthenticated::Rejected(why)) => problems.push(why),
+            Err(error) => return Err(error),
+        }
+        for other in &self.others {
+            match other.authenticate(token, audiences).await {
+                Ok(Some(known)) => return Ok(Some(known)),
+                Ok(None) => {}
+                Err(why) => problems.push(why),
+            }
+        }
+        match problems.is_empty() {
+            true => Ok(None),
+            false => Err(Unauthenticated::Rejected(problems.join(", "))),
+        }
+    }
+
+    /// Bootstrap tokens and service-account tokens.
+    async fn own_token(
+        &self,
+        token: &str,
+        audiences: &[String],
+        lookup: &dyn ObjectLookup,
+        now: Timestamp,
+    ) -> Result<Option<Known>, Unauthenticated> {
         if let Ok(token) = BootstrapToken::parse(token) {
+            // Such tokens are for the API only.
+            let audiences = common(&self.audiences, audiences);
+            if audiences.is_empty() {
+                return Ok(None);
+            }
             let name = bootstrap_token::secret_name(&token);
             let secret = lookup
                 .get("", "secrets", bootstrap_token::NAMESPACE, &name)
                 .await?;
-            return Ok(secret.and_then(|secret| bootstrap_token::user(&token, &secret, now)));
+            let user = secret.and_then(|secret| bootstrap_token::user(&token, &secret, now));
+            return Ok(user.map(|user| Known { user, audiences }));
         }
-        if !looks_like_jwt(token) {
+        if !looks_like_jwt(token) || issuer_of(token).as_deref() != Some(&self.issuer) {
             return Ok(None);
         }
         let reject = |why: String| Unauthenticated::Rejected(why);
@@ -122,7 +179,9 @@ impl Authenticator {
             .verify(token)
             .map_err(|error| reject(error.to_string()))?;
         service_account::judge(&claims, &self.issuer, audiences, now).map_err(|why| reject(why.into()))?;
-        Ok(service_account::user(&claims, lookup, now).await?)
+        let audiences = common(&claims.aud, audiences);
+        let user = service_account::user(&claims, lookup, now).await?;
+        Ok(user.map(|user| Known { user, audiences }))
     }
 
     fn believed(&self, id: &[u8; 32], now: Timestamp) -> Option<UserInfo> {
@@ -146,6 +205,19 @@ impl Authenticator {
             );
         }
     }
+}
+
+/// Those of `wanted` that are among `held`.
+fn common(held: &[String], wanted: &[String]) -> Vec<String> {
+    let shared = wanted.iter().filter(|audience| held.contains(audience));
+    shared.cloned().collect()
+}
+
+/// `iss`, unverified.
+pub(crate) fn issuer_of(token: &str) -> Option<String> {
+    let claims = URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
+    let claims: Value = serde_json::from_slice(&claims).ok()?;
+    Some(claims["iss"].as_str()?.to_owned())
 }
 
 /// CN is the user, each O a group.
@@ -189,9 +261,8 @@ fn bearer_token(credentials: &Credentials<'_>) -> Option<String> {
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    use async_trait::async_trait;
     use pki::{BoundObject, KubernetesClaims, ServiceAccountKey, TokenClaims};
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
 

@@ -18,8 +18,10 @@ mod token_request;
 mod user;
 
 pub use attributes::{Attributes, Decision, Verdict, forbidden_message};
-pub use authenticate::{Authenticator, Credentials, Unauthenticated, certificate_user};
-pub use authorize::Authorizer;
+pub use authenticate::{
+    Authenticator, Credentials, Known, TokenAuthenticator, Unauthenticated, certificate_user,
+};
+pub use authorize::{Authorizer, Member, RemoteAuthorizer};
 pub use bootstrap::{BootstrapObject, bootstrap_policy};
 pub use front_proxy::{FrontProxyHeaders, front_proxy_headers};
 pub use impersonate::{Impersonation, ImpersonationError, impersonate};

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use thiserror::Error;
 
 use crate::attributes::{Attributes, Decision};
-use crate::authenticate::{Authenticator, Unauthenticated};
+use crate::authenticate::{Authenticator, Known, Unauthenticated};
 use crate::authorize::Authorizer;
 use crate::lookup::{LookupError, ObjectLookup};
 use crate::rbac::Rule;
@@ -127,7 +127,7 @@ pub async fn token_review(
         asked
     };
     let status = match authenticator.token_user(token, &audiences, lookup, now).await {
-        Ok(Some(mut user)) => {
+        Ok(Some(Known { mut user, audiences })) => {
             user.join(crate::user::AUTHENTICATED);
             json!({"authenticated": true, "user": user.to_json(), "audiences": audiences})
         }

@@ -226,7 +226,8 @@ impl cel::Authorize for Asker {
             name: &question.name,
             path: &question.path,
             is_resource: question.path.is_empty(),
-            field_selector: "",
+            field_selector: &question.field_selector,
+            label_selector: &question.label_selector,
         });
         Verdict {
             allowed: verdict.is_allowed(),
@@ -253,6 +254,12 @@ impl Conditions {
 
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// Which cannot be compiled, and why.
+    pub fn first_mistake(&self) -> Option<(usize, &str)> {
+        let mut mistakes = self.0.iter().enumerate();
+        mistakes.find_map(|(index, condition)| Some((index, condition.as_ref().err()?.as_str())))
     }
 
     /// One that does not hold settles it, whatever is wrong with the others.

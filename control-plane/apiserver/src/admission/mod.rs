@@ -29,6 +29,7 @@ use store::Store;
 use crate::pipeline::{AdmissionContext, Chain};
 use crate::status::{ApiError, qualified};
 
+pub use dynamic::Conditions;
 pub use priority::system_priority_classes;
 
 /// Plug-ins that ask the authorizer or write to the store get them here.

@@ -160,7 +160,7 @@ async fn answer(
             }
         }
     };
-    authorize(server, &user, &info, &query)?;
+    authorize(server, &user, &info, &query).await?;
     if let Some(remote) = server.aggregator.find(&info) {
         return Ok(aggregation::proxy(server, &remote, &user, request).await);
     }
@@ -282,7 +282,7 @@ async fn authenticate(
         .collect();
     let user = match front_proxy_user(server, peer, &pairs) {
         Some(user) => user,
-        None => own_user(server, headers, peer)
+        None => own_user(server, info, headers, peer)
             .await
             .inspect_err(|_| audit::unauthenticated(info, headers))?,
     };
@@ -314,7 +314,12 @@ fn front_proxy_user(server: &ApiServer, peer: &Peer, headers: &[(&str, &str)]) -
 }
 
 /// Whom a certificate or token of its own makes the sender.
-async fn own_user(server: &ApiServer, headers: &HeaderMap, peer: &Peer) -> Result<UserInfo, ApiError> {
+async fn own_user(
+    server: &ApiServer,
+    info: &RequestInfo,
+    headers: &HeaderMap,
+    peer: &Peer,
+) -> Result<UserInfo, ApiError> {
     let text = |name: &http::HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
     let credentials = Credentials {
         certificate: peer.client.as_deref(),
@@ -330,6 +335,9 @@ async fn own_user(server: &ApiServer, headers: &HeaderMap, peer: &Peer) -> Resul
             tracing::info!("unauthenticated: a client certificate of an unknown authority");
             Err(ApiError::unauthorized())
         }
+        Ok(user) if user.is_anonymous() && !server.anonymous.may_ask(&info.path) => {
+            Err(ApiError::unauthorized())
+        }
         Ok(user) => Ok(user),
         Err(Unauthenticated::Rejected(reason)) => {
             tracing::info!(reason, "unauthenticated");
@@ -339,8 +347,17 @@ async fn own_user(server: &ApiServer, headers: &HeaderMap, peer: &Peer) -> Resul
     }
 }
 
-fn authorize(server: &ApiServer, user: &UserInfo, info: &RequestInfo, query: &str) -> Result<(), ApiError> {
-    let selector = query_values(query, "fieldSelector").next().unwrap_or_default();
+async fn authorize(
+    server: &ApiServer,
+    user: &UserInfo,
+    info: &RequestInfo,
+    query: &str,
+) -> Result<(), ApiError> {
+    let selects = matches!(info.verb.as_str(), "list" | "watch" | "deletecollection");
+    let selector = |kind| {
+        let given = query_values(query, kind).next().filter(|_| selects);
+        given.unwrap_or_default()
+    };
     let attributes = Attributes {
         user,
         verb: &info.verb,
@@ -352,9 +369,10 @@ fn authorize(server: &ApiServer, user: &UserInfo, info: &RequestInfo, query: &st
         name: &info.name,
         path: &info.path,
         is_resource: info.is_resource,
-        field_selector: &selector,
+        field_selector: &selector("fieldSelector"),
+        label_selector: &selector("labelSelector"),
     };
-    let verdict = server.authorizer.authorize(&attributes);
+    let verdict = server.authorizer.authorize_request(&attributes).await;
     let decision = if verdict.is_allowed() { "allow" } else { "forbid" };
     audit::annotate("authorization.k8s.io/decision", decision);
     audit::annotate("authorization.k8s.io/reason", verdict.reason.as_str());

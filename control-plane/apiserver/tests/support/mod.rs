@@ -80,6 +80,7 @@ impl Server {
             openapi_descriptions: None,
             event_ttl_seconds: 3600,
             audit: apiserver::AuditOptions::default(),
+            access: apiserver::AccessOptions::default(),
         };
         change(&mut config);
         let handle = apiserver::run(config).await.unwrap();

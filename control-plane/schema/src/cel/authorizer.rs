@@ -17,6 +17,8 @@ pub struct Question {
     pub namespace: String,
     pub name: String,
     pub verb: String,
+    pub field_selector: String,
+    pub label_selector: String,
     /// Namespace and name of the service account that is meant instead of the user of the request.
     pub service_account: Option<(String, String)>,
 }
@@ -91,7 +93,7 @@ pub(super) fn register(context: &mut Context<'_>) {
         };
     }
     refining!("path" => path, "group" => group, "resource" => resource, "subresource" => subresource,
-        "namespace" => namespace, "name" => name);
+        "namespace" => namespace, "name" => name, "fieldSelector" => field_selector, "labelSelector" => label_selector);
     context.add_function(
         "serviceAccount",
         |This(this): This<Cel>, namespace: Arc<String>, name: Arc<String>| {
