@@ -1,8 +1,10 @@
 //! Whether this node takes a pod, or a new size of one it has (upstream's admit handlers).
 
+use api::pod::HostPort;
 use api::resources::{self, ResourceList};
 use k8s_openapi::api::core::v1::{Node, Pod, PodSpec};
 
+use crate::allocation::Others;
 use crate::pod_status::{EVICTED, Waiting};
 use crate::resources::{QosClass, qos_class};
 
@@ -51,7 +53,7 @@ fn predicate(name: &str, description: &str) -> Waiting {
 }
 
 /// The pod's refusal, if the node cannot have it; `others` is what all other pods were promised.
-pub fn admit(pod: &Pod, house: &House, others: &ResourceList, is_static: bool) -> Result<(), Waiting> {
+pub fn admit(pod: &Pod, house: &House, others: &Others, is_static: bool) -> Result<(), Waiting> {
     let Some(spec) = &pod.spec else { return Ok(()) };
     pressure(pod, house)?;
     sysctls(spec, house.allowed_unsafe_sysctls)?;
@@ -59,16 +61,23 @@ pub fn admit(pod: &Pod, house: &House, others: &ResourceList, is_static: bool) -
         let message = "Failed to admit pod as the OS field doesn't match node OS";
         return Err(refusal("PodOSNotSupported", message.into()));
     }
-    if let Some((name, asked, used, capacity)) = lacking(pod, house.allocatable, others) {
+    if let Some((name, asked, used, capacity)) = lacking(pod, house.allocatable, &others.requests) {
         let message = format!(
             "Node didn't have enough resource: {name}, requested: {asked}, used: {used}, capacity: {capacity}"
         );
         return Err(refusal(&format!("OutOf{name}"), message));
     }
-    placement(spec, house.node, is_static)
+    selection(spec, house.node)?;
+    let wanted = api::pod::host_ports(pod);
+    let taken = |port: &HostPort| wanted.iter().any(|wanted| wanted.conflicts(port));
+    if others.host_ports.iter().any(taken) {
+        let message = "node(s) didn't have free ports for the requested pod ports";
+        return Err(predicate("NodePorts", message));
+    }
+    taints(spec, house.node, is_static)
 }
 
-fn placement(spec: &PodSpec, node: &Node, is_static: bool) -> Result<(), Waiting> {
+fn selection(spec: &PodSpec, node: &Node) -> Result<(), Waiting> {
     let selected = spec
         .node_selector
         .as_ref()
@@ -84,6 +93,10 @@ fn placement(spec: &PodSpec, node: &Node, is_static: bool) -> Result<(), Waiting
             "node(s) didn't match Pod's node affinity/selector",
         ));
     }
+    Ok(())
+}
+
+fn taints(spec: &PodSpec, node: &Node, is_static: bool) -> Result<(), Waiting> {
     let tolerations = spec.tolerations.as_deref().unwrap_or_default();
     let mut ending = api::node::taints(node)
         .iter()
@@ -199,7 +212,7 @@ pub fn resize(
     pod: &Pod,
     is_static: bool,
     allocatable: &ResourceList,
-    others: &ResourceList,
+    others: &Others,
 ) -> Result<(), Waiting> {
     if is_static {
         let message = "In-place resize of static-pods is not supported";
@@ -210,7 +223,7 @@ pub fn resize(
             format!("Node didn't have enough capacity: {name}, requested: {asked}, capacity: {capacity}");
         return Err(refusal("Infeasible", message));
     }
-    let Some((name, asked, used, capacity)) = lacking(pod, allocatable, others) else {
+    let Some((name, asked, used, capacity)) = lacking(pod, allocatable, &others.requests) else {
         return Ok(());
     };
     let message = format!(
@@ -263,6 +276,10 @@ mod tests {
             "securityContext": { "sysctls": [{ "name": name, "value": "1" }] } })
         };
         let selector = |zone: &str| json!({ "tolerations": tolerant, "nodeSelector": { "zone": zone } });
+        let port = |ip: &str| {
+            json!({ "tolerations": tolerant, "containers": [{ "name": "c",
+                "ports": [{ "containerPort": 8, "hostPort": 80, "hostIP": ip }] }] })
+        };
         let best_effort = json!({ "tolerations": tolerant, "containers": [{ "name": "c" }] });
         for (spec, others, pressure, expected) in [
             (selector("a"), vec![], false, "ok"),
@@ -290,6 +307,13 @@ mod tests {
                 false,
                 "OutOfpods Node didn't have enough resource: pods, requested: 1, used: 3, capacity: 3",
             ),
+            (port("127.0.0.2"), vec![], false, "ok"),
+            (
+                port(""),
+                vec![],
+                false,
+                "NodePorts Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports",
+            ),
             (sysctl("kernel.shm_rmid_forced"), vec![], false, "ok"),
             (sysctl("kernel/msgmax"), vec![], false, "ok"),
             (
@@ -306,7 +330,16 @@ mod tests {
                 "Evicted The node had condition: [MemoryPressure]. ",
             ),
         ] {
-            let verdict = admit(&pod(spec.clone()), &house(pressure), &list(&others), false);
+            let taken = HostPort {
+                ip: "127.0.0.1".into(),
+                protocol: "TCP".into(),
+                port: 80,
+            };
+            let others = Others {
+                requests: list(&others),
+                host_ports: vec![taken],
+            };
+            let verdict = admit(&pod(spec.clone()), &house(pressure), &others, false);
             let told = verdict.map_or_else(|no| format!("{} {}", no.reason, no.message), |()| "ok".into());
             assert_eq!(told, expected, "{spec}");
         }
@@ -339,7 +372,11 @@ mod tests {
                 "Infeasible In-place resize of static-pods is not supported",
             ),
         ] {
-            let verdict = resize(&sized(cpu), is_static, &allocatable, &list(&[("cpu", used)]));
+            let others = Others {
+                requests: list(&[("cpu", used)]),
+                ..Default::default()
+            };
+            let verdict = resize(&sized(cpu), is_static, &allocatable, &others);
             let told = verdict.map_or_else(|no| format!("{} {}", no.reason, no.message), |()| "ok".into());
             assert_eq!(told, expected);
         }

@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 
+use api::pod::HostPort;
 use api::quantity::{Format, Quantity};
 use api::resources::{self, ResourceList};
 use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
@@ -25,8 +26,17 @@ pub struct Allocation {
     pub actuated: Resources,
     /// All that the pod asks for, as the scheduler counts it.
     requests: BTreeMap<String, Wire>,
+    #[serde(default)]
+    host_ports: Vec<HostPort>,
     /// The generation of the specification that was promised last.
     pub generation: Option<i64>,
+}
+
+/// What other pods of the node have.
+#[derive(Debug, Default)]
+pub struct Others {
+    pub requests: ResourceList,
+    pub host_ports: Vec<HostPort>,
 }
 
 /// What the specification asks for.
@@ -101,14 +111,15 @@ impl Allocations {
     pub fn grant<E>(
         &self,
         pod: &Pod,
-        check: impl FnOnce(&ResourceList) -> Result<(), E>,
+        check: impl FnOnce(&Others) -> Result<(), E>,
     ) -> Result<Allocation, E> {
         let mut known = self.lock();
-        let mut others = ResourceList::new();
+        let mut others = Others::default();
         for (_, other) in known.iter().filter(|(key, _)| *key != uid(pod)) {
-            resources::add(&mut others, &resources::parse(Some(&other.requests)));
-            *others.entry(resources::PODS.to_owned()).or_default() +=
+            resources::add(&mut others.requests, &resources::parse(Some(&other.requests)));
+            *others.requests.entry(resources::PODS.to_owned()).or_default() +=
                 Quantity::from_units(1, Format::DecimalSI);
+            others.host_ports.extend_from_slice(&other.host_ports);
         }
         check(&others)?;
         let allocation = known.entry(uid(pod).to_owned()).or_default();
@@ -118,6 +129,7 @@ impl Allocations {
             .iter()
             .map(|(name, amount)| (name.clone(), amount.to_wire()))
             .collect();
+        allocation.host_ports = api::pod::host_ports(pod);
         allocation.generation = pod.metadata.generation;
         self.write(uid(pod), allocation);
         Ok(allocation.clone())
@@ -203,6 +215,7 @@ mod tests {
         assert_eq!(again.get("a"), granted.get("a"));
         let mut changed = pod("a", "2");
         let refused = again.grant(&changed, |others| {
+            let others = &others.requests;
             assert_eq!((others["cpu"].milli_value(), others["pods"].value()), (500, 1));
             Err("full")
         });

@@ -65,23 +65,25 @@ fn log_tail(path: &Path) -> Option<String> {
     let mut bytes = Vec::new();
     log.read_to_end(&mut bytes).ok()?;
     let text = String::from_utf8_lossy(&bytes);
-    let lines: Vec<&str> = text
+    let lines: Vec<(&str, &str)> = text
         .lines()
         .skip(usize::from(start > 0))
         .filter_map(content)
         .collect();
     let joined = lines[lines.len().saturating_sub(MAX_LOG_LINES)..]
         .iter()
-        .map(|line| format!("{line}\n"));
+        .flat_map(|(line, end)| [*line, *end]);
     let joined = joined.collect::<String>();
     let excess = joined.len().saturating_sub(MAX_LOG_BYTES as usize);
     let cut = (excess..=joined.len()).find(|at| joined.is_char_boundary(*at))?;
     Some(joined[cut..].to_owned()).filter(|text| !text.is_empty())
 }
 
-/// The text of `TIMESTAMP STREAM TAG TEXT`.
-fn content(line: &str) -> Option<&str> {
-    line.splitn(4, ' ').nth(3)
+/// The text of `TIMESTAMP STREAM TAG TEXT` and what ends it: nothing when the tag says that the line goes on.
+fn content(line: &str) -> Option<(&str, &str)> {
+    let mut parts = line.splitn(4, ' ').skip(2);
+    let partial = parts.next()?.split(':').any(|tag| tag == "P");
+    Some((parts.next()?, if partial { "" } else { "\n" }))
 }
 
 #[cfg(test)]
@@ -107,6 +109,8 @@ mod tests {
             ..Default::default()
         };
         assert_eq!(read(&container).as_deref(), Some("one\ntwo\n"));
+        fs::write(&log, "2026-01-01T00:00:00Z stdout P DO\n2026-01-01T00:00:00Z stdout P NE\n").unwrap();
+        assert_eq!(read(&container).as_deref(), Some("DONE"));
         fs::write(&message, "bye").unwrap();
         assert_eq!(read(&container).as_deref(), Some("bye"));
         fs::write(&message, "").unwrap();

@@ -44,57 +44,23 @@ impl Resources {
     }
 }
 
-/// A port on the node itself. The empty address is every address.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HostPort {
-    pub ip: String,
-    pub protocol: String,
-    pub port: i32,
-}
-
-impl HostPort {
-    pub fn conflicts(&self, other: &Self) -> bool {
-        let any = |ip: &str| ip.is_empty() || ip == "0.0.0.0" || ip == "::";
-        self.port == other.port
-            && self.protocol == other.protocol
-            && (self.ip == other.ip || any(&self.ip) || any(&other.ip))
-    }
-}
-
 #[derive(Clone, Debug, PartialEq)]
 pub struct PodInfo {
     pub pod: Arc<Pod>,
     pub requests: Resources,
     /// CPU and memory with defaults for containers that ask for nothing.
     pub scoring: (i64, i64),
-    pub host_ports: Vec<HostPort>,
+    pub host_ports: Vec<api::pod::HostPort>,
     pub claims: Vec<PodClaim>,
 }
 
 impl PodInfo {
     pub fn new(pod: Arc<Pod>) -> Self {
         let scoring = Resources::of(&api::resources::pod_requests_for_scoring(&pod));
-        let spec = pod.spec.as_ref();
-        let containers = spec.map(|s| s.containers.as_slice()).unwrap_or_default();
-        let sidecars = spec
-            .and_then(|s| s.init_containers.as_deref())
-            .unwrap_or_default();
-        let host_ports = containers
-            .iter()
-            .chain(sidecars.iter().filter(|c| api::resources::is_sidecar(c)))
-            .flat_map(|c| c.ports.iter().flatten())
-            .filter_map(|p| {
-                Some(HostPort {
-                    port: p.host_port.filter(|n| *n > 0)?,
-                    ip: p.host_ip.clone().unwrap_or_default(),
-                    protocol: p.protocol.clone().unwrap_or_else(|| "TCP".into()),
-                })
-            })
-            .collect();
         Self {
             requests: Resources::of(&api::resources::pod_requests(&pod)),
             scoring: (scoring.milli_cpu, scoring.memory),
-            host_ports,
+            host_ports: api::pod::host_ports(&pod),
             claims: api::volume::pod_claims(&pod),
             pod,
         }

@@ -20,6 +20,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
+use websocket::Dialect;
 
 /// An address not used within this time is forgotten (upstream's streaming server does the same).
 const LIFETIME: Duration = Duration::from_secs(60);
@@ -141,10 +142,23 @@ enum Upgrade {
     Spdy { protocol: &'static str },
 }
 
-const CHANNEL_PROTOCOLS: [&str; 2] = ["v5.channel.k8s.io", "v4.channel.k8s.io"];
+/// Best first; a client that names none means the oldest.
+const CHANNEL_PROTOCOLS: [&str; 6] = [
+    "v5.channel.k8s.io",
+    "v4.channel.k8s.io",
+    "v4.base64.channel.k8s.io",
+    "channel.k8s.io",
+    "base64.channel.k8s.io",
+    "",
+];
 const SPDY_CHANNEL_PROTOCOLS: [&str; 1] = ["v4.channel.k8s.io"];
 const PORT_FORWARD_PROTOCOLS: [&str; 1] = ["portforward.k8s.io"];
-const TUNNEL_PROTOCOLS: [&str; 2] = ["SPDY/3.1+portforward.k8s.io", "v4.channel.k8s.io"];
+const TUNNEL_PROTOCOLS: [&str; 4] = [
+    "SPDY/3.1+portforward.k8s.io",
+    "v4.channel.k8s.io",
+    "v4.base64.channel.k8s.io",
+    "",
+];
 
 /// Reads the upgrade out of the headers; the error is what the client is told.
 fn negotiate(headers: &HeaderMap, port_forward: bool) -> Result<Upgrade, String> {
@@ -182,9 +196,13 @@ fn negotiate(headers: &HeaderMap, port_forward: bool) -> Result<Upgrade, String>
         } else {
             &CHANNEL_PROTOCOLS
         };
+        let mut offered = list("sec-websocket-protocol");
+        if offered.is_empty() {
+            offered.push(String::new());
+        }
         Ok(Upgrade::WebSocket {
             key: key.to_owned(),
-            protocol: choose(&list("sec-websocket-protocol"), known)?,
+            protocol: choose(&offered, known)?,
         })
     } else if wants("SPDY/3.1") {
         let known: &[&str] = if port_forward {
@@ -232,7 +250,9 @@ async fn answer(
         Upgrade::WebSocket { key, protocol } => {
             let accept = tokio_tungstenite::tungstenite::handshake::derive_accept_key(key.as_bytes());
             headers.insert(header::UPGRADE, fixed("websocket"));
-            headers.insert(header::SEC_WEBSOCKET_PROTOCOL, fixed(protocol));
+            if !protocol.is_empty() {
+                headers.insert(header::SEC_WEBSOCKET_PROTOCOL, fixed(protocol));
+            }
             if let Ok(accept) = accept.parse() {
                 headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
             }
@@ -265,13 +285,13 @@ async fn perform(
         (Work::PortForward(request), Upgrade::WebSocket { protocol, .. })
             if protocol != TUNNEL_PROTOCOLS[0] =>
         {
-            port_channels::serve(&runtime, &request, stream).await;
+            port_channels::serve(&runtime, &request, stream, Dialect(protocol)).await;
         }
         (Work::PortForward(request), Upgrade::WebSocket { .. }) => {
             port_forward::serve(&runtime, &request, websocket::tunnel(stream).await).await;
         }
         (work, Upgrade::WebSocket { protocol, .. }) => {
-            websocket::serve(&runtime, &work, stream, protocol == CHANNEL_PROTOCOLS[0]).await;
+            websocket::serve(&runtime, &work, stream, Dialect(protocol)).await;
         }
         (work, Upgrade::Spdy { .. }) => spdy_session::serve(&runtime, &work, stream).await,
     }
@@ -315,6 +335,9 @@ mod tests {
             chosen(&socket("SPDY/3.1+portforward.k8s.io"), true),
             web("SPDY/3.1+portforward.k8s.io")
         );
+        assert_eq!(chosen(&socket("channel.k8s.io"), false), web("channel.k8s.io"));
+        let silent = headers(&[("upgrade", "websocket"), ("sec-websocket-key", "k")]);
+        assert_eq!(chosen(&silent, false), web(""));
         assert_eq!(chosen(&socket("v9"), false), None);
         let spdy = headers(&[
             ("upgrade", "SPDY/3.1"),

@@ -2,8 +2,9 @@
 
 use super::port_forward;
 use super::session::QUEUE;
+use super::websocket::Dialect;
 use crate::server::Runtime;
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use cri_api::v1;
 use futures::{FutureExt, SinkExt, StreamExt};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -12,11 +13,8 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
-fn message(channel: usize, bytes: &[u8]) -> Option<Message> {
-    let mut message = BytesMut::with_capacity(bytes.len() + 1);
-    message.put_u8(u8::try_from(channel).ok()?);
-    message.put_slice(bytes);
-    Some(Message::Binary(message.freeze()))
+fn message(dialect: Dialect, channel: usize, bytes: &[u8]) -> Option<Message> {
+    Some(dialect.encode(u8::try_from(channel).ok()?, bytes))
 }
 
 /// The ports are those of the request; each channel begins with its port's number, little endian.
@@ -24,6 +22,7 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send>(
     runtime: &Runtime,
     request: &v1::PortForwardRequest,
     stream: S,
+    dialect: Dialect,
 ) {
     let netns = match runtime.network_namespace(&request.pod_sandbox_id) {
         Ok(netns) => netns,
@@ -37,7 +36,7 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send>(
         let (data, error) = (2 * index, 2 * index + 1);
         let Ok(port) = u16::try_from(*port) else { return };
         for channel in [data, error] {
-            let Some(hello) = message(channel, &port.to_le_bytes()) else {
+            let Some(hello) = message(dialect, channel, &port.to_le_bytes()) else {
                 return;
             };
             if sink.send(hello).await.is_err() {
@@ -50,7 +49,7 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send>(
         tokio::spawn(async move {
             let outlet = outgoing.clone();
             let send = move |bytes: Bytes| {
-                let (outlet, message) = (outlet.clone(), message(data, &bytes));
+                let (outlet, message) = (outlet.clone(), message(dialect, data, &bytes));
                 async move {
                     match message {
                         Some(message) => outlet.send(message).await.is_ok(),
@@ -61,7 +60,7 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send>(
             };
             if let Err(reason) = port_forward::forward(port, netns, incoming, send).await {
                 let text = format!("error forwarding port {port} to pod {sandbox}: {reason}");
-                if let Some(message) = message(error, text.as_bytes()) {
+                if let Some(message) = message(dialect, error, text.as_bytes()) {
                     let _ = outgoing.send(message).await;
                 }
             }
@@ -70,17 +69,18 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send>(
     drop(outgoing);
     let receive = async {
         while let Some(Ok(message)) = source.next().await {
-            let Message::Binary(bytes) = message else {
-                if matches!(message, Message::Close(_)) {
-                    return;
-                }
+            let bytes = match message {
+                Message::Binary(bytes) => bytes,
+                Message::Text(text) => text.into(),
+                Message::Close(_) => return,
+                _ => continue,
+            };
+            let Some((channel, bytes)) = dialect.decode(&bytes) else {
                 continue;
             };
-            let Some(channel) = bytes.first().map(|channel| usize::from(*channel)) else {
-                continue;
-            };
+            let channel = usize::from(channel);
             if let Some(input) = inputs.get(channel / 2).filter(|_| channel % 2 == 0) {
-                let _ = input.send(bytes.slice(1..)).await;
+                let _ = input.send(bytes).await;
             }
         }
     };

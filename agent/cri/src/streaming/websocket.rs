@@ -3,9 +3,12 @@
 use super::Work;
 use super::session::{self, FromClient, QUEUE, ToClient};
 use crate::server::Runtime;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::{BufMut, Bytes, BytesMut};
 use futures::{SinkExt, StreamExt};
 use serde::Deserialize;
+use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
 use tokio::sync::mpsc;
 use tokio_tungstenite::WebSocketStream;
@@ -30,38 +33,74 @@ struct Size {
     height: u16,
 }
 
+/// A channel protocol, by its name on the wire; clients may name none.
+#[derive(Debug, Clone, Copy)]
+pub struct Dialect(pub &'static str);
+
+impl Dialect {
+    fn can_close(self) -> bool {
+        self.0.starts_with("v5.")
+    }
+
+    /// Before version 4, success is silence and failure a sentence.
+    fn ending(self, status: &Value) -> String {
+        if self.0.starts_with('v') {
+            return status.to_string();
+        }
+        let failure = status["message"].as_str().filter(|_| status["status"] != "Success");
+        failure.unwrap_or_default().to_owned()
+    }
+
+    fn base64(self) -> bool {
+        self.0.contains("base64.")
+    }
+
+    pub fn encode(self, channel: u8, bytes: &[u8]) -> Message {
+        if self.base64() {
+            let text = format!("{}{}", char::from(b'0' + channel), BASE64.encode(bytes));
+            return Message::Text(text.into());
+        }
+        let mut message = BytesMut::with_capacity(bytes.len() + 1);
+        message.put_u8(channel);
+        message.put_slice(bytes);
+        Message::Binary(message.freeze())
+    }
+
+    /// The channel's number and what it carries.
+    pub fn decode(self, message: &[u8]) -> Option<(u8, Bytes)> {
+        let (channel, bytes) = message.split_first()?;
+        if self.base64() {
+            return Some((channel.checked_sub(b'0')?, BASE64.decode(bytes).ok()?.into()));
+        }
+        Some((*channel, Bytes::copy_from_slice(bytes)))
+    }
+}
+
 /// What a client's message means; `None` when it means nothing here.
-fn understand(message: &[u8], can_close: bool) -> Option<FromClient> {
-    let (channel, bytes) = message.split_first()?;
-    match *channel {
+fn understand(message: &[u8], dialect: Dialect) -> Option<FromClient> {
+    let (channel, bytes) = dialect.decode(message)?;
+    match channel {
         // Some clients open with an empty message, to try the stream.
         STDIN if bytes.is_empty() => None,
-        STDIN => Some(FromClient::Stdin(Bytes::copy_from_slice(bytes))),
+        STDIN => Some(FromClient::Stdin(bytes)),
         RESIZE => {
-            let size: Size = serde_json::from_slice(bytes).ok()?;
+            let size: Size = serde_json::from_slice(&bytes).ok()?;
             Some(FromClient::Resize {
                 columns: size.width,
                 rows: size.height,
             })
         }
-        CLOSE if can_close && bytes == [STDIN] => Some(FromClient::StdinEnd),
+        CLOSE if dialect.can_close() && bytes[..] == [STDIN] => Some(FromClient::StdinEnd),
         _ => None,
     }
 }
 
-fn channel(channel: u8, bytes: &[u8]) -> Message {
-    let mut message = BytesMut::with_capacity(bytes.len() + 1);
-    message.put_u8(channel);
-    message.put_slice(bytes);
-    Message::Binary(message.freeze())
-}
-
-/// Runs an exec or attach over a WebSocket. `can_close`: version 5.
+/// Runs an exec or attach over a WebSocket.
 pub async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send>(
     runtime: &Runtime,
     work: &Work,
     stream: S,
-    can_close: bool,
+    dialect: Dialect,
 ) {
     let socket = WebSocketStream::from_raw_socket(stream, Role::Server, None).await;
     let (mut sink, mut source) = socket.split();
@@ -76,7 +115,7 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send>(
                 Message::Close(_) => break,
                 _ => continue,
             };
-            let Some(message) = understand(&bytes, can_close) else {
+            let Some(message) = understand(&bytes, dialect) else {
                 continue;
             };
             let wanted = streams.stdin || !matches!(message, FromClient::Stdin(_));
@@ -95,14 +134,14 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send>(
             (true, ERROR),
         ];
         for (_, stream) in opened.into_iter().filter(|(open, _)| *open) {
-            if sink.send(channel(stream, b"")).await.is_err() {
+            if sink.send(dialect.encode(stream, b"")).await.is_err() {
                 return;
             }
         }
         while let Some(message) = from_work.recv().await {
             let message = match message {
-                ToClient::Stdout(bytes) if streams.stdout => channel(STDOUT, &bytes),
-                ToClient::Stderr(bytes) if streams.stderr => channel(STDERR, &bytes),
+                ToClient::Stdout(bytes) if streams.stdout => dialect.encode(STDOUT, &bytes),
+                ToClient::Stderr(bytes) if streams.stderr => dialect.encode(STDERR, &bytes),
                 _ => continue,
             };
             if sink.send(message).await.is_err() {
@@ -121,7 +160,10 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send>(
             () = &mut receive => return,
         }
     };
-    let _ = sink.send(channel(ERROR, status.to_string().as_bytes())).await;
+    let ending = dialect.ending(&status);
+    if !ending.is_empty() {
+        let _ = sink.send(dialect.encode(ERROR, ending.as_bytes())).await;
+    }
     let _ = sink
         .send(Message::Close(Some(CloseFrame {
             code: CloseCode::Normal,
@@ -168,12 +210,23 @@ pub async fn tunnel<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn channels_are_understood() {
-        assert!(matches!(understand(b"\0abc", true), Some(FromClient::Stdin(bytes)) if &bytes[..] == b"abc"));
-        assert!(understand(b"\0", true).is_none());
-        let resize = understand(b"\x04{\"Width\":80,\"Height\":24}", true);
+        let [v5, v4, words, base64] = [
+            "v5.channel.k8s.io",
+            "v4.channel.k8s.io",
+            "channel.k8s.io",
+            "base64.channel.k8s.io",
+        ]
+        .map(Dialect);
+        assert!(matches!(understand(b"\0abc", v5), Some(FromClient::Stdin(bytes)) if &bytes[..] == b"abc"));
+        assert!(
+            matches!(understand(b"0YWJj", base64), Some(FromClient::Stdin(bytes)) if &bytes[..] == b"abc")
+        );
+        assert!(understand(b"\0", v5).is_none());
+        let resize = understand(b"\x04{\"Width\":80,\"Height\":24}", v5);
         assert!(matches!(
             resize,
             Some(FromClient::Resize {
@@ -181,9 +234,18 @@ mod tests {
                 rows: 24
             })
         ));
-        assert!(matches!(understand(&[255, 0], true), Some(FromClient::StdinEnd)));
-        assert!(understand(&[255, 0], false).is_none());
-        assert!(understand(&[255, 1], true).is_none());
-        assert!(understand(b"", true).is_none());
+        assert!(matches!(understand(&[255, 0], v5), Some(FromClient::StdinEnd)));
+        assert!(understand(&[255, 0], v4).is_none());
+        assert!(understand(&[255, 1], v5).is_none());
+        assert!(understand(b"", v5).is_none());
+        assert_eq!(base64.encode(STDOUT, b"abc"), Message::Text("1YWJj".into()));
+        assert_eq!(words.encode(STDOUT, b"abc"), Message::Binary("\u{1}abc".into()));
+
+        let (good, bad) = (
+            json!({"status": "Success"}),
+            json!({"status": "Failure", "message": "no"}),
+        );
+        assert_eq!(v4.ending(&good), good.to_string());
+        assert_eq!([words.ending(&good), words.ending(&bad)], ["", "no"]);
     }
 }

@@ -2,7 +2,8 @@
 
 use crate::cluster::{Cluster, NodeInfo};
 use crate::framework::{ClusterEvent, EventKind, Plugin, Prepared, Rejection, reject};
-use crate::pod_info::{HostPort, PodInfo};
+use crate::pod_info::PodInfo;
+use api::pod::HostPort;
 
 pub struct NodePorts;
 

@@ -39,6 +39,19 @@ pub async fn exec_streams_over_websocket(node: &mut Node) {
     );
     let url = node
         .runtime()
+        .exec(request("echo out; exit 6", false))
+        .await
+        .unwrap()
+        .into_inner()
+        .url;
+    let ended = stream_client::open(&url, "channel.k8s.io").await.finish().await;
+    assert_eq!(ended.stdout, "out\n");
+    assert_eq!(
+        ended.status,
+        "command terminated with non-zero exit code: exit status 6"
+    );
+    let url = node
+        .runtime()
         .exec(request("stty size; tty; read line; echo got $line", true))
         .await
         .unwrap()
