@@ -1,6 +1,7 @@
 //! Requests that end at a kubelet, a pod or a service: resolved to a target, then carried byte by byte.
 
 pub(crate) mod dial;
+mod log_socket;
 mod pod;
 mod query;
 mod rewrite;
@@ -31,11 +32,17 @@ pub async fn connect(request: ConnectRequest) -> Result<ConnectResponse, ApiErro
     let reader = reader.as_ref();
     let kubelets = Kubelets::from(config.as_ref());
     match (info.resource.as_str(), info.subresource.as_str()) {
-        ("pods", "log") => match pod::log(reader, &info, &query).await? {
-            Some(target) => transport::fetch_log(kubelets, &target, &info.name).await,
-            // Not scheduled yet, so nothing has been logged.
-            None => Ok(Response::new(empty())),
-        },
+        ("pods", "log") => {
+            let log = match pod::log(reader, &info, &query).await? {
+                Some(target) => transport::fetch_log(kubelets, &target, &info.name).await?,
+                // Not scheduled yet, so nothing has been logged.
+                None => Response::new(empty()),
+            };
+            Ok(match log_socket::wish(request.headers())? {
+                Some(wish) => log_socket::answer(wish, request, log.into_body()),
+                None => log,
+            })
+        }
         ("pods", subresource @ ("exec" | "attach" | "portforward")) => {
             if !transport::is_upgrade(request.headers()) {
                 return Err(ApiError::bad_request("Upgrade request required"));

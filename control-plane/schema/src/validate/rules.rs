@@ -12,6 +12,7 @@ const RULES: &[(&str, Rule)] = &[
     ("meta.v1.LabelSelectorRequirement", label_requirement),
     ("core.v1.NodeSelectorRequirement", node_requirement),
     ("core.v1.PodSpec", pod_spec),
+    ("core.v1.PodSecurityContext", sysctls),
     ("core.v1.TopologySpreadConstraint", spread),
     ("core.v1.HostAlias", host_alias),
     ("core.v1.SeccompProfile", localhost_profile),
@@ -175,6 +176,37 @@ fn host_alias(alias: &Value, path: &str) -> Vec<Cause> {
     for (index, name) in alias["hostnames"].as_array().into_iter().flatten().enumerate() {
         let problem = names::dns_subdomain_problem(name.as_str().unwrap_or_default());
         causes.extend(invalid_if(problem, &format!("{path}.hostnames[{index}]"), name));
+    }
+    causes
+}
+
+/// Upstream's `SysctlContainSlashFmt`, letter by letter: segments between single dots or slashes.
+fn sysctl_name(name: &str) -> bool {
+    let outer = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let segment = |segment: &str| {
+        let bytes = segment.as_bytes();
+        let inner = bytes.iter().all(|byte| outer(*byte) || b"-_".contains(byte));
+        let edges = [bytes.first(), bytes.last()];
+        inner && edges.iter().all(|edge| edge.is_some_and(|byte| outer(*byte)))
+    };
+    name.len() <= 253 && name.split(['.', '/']).all(segment)
+}
+
+fn sysctls(context: &Value, path: &str) -> Vec<Cause> {
+    const SHAPE: &str = "must have at most 253 characters and match regex \
+        ([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?";
+    let mut causes = Vec::new();
+    let mut seen = Vec::new();
+    for (index, sysctl) in context["sysctls"].as_array().into_iter().flatten().enumerate() {
+        let (name, field) = (text(sysctl, "name"), format!("{path}.sysctls[{index}].name"));
+        if name.is_empty() {
+            causes.push(Cause::required(&field, ""));
+        } else if !sysctl_name(name) {
+            causes.push(Cause::invalid(&field, &sysctl["name"], SHAPE));
+        } else if seen.contains(&name) {
+            causes.push(Cause::duplicate(&field, &sysctl["name"]));
+        }
+        seen.push(name);
     }
     causes
 }
@@ -460,6 +492,9 @@ mod tests {
             "pods",
             json!({"spec": {"dnsPolicy": "None", "containers": [{"name": "c", "image": "i"}],
                 "hostAliases": [{"ip": "x", "hostnames": ["ok"]}],
+                "securityContext": {"sysctls": [
+                    {"name": "foo-"}, {"name": "kernel.shmmax"}, {"name": "net/ipv4.a_b"}, {"name": "bar.."},
+                    {"name": "kernel.shmmax"}]},
                 "affinity": {
                     "nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
                         {"matchExpressions": [{"key": "a", "operator": "Gt"}, {"key": "a", "operator": "Exists", "values": ["b"]}]}]}},
@@ -472,6 +507,9 @@ mod tests {
         for expected in [
             "spec.dnsConfig.nameservers: Required value: must provide at least one DNS nameserver when `dnsPolicy` is None",
             "spec.hostAliases[0].ip: Invalid value: \"x\": must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
+            r#"spec.securityContext.sysctls[0].name: Invalid value: "foo-": must have at most 253 characters and match regex ([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?"#,
+            r#"spec.securityContext.sysctls[3].name: Invalid value: "bar..": must have at most 253 characters and match regex ([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?"#,
+            "spec.securityContext.sysctls[4].name: Duplicate value: \"kernel.shmmax\"",
             "spec.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms[0].matchExpressions[0].values: Required value: must be specified single value when `operator` is 'Lt' or 'Gt'",
             "spec.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms[0].matchExpressions[1].values: Forbidden: may not be specified when `operator` is 'Exists' or 'DoesNotExist'",
             "spec.affinity.podAffinity.requiredDuringSchedulingIgnoredDuringExecution[0].labelSelector.matchExpressions[0].values: Required value: must be specified when `operator` is 'In' or 'NotIn'",
@@ -481,7 +519,7 @@ mod tests {
         ] {
             assert!(told.iter().any(|line| line == expected), "{expected}\n{told:#?}");
         }
-        assert_eq!(told.len(), 8, "{told:#?}");
+        assert_eq!(told.len(), 11, "{told:#?}");
     }
 
     #[test]
