@@ -37,6 +37,8 @@ impl PodNetwork for Adapter {
             host_port: mapping.host_port,
             host_ip: mapping.host_ip,
         });
+        let bandwidth =
+            network::Bandwidth::of(&pod.annotations).map_err(|error| PodNetworkError(error.to_string()))?;
         let sandbox = network::Sandbox {
             sandbox_id: pod.sandbox_id.clone(),
             namespace: pod.namespace.clone(),
@@ -44,6 +46,7 @@ impl PodNetwork for Adapter {
             uid: pod.uid.clone(),
             netns: pod.netns.clone(),
             port_mappings: ports.collect(),
+            bandwidth,
         };
         self.0.attach(sandbox).await.map_err(refused)
     }

@@ -77,7 +77,7 @@ pub const MODULES: &[ModuleSet] = &[
     ModuleSet {
         purpose: "pod network add-ons",
         when: Load::Demand,
-        names: &["dummy", "ipvlan", "macvlan", "tun"],
+        names: &["dummy", "ipvlan", "macvlan", "sch_tbf", "tun"],
     },
     ModuleSet {
         purpose: "iptables for Services",

@@ -13,6 +13,7 @@ use thiserror::Error;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
+use crate::bandwidth::Bandwidth;
 use crate::host_ports::PortMapping;
 
 pub const CONFIG_DIR: &str = "/etc/cni/net.d";
@@ -53,6 +54,8 @@ pub struct Sandbox {
     pub uid: String,
     pub netns: PathBuf,
     pub port_mappings: Vec<PortMapping>,
+    #[serde(default)]
+    pub bandwidth: Bandwidth,
 }
 
 /// What must be kept to take it all back.
@@ -176,9 +179,16 @@ fn input(added: &Added, index: usize) -> Value {
     } = &added.network;
     let mut config = plugins[index].clone();
     let capabilities = config.remove("capabilities").unwrap_or_default();
+    let mut asked = Map::new();
     if capabilities["portMappings"] == json!(true) {
         let mappings: Vec<Value> = added.pod.port_mappings.iter().map(port_mapping).collect();
-        config.insert("runtimeConfig".into(), json!({"portMappings": mappings}));
+        asked.insert("portMappings".into(), json!(mappings));
+    }
+    if capabilities["bandwidth"] == json!(true) && added.pod.bandwidth != Bandwidth::default() {
+        asked.insert("bandwidth".into(), added.pod.bandwidth.runtime_config());
+    }
+    if !asked.is_empty() {
+        config.insert("runtimeConfig".into(), Value::Object(asked));
     }
     config.insert("cniVersion".into(), json!(cni_version));
     config.insert("name".into(), json!(name));
@@ -261,7 +271,7 @@ mod tests {
     #[test]
     fn a_plugin_reads_its_own_part_of_the_list() {
         let text = json!({"cniVersion": "1.0.0", "name": "lab", "plugins": [
-            {"type": "bridge", "bridge": "cni0"}, {"type": "portmap", "capabilities": {"portMappings": true}}]});
+            {"type": "bridge", "bridge": "cni0"}, {"type": "portmap", "capabilities": {"portMappings": true, "bandwidth": true}}]});
         let network = parse(Path::new("x"), text.to_string().as_bytes()).unwrap();
         let port = PortMapping {
             protocol: crate::Protocol::Udp,
@@ -276,6 +286,10 @@ mod tests {
             uid: "u".into(),
             netns: "/run/netns/p".into(),
             port_mappings: vec![port],
+            bandwidth: Bandwidth {
+                ingress: Some(1_000_000),
+                egress: None,
+            },
         };
         let mut added = Added {
             network,
@@ -290,7 +304,7 @@ mod tests {
         assert_eq!(
             input(&added, 1),
             json!({"type": "portmap", "cniVersion": "1.0.0", "name": "lab", "prevResult": added.result,
-                "runtimeConfig": {"portMappings": [
+                "runtimeConfig": {"bandwidth": {"ingressRate": 1_000_000, "ingressBurst": 524_288}, "portMappings": [
                     {"hostPort": 5353, "containerPort": 53, "protocol": "udp", "hostIP": "10.0.0.1"}]}})
         );
         assert_eq!(

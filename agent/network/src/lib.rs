@@ -7,6 +7,7 @@
 
 mod addresses;
 mod announce;
+mod bandwidth;
 mod cni;
 mod firewall;
 mod host_ports;
@@ -21,6 +22,7 @@ mod routes;
 mod sys;
 
 pub use addresses::AddressError;
+pub use bandwidth::{Bandwidth, BandwidthError};
 pub use cni::Sandbox;
 pub use host_ports::{PortMapping, Protocol};
 pub use node::{Config, run};

@@ -168,6 +168,7 @@ impl PodNetwork {
             netns,
             mtu,
             addresses,
+            bandwidth: pod.bandwidth,
         };
         links::create_pair(pair)
             .await

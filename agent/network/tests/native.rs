@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use network::{PodNetwork, PortMapping, Protocol, Sandbox};
+use network::{Bandwidth, PodNetwork, PortMapping, Protocol, Sandbox};
 
 const INSIDE: &str = "IRONLET_TEST_INSIDE_NAMESPACE";
 
@@ -50,6 +50,7 @@ fn sandbox(id: &str, name: &str, port_mappings: Vec<PortMapping>) -> Sandbox {
         uid: "u".into(),
         netns: Path::new("/run/netns").join(name),
         port_mappings,
+        bandwidth: network::Bandwidth::default(),
     }
 }
 
@@ -188,4 +189,58 @@ async fn a_cni_configuration_takes_over_and_gives_back() {
         .unwrap_err()
         .to_string();
     assert!(error.contains("CNI plugin nobody"), "{error}");
+}
+
+#[tokio::test]
+async fn limits_become_token_buckets_on_both_sides() {
+    if !in_own_namespaces("limits_become_token_buckets_on_both_sides") {
+        return;
+    }
+    run("mount", &["-t", "tmpfs", "tmpfs", "/run"]);
+    run("ip", &["link", "set", "lo", "up"]);
+    pod_namespace("a");
+    pod_namespace("b");
+    let network = PodNetwork::new(Path::new("/run/network")).unwrap();
+    network.configure(&["10.244.7.0/24".into()]).await.unwrap();
+    let mut limited = sandbox("aaaaaaaaaaaa1", "a", vec![]);
+    limited.bandwidth = Bandwidth {
+        ingress: Some(10_000_000),
+        egress: Some(80_000_000_000),
+    };
+    network.attach(limited).await.unwrap();
+    network
+        .attach(sandbox("bbbbbbbbbbbb2", "b", vec![]))
+        .await
+        .unwrap();
+    let host = run("tc", &["qdisc", "show"]);
+    let limits: Vec<&str> = host.lines().filter(|line| line.contains(" tbf ")).collect();
+    assert!(
+        limits.len() == 1 && limits[0].contains("rate 10Mbit burst 64Kb") && limits[0].contains("root"),
+        "{host}"
+    );
+    // More than 32 bits of bytes a second.
+    let pod = run(
+        "ip",
+        &["netns", "exec", "a", "tc", "qdisc", "show", "dev", "eth0"],
+    );
+    assert!(
+        pod.contains("qdisc tbf 1: root") && pod.contains("rate 80Gbit"),
+        "{pod}"
+    );
+    run(
+        "ip",
+        &[
+            "netns",
+            "exec",
+            "b",
+            "ping",
+            "-c3",
+            "-i0.01",
+            "-s1400",
+            "-W5",
+            "10.244.7.2",
+        ],
+    );
+    let passed = run("tc", &["-s", "qdisc", "show"]);
+    assert!(passed.contains("dropped 0, overlimits 0"), "{passed}");
 }

@@ -147,6 +147,7 @@ impl Cluster {
                     uid: String::new(),
                     netns: Path::new("/run/netns").join(&netns),
                     port_mappings: vec![],
+                    bandwidth: network::Bandwidth::default(),
                 };
                 pod_network.attach(sandbox).await.unwrap()
             };

@@ -14,7 +14,8 @@ use rtnetlink::{
     Handle, LinkBridge, LinkBridgePort, LinkUnspec, LinkVeth, RouteMessageBuilder, new_connection,
 };
 
-use super::namespace;
+use super::{namespace, shaping};
+use crate::bandwidth::{Bandwidth, Bucket};
 
 /// A netlink socket in the namespace of the calling thread. Must be called inside a runtime.
 pub fn handle() -> io::Result<Handle> {
@@ -140,6 +141,7 @@ pub struct Pair<'a> {
     pub mtu: u32,
     /// The pod's addresses with their networks' prefix lengths, and the gateway of each.
     pub addresses: Vec<(IpNet, IpAddr)>,
+    pub bandwidth: Bandwidth,
 }
 
 pub async fn create_pair(pair: Pair<'_>) -> io::Result<()> {
@@ -172,14 +174,28 @@ pub async fn create_pair(pair: Pair<'_>) -> io::Result<()> {
         .await
         .map_err(io_error)?;
 
-    let Pair { mtu, addresses, .. } = pair;
+    // What the pod receives, the host's side sends; what it sends waits within its own namespace.
+    if let Some(bits) = pair.bandwidth.ingress {
+        shaping::limit(&handle, host_index, Bucket::of(bits)).await?;
+    }
+    let Pair {
+        mtu,
+        addresses,
+        bandwidth,
+        ..
+    } = pair;
     namespace::within(pair.netns, move || async move {
-        configure_pod_side(&pod_side, mtu, &addresses).await
+        configure_pod_side(&pod_side, mtu, &addresses, bandwidth.egress).await
     })
     .await
 }
 
-async fn configure_pod_side(name: &str, mtu: u32, addresses: &[(IpNet, IpAddr)]) -> io::Result<()> {
+async fn configure_pod_side(
+    name: &str,
+    mtu: u32,
+    addresses: &[(IpNet, IpAddr)],
+    egress_bits: Option<u64>,
+) -> io::Result<()> {
     let handle = handle()?;
     let lo = index(&handle, "lo").await?;
     handle
@@ -195,6 +211,9 @@ async fn configure_pod_side(name: &str, mtu: u32, addresses: &[(IpNet, IpAddr)])
         .mtu(mtu)
         .build();
     handle.link().set(named).execute().await.map_err(io_error)?;
+    if let Some(bits) = egress_bits {
+        shaping::limit(&handle, eth0, Bucket::of(bits)).await?;
+    }
     for (address, _) in addresses {
         add_address(&handle, eth0, *address).await?;
     }

@@ -5,3 +5,4 @@ pub mod links;
 pub mod namespace;
 pub mod overlay;
 pub mod routes;
+pub mod shaping;
