@@ -34,9 +34,9 @@ pub async fn run_hook(
                 scheme: Some("HTTP".into()),
                 ..action.clone()
             };
-            return check::http_get(&action, container, &ip, UNLIMITED).await;
+            return check::http_get(&action, container, &ip, UNLIMITED).await.map(drop);
         }
-        return answer;
+        return answer.map(drop);
     }
     if let Some(action) = &handler.sleep {
         tokio::time::sleep(Duration::from_secs(u64::try_from(action.seconds).unwrap_or(0))).await;

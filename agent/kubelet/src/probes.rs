@@ -226,13 +226,15 @@ async fn run(context: Arc<Context>, probed: Arc<Mutex<HashMap<String, Probed>>>,
         }
         let outcome = check::probe(&context, &target, &probe, timeout).await;
         context.probes.count(&target, kind, outcome.is_ok());
-        if let Err(message) = &outcome {
+        let told = match &outcome {
+            Ok(None) => None,
+            Ok(Some(message)) => Some(("ProbeWarning", "warning", message)),
+            Err(message) => Some(("Unhealthy", "failed", message)),
+        };
+        if let Some((reason, verb, message)) = told {
             let about = container_reference(&target.pod, target.list, &target.container.name);
-            context.events.warning(
-                about,
-                "Unhealthy",
-                format!("{} probe failed: {message}", kind.name()),
-            );
+            let message = format!("{} probe {verb}: {message}", kind.name());
+            context.events.warning(about, reason, message);
         }
         let Some(verdict) = state.observe(outcome.is_ok()) else {
             continue;

@@ -39,35 +39,44 @@ async fn renew(context: &Context) -> Result<(), kube::Error> {
     let name = &context.config.node_name;
     let now = MicroTime(Timestamp::now());
     let spec = json!({ "holderIdentity": name, "leaseDurationSeconds": context.config.settings.node_lease_duration_seconds, "renewTime": now });
-    match leases
-        .patch(
-            name,
-            &PatchParams::default(),
-            &Patch::Merge(json!({ "spec": spec })),
-        )
-        .await
-    {
+    let patch = async |patch| {
+        leases
+            .patch(name, &PatchParams::default(), &Patch::Merge(patch))
+            .await
+    };
+    match patch(json!({ "spec": spec })).await {
         Err(kube::Error::Api(status)) if status.code == 404 => create(context, &leases, now).await,
+        // It may be older than the node object.
+        Ok(lease) if lease.metadata.owner_references.is_none() => match owner(context).await? {
+            Some(owner) => patch(json!({ "metadata": { "ownerReferences": [owner] } }))
+                .await
+                .map(drop),
+            None => Ok(()),
+        },
         other => other.map(drop),
     }
 }
 
 /// The lease belongs to the node object, so that it goes with it.
-async fn create(context: &Context, leases: &Api<Lease>, now: MicroTime) -> Result<(), kube::Error> {
+async fn owner(context: &Context) -> Result<Option<OwnerReference>, kube::Error> {
     let name = &context.config.node_name;
     let node = Api::<Node>::all(context.client.clone()).get_opt(name).await?;
-    let owner = node.and_then(|node| node.metadata.uid).map(|uid| OwnerReference {
+    Ok(node.and_then(|node| node.metadata.uid).map(|uid| OwnerReference {
         api_version: "v1".into(),
         kind: "Node".into(),
         name: name.clone(),
         uid,
         ..Default::default()
-    });
+    }))
+}
+
+async fn create(context: &Context, leases: &Api<Lease>, now: MicroTime) -> Result<(), kube::Error> {
+    let name = &context.config.node_name;
     let lease = Lease {
         metadata: ObjectMeta {
             name: Some(name.clone()),
             namespace: Some(NAMESPACE.into()),
-            owner_references: owner.map(|owner| vec![owner]),
+            owner_references: owner(context).await?.map(|owner| vec![owner]),
             ..Default::default()
         },
         spec: Some(LeaseSpec {

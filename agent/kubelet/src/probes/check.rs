@@ -13,28 +13,35 @@ use crate::context::Context;
 /// Upstream prints at most this much of a probe's output.
 const MAX_OUTPUT: usize = 10 * 1024;
 
+/// What a probe that did not fail warns of.
+pub type Warning = Option<String>;
+
 pub async fn probe(
     context: &Context,
     target: &Target,
     probe: &Probe,
     timeout: Duration,
-) -> Result<(), String> {
+) -> Result<Warning, String> {
     let ip = target.ip.map(|ip| ip.to_string()).unwrap_or_default();
     if let Some(action) = &probe.exec {
         let command = action.command.clone().unwrap_or_default();
         let command = expand(command, &target.container);
-        return exec(context, &target.container_id, command, timeout).await;
+        return exec(context, &target.container_id, command, timeout)
+            .await
+            .map(|()| None);
     }
     if let Some(action) = &probe.http_get {
         return http_get(action, &target.container, &ip, timeout).await;
     }
     if let Some(action) = &probe.tcp_socket {
         let host = action.host.clone().filter(|host| !host.is_empty()).unwrap_or(ip);
-        return tcp(&host, port(&action.port, &target.container)?, timeout).await;
+        let port = port(&action.port, &target.container)?;
+        return tcp(&host, port, timeout).await.map(|()| None);
     }
     if let Some(action) = &probe.grpc {
         let port = u16::try_from(action.port).map_err(|_| format!("invalid port {}", action.port))?;
-        return grpc::check(&ip, port, action.service.as_deref().unwrap_or_default(), timeout).await;
+        let service = action.service.as_deref().unwrap_or_default();
+        return grpc::check(&ip, port, service, timeout).await.map(|()| None);
     }
     Err("missing probe handler".into())
 }
@@ -83,7 +90,7 @@ pub async fn http_get(
     container: &Container,
     ip: &str,
     timeout: Duration,
-) -> Result<(), String> {
+) -> Result<Warning, String> {
     let host = action
         .host
         .as_deref()
@@ -102,11 +109,17 @@ pub async fn http_get(
         headers: action.http_headers.as_deref().unwrap_or_default(),
     };
     let url = request.url();
-    match within(timeout, http::status(&request)).await {
+    match within(timeout, http::fetch(&request)).await {
         Err(_) => Err(format!("Get \"{url}\": context deadline exceeded")),
         Ok(Err(error)) => Err(format!("Get \"{url}\": {error}")),
-        Ok(Ok(status)) if (200..400).contains(&status) => Ok(()),
-        Ok(Ok(status)) => Err(format!("HTTP probe failed with statuscode: {status}")),
+        Ok(Ok(answer)) => match answer.status {
+            200..300 => Ok(None),
+            300..400 => Ok(Some(format!(
+                "Probe terminated redirects, Response body: {}",
+                answer.body
+            ))),
+            status => Err(format!("HTTP probe failed with statuscode: {status}")),
+        },
     }
 }
 

@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http_body_util::Empty;
+use http::header::LOCATION;
+use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::HTTPHeader;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -13,6 +14,10 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use url::{Position, Url};
+
+const MAX_REDIRECTS: usize = 10;
+const MAX_BODY: usize = 10 * 1024;
 
 pub struct Get<'a> {
     pub tls: bool,
@@ -43,8 +48,46 @@ pub fn plain(error: &std::io::Error) -> String {
     text.split(" (os error").next().unwrap_or(&text).to_lowercase()
 }
 
-/// The status code of the answer.
-pub async fn status(get: &Get<'_>) -> Result<u16, String> {
+#[derive(Debug, PartialEq, Eq)]
+pub struct Answer {
+    pub status: u16,
+    /// What a redirection that was not followed says.
+    pub body: String,
+    location: Option<String>,
+}
+
+/// Where to go on from `at`: redirections are followed within the host that was asked first.
+fn next(first: &Url, at: &Url, answer: &Answer) -> Option<Url> {
+    let follows = matches!(answer.status, 301 | 302 | 303 | 307 | 308);
+    let location = answer.location.as_deref().filter(|_| follows)?;
+    let to = at.join(location).ok()?;
+    (matches!(to.scheme(), "http" | "https") && to.host() == first.host()).then_some(to)
+}
+
+/// The answer, after redirections.
+pub async fn fetch(get: &Get<'_>) -> Result<Answer, String> {
+    let mut answer = once(get).await?;
+    let Ok(first) = Url::parse(&get.url()) else {
+        return Ok(answer);
+    };
+    let mut at = first.clone();
+    for _ in 0..MAX_REDIRECTS {
+        let Some(to) = next(&first, &at, &answer) else {
+            return Ok(answer);
+        };
+        let onward = Get {
+            tls: to.scheme() == "https",
+            port: to.port_or_known_default().unwrap_or(get.port),
+            path: to[Position::BeforePath..Position::AfterQuery].to_owned(),
+            ..*get
+        };
+        answer = once(&onward).await?;
+        at = to;
+    }
+    Err(format!("stopped after {MAX_REDIRECTS} redirects"))
+}
+
+async fn once(get: &Get<'_>) -> Result<Answer, String> {
     let address = join(get.host, get.port);
     let stream = TcpStream::connect(&address).await;
     let stream = stream.map_err(|error| format!("dial tcp {address}: connect: {}", plain(&error)))?;
@@ -58,7 +101,7 @@ pub async fn status(get: &Get<'_>) -> Result<u16, String> {
     exchange(stream.map_err(|error| error.to_string())?, get).await
 }
 
-async fn exchange<S>(stream: S, get: &Get<'_>) -> Result<u16, String>
+async fn exchange<S>(stream: S, get: &Get<'_>) -> Result<Answer, String>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -88,8 +131,20 @@ where
         .body(Empty::<Bytes>::new())
         .map_err(|error| error.to_string())?;
     let response = sender.send_request(request).await;
+    let response = response.map_err(|error| error.to_string())?;
+    let location = response.headers().get(LOCATION).and_then(|to| to.to_str().ok());
+    let mut answer = Answer {
+        status: response.status().as_u16(),
+        location: location.map(str::to_owned),
+        body: String::new(),
+    };
+    if response.status().is_redirection()
+        && let Ok(body) = Limited::new(response.into_body(), MAX_BODY).collect().await
+    {
+        answer.body = String::from_utf8_lossy(&body.to_bytes()).into_owned();
+    }
     driver.abort();
-    Ok(response.map_err(|error| error.to_string())?.status().as_u16())
+    Ok(answer)
 }
 
 fn unverified_tls() -> ClientConfig {
@@ -170,7 +225,7 @@ mod tests {
             path: "/healthz".into(),
             headers: &headers,
         };
-        assert_eq!(status(&get).await, Ok(503));
+        assert_eq!(fetch(&get).await.map(|answer| answer.status), Ok(503));
         let seen = server.await.unwrap().to_lowercase();
         assert!(seen.starts_with("get /healthz http/1.1\r\n"), "{seen}");
         assert!(
@@ -178,5 +233,65 @@ mod tests {
             "{seen}"
         );
         assert_eq!(seen.matches("host:").count(), 1);
+    }
+
+    #[test]
+    fn redirections_stay_with_the_host() {
+        let first = Url::parse("http://10.0.0.1:80/redirect?loc=x").unwrap();
+        let to = |status, location: &str| {
+            let answer = Answer {
+                status,
+                location: Some(location.to_owned()),
+                body: String::new(),
+            };
+            next(&first, &first, &answer).map(String::from)
+        };
+        for (status, location, expected) in [
+            (302, "/healthz?a=b", Some("http://10.0.0.1/healthz?a=b")),
+            (301, "other", Some("http://10.0.0.1/other")),
+            (307, "https://10.0.0.1:8443/", Some("https://10.0.0.1:8443/")),
+            (302, "http://0.0.0.0/", None),
+            (302, "ftp://10.0.0.1/", None),
+            (304, "/healthz", None),
+        ] {
+            assert_eq!(to(status, location).as_deref(), expected, "{status} {location}");
+        }
+    }
+
+    #[tokio::test]
+    async fn redirections_end() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let answer: fn(&str) -> &'static [u8] = |request| {
+            if request.starts_with("GET /there ") {
+                b"HTTP/1.1 204 ok\r\n\r\n"
+            } else if request.starts_with("GET /away ") {
+                b"HTTP/1.1 302 go\r\nLocation: http://127.0.0.9/\r\nContent-Length: 4\r\n\r\naway"
+            } else if request.starts_with("GET /round ") {
+                b"HTTP/1.1 302 go\r\nLocation: /round\r\nContent-Length: 0\r\n\r\n"
+            } else {
+                b"HTTP/1.1 302 go\r\nLocation: /there\r\nContent-Length: 0\r\n\r\n"
+            }
+        };
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut buffer = vec![0; 4096];
+                let read = stream.read(&mut buffer).await.unwrap();
+                let request = String::from_utf8_lossy(&buffer[..read]);
+                stream.write_all(answer(&request)).await.unwrap();
+            }
+        });
+        let get = |path: &str| Get {
+            tls: false,
+            host: "127.0.0.1",
+            port,
+            path: path.to_owned(),
+            headers: &[],
+        };
+        assert_eq!(fetch(&get("/")).await.map(|answer| answer.status), Ok(204));
+        let away = fetch(&get("/away")).await.unwrap();
+        assert_eq!((away.status, away.body.as_str()), (302, "away"));
+        let round = fetch(&get("/round")).await;
+        assert_eq!(round, Err("stopped after 10 redirects".to_owned()));
     }
 }
