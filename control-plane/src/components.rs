@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use apiserver::{KeyPair, ServiceAccountKeys};
 use controller_manager::Signer;
+use jiff::SignedDuration;
 use tokio_util::sync::CancellationToken;
 
 use crate::flags::{self, StoreKind};

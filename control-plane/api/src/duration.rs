@@ -28,6 +28,34 @@ pub fn go_duration(duration: Duration) -> String {
     format!("{}{name}", fraction(u64::from(nanos / unit), nanos % unit, unit))
 }
 
+/// Whole and broken units, as Go writes them: `1h30m`, `1.5h`, `15.02s`.
+pub fn parse(text: &str) -> Option<Duration> {
+    let (mut rest, mut total) = (text, 0.0);
+    if text.is_empty() {
+        return None;
+    }
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let number: f64 = rest[..digits].parse().ok()?;
+        let units = &rest[digits..];
+        let end = units
+            .find(|c: char| c.is_ascii_digit() || c == '.')
+            .unwrap_or(units.len());
+        total += number
+            * match &units[..end] {
+                "h" => 3600.0,
+                "m" => 60.0,
+                "s" => 1.0,
+                "ms" => 1e-3,
+                "us" | "µs" => 1e-6,
+                "ns" => 1e-9,
+                _ => return None,
+            };
+        rest = &units[end..];
+    }
+    Duration::try_from_secs_f64(total).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -45,7 +73,13 @@ mod tests {
             (300_000_000_000, "5m0s"),
             (3_661_000_000_001, "1h1m1.000000001s"),
         ] {
-            assert_eq!(go_duration(Duration::from_nanos(nanoseconds)), text);
+            let duration = Duration::from_nanos(nanoseconds);
+            assert_eq!(go_duration(duration), text);
+            let parsed = parse(text).unwrap_or_else(|| panic!("{text}"));
+            assert!(parsed.abs_diff(duration) < Duration::from_nanos(2), "{text}");
+        }
+        for text in ["", "1", "s", "1x", "1.2.3s"] {
+            assert_eq!(parse(text), None, "{text}");
         }
     }
 }

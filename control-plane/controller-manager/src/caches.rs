@@ -2,6 +2,7 @@
 
 use crate::cache::{Cache, Object, Observers};
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet};
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::coordination::v1::Lease;
@@ -72,6 +73,7 @@ caches! {
     csi_drivers: CSIDriver = Config::default(), |_| {};
     volume_attributes_classes: VolumeAttributesClass = Config::default(), |_| {};
     stateful_sets: StatefulSet = Config::default(), |_| {};
+    autoscalers: HorizontalPodAutoscaler = Config::default(), |_| {};
     disruption_budgets: PodDisruptionBudget = Config::default(), |_| {};
     daemon_sets: DaemonSet = Config::default(), |_| {};
     controller_revisions: ControllerRevision = Config::default(), |_| {};

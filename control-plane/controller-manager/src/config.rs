@@ -1,5 +1,6 @@
 //! What the controller manager is told when it starts.
 
+use k8s_openapi::jiff::SignedDuration;
 use std::time::Duration;
 
 /// Upstream's flag names, where they exist; files are read by the caller and come as PEM text.
@@ -27,11 +28,38 @@ pub struct Config {
     pub root_ca_pem: Option<String>,
     /// `--terminated-pod-gc-threshold`.
     pub terminated_pod_gc_threshold: usize,
+    pub autoscaling: Autoscaling,
     /// `--leader-elect`. `false` in a process that is alone by construction (`control-plane all` on the embedded
     /// store): it costs a round trip at start.
     pub leader_elect: bool,
     /// This instance's name in the Lease; must differ between masters.
     pub identity: String,
+}
+
+/// `--horizontal-pod-autoscaler-…`.
+#[derive(Clone, Debug)]
+pub struct Autoscaling {
+    pub sync_period: Duration,
+    /// Recommendations of this time hold back removals.
+    pub downscale_stabilization: SignedDuration,
+    /// How far a ratio may be from one.
+    pub tolerance: f64,
+    /// CPU samples of a pod that began within this and is not ready say nothing.
+    pub cpu_initialization_period: SignedDuration,
+    /// A pod that became unready within this after its start was never ready.
+    pub initial_readiness_delay: SignedDuration,
+}
+
+impl Default for Autoscaling {
+    fn default() -> Self {
+        Self {
+            sync_period: Duration::from_secs(15),
+            downscale_stabilization: SignedDuration::from_mins(5),
+            tolerance: 0.1,
+            cpu_initialization_period: SignedDuration::from_mins(5),
+            initial_readiness_delay: SignedDuration::from_secs(30),
+        }
+    }
 }
 
 /// A certificate authority as PEM text.
@@ -63,6 +91,7 @@ impl Default for Config {
             cluster_signing_duration: Duration::from_secs(365 * 24 * 3600),
             root_ca_pem: None,
             terminated_pod_gc_threshold: 12_500,
+            autoscaling: Autoscaling::default(),
             leader_elect: true,
             identity: "controller-manager".into(),
         }

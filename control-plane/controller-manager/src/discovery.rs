@@ -2,7 +2,7 @@
 
 use crate::executor::Error;
 use kube::Client;
-use kube::discovery::{ApiResource, Discovery, Scope, verbs};
+use kube::discovery::{ApiCapabilities, ApiResource, Discovery, Scope, verbs};
 
 /// One resource, in its preferred version.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,8 +40,20 @@ impl Kind {
     }
 }
 
+/// Every kind there is.
+pub async fn kinds(client: &Client) -> Result<Vec<Kind>, Error> {
+    list(client, |_| true).await
+}
+
 /// Every kind that can be listed and deleted.
 pub async fn deletable(client: &Client) -> Result<Vec<Kind>, Error> {
+    let usable = |can: &ApiCapabilities| {
+        can.supports_operation(verbs::LIST) && can.supports_operation(verbs::DELETE)
+    };
+    list(client, usable).await
+}
+
+async fn list(client: &Client, wanted: fn(&ApiCapabilities) -> bool) -> Result<Vec<Kind>, Error> {
     let discovery = Discovery::new(client.clone())
         .run_aggregated()
         .await
@@ -49,14 +61,12 @@ pub async fn deletable(client: &Client) -> Result<Vec<Kind>, Error> {
     let kinds = discovery
         .groups()
         .flat_map(|group| group.recommended_resources())
-        .filter_map(|(resource, can)| {
-            let usable = can.supports_operation(verbs::LIST) && can.supports_operation(verbs::DELETE);
-            usable.then(|| Kind {
-                namespaced: can.scope == Scope::Namespaced,
-                collectively: can.supports_operation(verbs::DELETE_COLLECTION),
-                watchable: can.supports_operation(verbs::WATCH),
-                resource,
-            })
+        .filter(|(_, can)| wanted(can))
+        .map(|(resource, can)| Kind {
+            namespaced: can.scope == Scope::Namespaced,
+            collectively: can.supports_operation(verbs::DELETE_COLLECTION),
+            watchable: can.supports_operation(verbs::WATCH),
+            resource,
         });
     Ok(kinds.collect())
 }

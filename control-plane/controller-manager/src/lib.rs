@@ -10,8 +10,9 @@ mod executor;
 mod key;
 mod queue;
 mod runner;
+mod scale;
 
-pub use config::{Config, Error, Signer};
+pub use config::{Autoscaling, Config, Error, Signer};
 
 use api_client::{Election, Recorder};
 use caches::Caches;

@@ -23,6 +23,8 @@ struct State {
     dirty: HashSet<Key>,
     working: HashSet<Key>,
     delayed: BTreeSet<(Instant, Key)>,
+    /// When a key of `delayed` is due.
+    due: HashMap<Key, Instant>,
     failures: HashMap<Key, u32>,
 }
 
@@ -36,7 +38,7 @@ impl Queue {
         if delay.is_zero() {
             return self.add(key);
         }
-        self.with(|state| state.delayed.insert((Instant::now() + delay, key)));
+        self.with(|state| state.delay(key, Instant::now() + delay));
         self.wake.notify_one();
     }
 
@@ -81,9 +83,22 @@ impl State {
         }
     }
 
+    /// The earliest wish counts, as in client-go, or keys that ask to be looked at again and again would pile up.
+    fn delay(&mut self, key: Key, due: Instant) {
+        if let Some(known) = self.due.get(&key) {
+            if *known <= due {
+                return;
+            }
+            self.delayed.remove(&(*known, key.clone()));
+        }
+        self.due.insert(key.clone(), due);
+        self.delayed.insert((due, key));
+    }
+
     fn take(&mut self, now: Instant) -> (Option<Key>, Option<Instant>) {
         while self.delayed.first().is_some_and(|(due, _)| *due <= now) {
             if let Some((_, key)) = self.delayed.pop_first() {
+                self.due.remove(&key);
                 self.add(key);
             }
         }
@@ -145,7 +160,9 @@ mod tests {
         let now = Instant::now();
         let mut state = State::default();
         let key = Key::new("", "n");
-        state.delayed.insert((now + Duration::from_secs(5), key.clone()));
+        for seconds in [7, 5, 6] {
+            state.delay(key.clone(), now + Duration::from_secs(seconds));
+        }
         assert_eq!(state.take(now), (None, Some(now + Duration::from_secs(5))));
         assert_eq!(state.take(now + Duration::from_secs(5)), (Some(key), None));
     }

@@ -16,6 +16,7 @@ mod endpointslice_mirroring;
 mod ephemeral_volume;
 mod garbage_collector;
 mod history;
+mod horizontal_pod_autoscaler;
 mod job;
 mod namespace;
 mod node_ipam;
@@ -82,6 +83,10 @@ const CONTROLLERS: &[(&str, Start)] = &[
         endpointslice_mirroring::start,
     ),
     ("garbage-collector-controller", garbage_collector::start),
+    (
+        "horizontal-pod-autoscaler-controller",
+        horizontal_pod_autoscaler::start,
+    ),
     ("job-controller", job::start),
     ("namespace-controller", namespace::start),
     ("node-ipam-controller", node_ipam::start),

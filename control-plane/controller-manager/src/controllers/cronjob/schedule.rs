@@ -3,7 +3,6 @@
 use k8s_openapi::jiff::civil::Time;
 use k8s_openapi::jiff::tz::TimeZone;
 use k8s_openapi::jiff::{SignedDuration, Timestamp, ToSpan, Zoned};
-use std::time::Duration;
 
 /// A schedule that never comes due (31 February) is given up after so many years.
 const HORIZON_YEARS: i16 = 5;
@@ -71,7 +70,7 @@ impl Schedule {
     pub fn parse(text: &str, zone: TimeZone) -> Result<Self, Error> {
         let text = text.trim();
         if let Some(duration) = text.strip_prefix("@every ") {
-            let every = go_duration(duration.trim()).ok_or_else(|| Error::Duration(text.into()))?;
+            let every = api::duration::parse(duration.trim()).ok_or_else(|| Error::Duration(text.into()))?;
             let seconds = i64::try_from(every.as_secs()).unwrap_or(i64::MAX);
             return Ok(Self::Every(SignedDuration::from_secs(seconds.max(1))));
         }
@@ -186,32 +185,6 @@ fn parse_range(part: &str, (_, lowest, highest, names): Bounds) -> Result<(u64, 
             Ok(((first..=last).step_by(step).fold(0, |bits, v| bits | 1 << v), any))
         }
     }
-}
-
-/// Whole and broken units of hours, minutes and seconds, as Go writes them: `1h30m`, `1.5h`.
-fn go_duration(text: &str) -> Option<Duration> {
-    let (mut rest, mut total) = (text, 0.0);
-    if text.is_empty() {
-        return None;
-    }
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-        let number: f64 = rest[..digits].parse().ok()?;
-        let units = &rest[digits..];
-        let end = units
-            .find(|c: char| c.is_ascii_digit() || c == '.')
-            .unwrap_or(units.len());
-        total += number
-            * match &units[..end] {
-                "h" => 3600.0,
-                "m" => 60.0,
-                "s" => 1.0,
-                "ms" => 0.001,
-                _ => return None,
-            };
-        rest = &units[end..];
-    }
-    Duration::try_from_secs_f64(total).ok()
 }
 
 #[cfg(test)]

@@ -11,16 +11,18 @@ use crate::executor::Error;
 use crate::key::Key;
 use crate::queue::Queue;
 use crate::runner::Controller;
+use crate::scale::{Scales, group_of};
 use api::owner::controller_of;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::jiff::Timestamp;
-use reconcile::{Observed, reconcile};
+use reconcile::{Expected, Observed, reconcile, relies_on_scale};
 use std::collections::HashMap;
 use std::sync::Arc;
 
 struct Disruption {
     caches: Arc<Caches>,
+    scales: Scales,
 }
 
 pub fn start(context: &Context) -> Result<Running, StartError> {
@@ -45,11 +47,15 @@ pub fn start(context: &Context) -> Result<Running, StartError> {
     watch_scale(scales(&queue), &caches.replica_sets, |s| {
         s.spec.as_ref()?.replicas
     });
+    watch_scale(scales(&queue), &caches.replication_controllers, |c| {
+        c.spec.as_ref()?.replicas
+    });
     watch_scale(scales(&queue), &caches.stateful_sets, |s| {
         s.spec.as_ref()?.replicas
     });
     let controller = Disruption {
         caches: caches.clone(),
+        scales: Scales::new(context.client.clone()),
     };
     Ok(super::spawn(context, controller, queue))
 }
@@ -70,33 +76,64 @@ fn watch_scale<K: Object>(
 }
 
 impl Disruption {
-    /// The workload a pod belongs to, by UID, and how many pods that wants.
-    fn scale(&self, pod: &Pod) -> Option<(String, i32)> {
-        let owner = controller_of(&pod.metadata)?;
-        let key = Key::new(pod.metadata.namespace.as_deref()?, &owner.name);
-        let wanted = |replicas: Option<i32>| (owner.uid.clone(), replicas.unwrap_or(1));
-        match owner.kind.as_str() {
-            "ReplicaSet" => {
-                let set = self.caches.replica_sets.get(&key)?;
+    /// The workload a pod belongs to, by UID, and how many pods that wants; none for a pod on its own.
+    async fn scale(&self, pod: &Pod) -> Result<Option<(String, i32)>, String> {
+        let (Some(owner), Some(namespace)) = (controller_of(&pod.metadata), &pod.metadata.namespace) else {
+            return Ok(None);
+        };
+        let key = Key::new(namespace, &owner.name);
+        let wanted = |replicas: Option<i32>| Some((owner.uid.clone(), replicas.unwrap_or(1)));
+        let group = group_of(&owner.api_version).unwrap_or_default();
+        Ok(match (group, owner.kind.as_str()) {
+            ("apps", "ReplicaSet") => self.caches.replica_sets.get(&key).and_then(|set| {
                 let above = controller_of(&set.metadata).filter(|o| o.kind == "Deployment");
                 match above {
                     Some(above) => {
-                        let deployment = self
-                            .caches
-                            .deployments
-                            .get(&Key::new(&key.namespace, &above.name))?;
+                        let key = Key::new(namespace, &above.name);
+                        let deployment = self.caches.deployments.get(&key)?;
                         let replicas = deployment.spec.as_ref().and_then(|s| s.replicas);
                         Some((above.uid.clone(), replicas.unwrap_or(1)))
                     }
-                    None => Some(wanted(set.spec.as_ref().and_then(|s| s.replicas))),
+                    None => wanted(set.spec.as_ref().and_then(|s| s.replicas)),
                 }
+            }),
+            ("apps", "StatefulSet") => {
+                let set = self.caches.stateful_sets.get(&key);
+                set.and_then(|set| wanted(set.spec.as_ref().and_then(|s| s.replicas)))
             }
-            "StatefulSet" => {
-                let set = self.caches.stateful_sets.get(&key)?;
-                Some(wanted(set.spec.as_ref().and_then(|s| s.replicas)))
+            ("", "ReplicationController") => {
+                let controller = self.caches.replication_controllers.get(&key);
+                controller.and_then(|one| wanted(one.spec.as_ref().and_then(|s| s.replicas)))
             }
-            _ => None,
+            _ => {
+                let scale = self.scales.find(namespace, &owner.api_version, &owner.kind, &owner.name);
+                let same = scale.await?.filter(|scale| scale.uid() == owner.uid);
+                same.map(|scale| (owner.uid.clone(), scale.spec_replicas()))
+            }
+        })
+    }
+
+    /// How many pods the workloads of `pods` want together; each is asked once.
+    async fn expect(&self, pods: &[Arc<Pod>]) -> Result<Expected, String> {
+        let mut known: HashMap<String, Option<(String, i32)>> = HashMap::new();
+        let mut scales = HashMap::new();
+        let mut unscaled = Vec::new();
+        for pod in pods {
+            let owner = controller_of(&pod.metadata).map_or("", |owner| owner.uid.as_str());
+            let scale = match known.get(owner) {
+                Some(scale) => scale.clone(),
+                None => self.scale(pod).await?,
+            };
+            known.insert(owner.to_owned(), scale.clone());
+            match scale {
+                Some((uid, wanted)) => _ = scales.insert(uid, wanted),
+                None => unscaled.push(pod.metadata.name.clone().unwrap_or_default()),
+            }
         }
+        Ok(Expected {
+            wanted: scales.values().sum(),
+            unscaled,
+        })
     }
 }
 
@@ -117,21 +154,14 @@ impl Controller for Disruption {
             .into_iter()
             .filter(selects)
             .collect();
-        let mut scales = HashMap::new();
-        let mut unscaled = Vec::new();
-        for pod in &pods {
-            match self.scale(pod) {
-                Some((uid, wanted)) => {
-                    scales.insert(uid, wanted);
-                }
-                None => unscaled.push(pod.metadata.name.clone().unwrap_or_default()),
-            }
-        }
+        let expected = match relies_on_scale(&budget) {
+            true => self.expect(&pods).await,
+            false => Ok(Expected::default()),
+        };
         let observed = Observed {
             budget,
             pods,
-            wanted: scales.values().sum(),
-            unscaled,
+            expected,
         };
         Ok(reconcile(&observed, now))
     }

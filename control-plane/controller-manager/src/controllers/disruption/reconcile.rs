@@ -14,14 +14,32 @@ use std::time::Duration;
 /// An eviction whose pod is still there after this did not happen.
 const DELETION_TIMEOUT: i64 = 120;
 
+/// A workload that did not say how many pods it wants is asked again.
+const TRY_AGAIN: Duration = Duration::from_secs(60);
+
 pub struct Observed {
     pub budget: Arc<PodDisruptionBudget>,
     /// Pods the budget selects.
     pub pods: Vec<Arc<Pod>>,
+    /// Looked at if [`relies_on_scale`]; or why a workload did not say.
+    pub expected: Result<Expected, String>,
+}
+
+#[derive(Clone, Default)]
+pub struct Expected {
     /// Pods their workloads want, together.
     pub wanted: i32,
-    /// Names of pods whose workload, if any, has no size.
+    /// Names of pods without a workload.
     pub unscaled: Vec<String>,
+}
+
+/// Only a plain number of pods needs no workload's word.
+pub fn relies_on_scale(budget: &PodDisruptionBudget) -> bool {
+    let spec = budget.spec.as_ref();
+    let plain = |available: &IntOrString| matches!(available, IntOrString::Int(_));
+    spec.is_some_and(|spec| {
+        spec.max_unavailable.is_some() || spec.min_available.as_ref().is_some_and(|available| !plain(available))
+    })
 }
 
 pub fn reconcile(observed: &Observed, now: Timestamp) -> Vec<Action> {
@@ -31,6 +49,10 @@ pub fn reconcile(observed: &Observed, now: Timestamp) -> Vec<Action> {
     };
     let old = budget.status.clone().unwrap_or_default();
     let mut plan = Vec::new();
+    let expected = match &observed.expected {
+        Ok(expected) => expected,
+        Err(error) => return fail_safe(budget, &old, error, now),
+    };
     let mut disrupted = old.disrupted_pods.clone().unwrap_or_default();
     disrupted.retain(|name, since| {
         let left = since.0.as_second() + DELETION_TIMEOUT - now.as_second();
@@ -45,22 +67,18 @@ pub fn reconcile(observed: &Observed, now: Timestamp) -> Vec<Action> {
         waits
     });
     let count = i32::try_from(observed.pods.iter().filter(|p| !is_terminal(p)).count()).unwrap_or(i32::MAX);
-    let (expected, desired) = match (&spec.max_unavailable, &spec.min_available) {
+    let (total, desired) = match (&spec.max_unavailable, &spec.min_available) {
         (Some(unavailable), _) => {
-            let allowed = api::intstr::scaled(Some(unavailable), observed.wanted, true);
-            (observed.wanted, (observed.wanted - allowed).max(0))
+            let allowed = api::intstr::scaled(Some(unavailable), expected.wanted, true);
+            (expected.wanted, (expected.wanted - allowed).max(0))
         }
         (None, Some(IntOrString::Int(available))) => (count, *available),
         (None, Some(share)) => {
-            let desired = api::intstr::scaled(Some(share), observed.wanted, true);
-            (observed.wanted, desired)
+            let desired = api::intstr::scaled(Some(share), expected.wanted, true);
+            (expected.wanted, desired)
         }
         (None, None) => (count, 0),
     };
-    let relies_on_scale = !matches!(
-        (&spec.max_unavailable, &spec.min_available),
-        (None, Some(IntOrString::Int(_)) | None)
-    );
     let healthy = observed
         .pods
         .iter()
@@ -73,7 +91,7 @@ pub fn reconcile(observed: &Observed, now: Timestamp) -> Vec<Action> {
         })
         .count();
     let healthy = i32::try_from(healthy).unwrap_or(i32::MAX);
-    let allowed = if expected > 0 {
+    let allowed = if total > 0 {
         (healthy - desired).max(0)
     } else {
         0
@@ -82,14 +100,18 @@ pub fn reconcile(observed: &Observed, now: Timestamp) -> Vec<Action> {
         observed_generation: budget.metadata.generation,
         current_healthy: Some(healthy),
         desired_healthy: Some(desired),
-        expected_pods: Some(expected),
+        expected_pods: Some(total),
         disruptions_allowed: Some(allowed),
         disrupted_pods: (!disrupted.is_empty()).then_some(disrupted),
         conditions: old.conditions.clone(),
     };
-    set_condition(&mut status, allowed > 0, now);
+    let (value, reason) = match allowed > 0 {
+        true => ("True", "SufficientPods"),
+        false => ("False", "InsufficientPods"),
+    };
+    set_condition(&mut status, value, reason, "", now);
     if old != status {
-        if relies_on_scale && !observed.unscaled.is_empty() {
+        if relies_on_scale(budget) && !expected.unscaled.is_empty() {
             let message = format!(
                 "Pods selected by this PodDisruptionBudget (selector: {}) were found to be unmanaged. As a result, the \
                  status of the PDB cannot be calculated correctly, which may result in undefined behavior. To account \
@@ -98,12 +120,7 @@ pub fn reconcile(observed: &Observed, now: Timestamp) -> Vec<Action> {
             );
             plan.push(Action::event(budget, WARNING, "UnmanagedPods", message));
         }
-        // Evictions spend from the same status: only as we saw it.
-        let mut patch = Action::patch_status(budget, &old, &status);
-        if let Action::Patch { patch, .. } = &mut patch {
-            patch["metadata"]["resourceVersion"] = serde_json::json!(budget.metadata.resource_version);
-        }
-        plan.push(patch);
+        plan.push(patch_as_seen(budget, &old, &status));
     }
     plan
 }
@@ -119,12 +136,47 @@ fn selector_text(budget: &PodDisruptionBudget) -> String {
     parts.join(",")
 }
 
-fn set_condition(status: &mut PodDisruptionBudgetStatus, allowed: bool, now: Timestamp) {
-    let (value, reason) = if allowed {
-        ("True", "SufficientPods")
-    } else {
-        ("False", "InsufficientPods")
+/// Nothing may be evicted while nobody knows how many pods there should be.
+fn fail_safe(
+    budget: &PodDisruptionBudget,
+    old: &PodDisruptionBudgetStatus,
+    error: &str,
+    now: Timestamp,
+) -> Vec<Action> {
+    let message = format!("Failed to calculate the number of expected pods: {error}");
+    let event = Action::event(budget, WARNING, "CalculateExpectedPodCountFailed", message);
+    let mut status = PodDisruptionBudgetStatus {
+        disruptions_allowed: Some(0),
+        ..old.clone()
     };
+    set_condition(&mut status, "False", "SyncFailed", error, now);
+    let mut plan = vec![event, Action::Requeue(TRY_AGAIN)];
+    if *old != status {
+        plan.push(patch_as_seen(budget, old, &status));
+    }
+    plan
+}
+
+/// Evictions spend from the same status: only as we saw it.
+fn patch_as_seen(
+    budget: &PodDisruptionBudget,
+    old: &PodDisruptionBudgetStatus,
+    new: &PodDisruptionBudgetStatus,
+) -> Action {
+    let mut action = Action::patch_status(budget, old, new);
+    if let Action::Patch { patch, .. } = &mut action {
+        patch["metadata"]["resourceVersion"] = serde_json::json!(budget.metadata.resource_version);
+    }
+    action
+}
+
+fn set_condition(
+    status: &mut PodDisruptionBudgetStatus,
+    value: &str,
+    reason: &str,
+    message: &str,
+    now: Timestamp,
+) {
     let conditions = status.conditions.get_or_insert_default();
     let known = conditions.iter().position(|c| c.type_ == "DisruptionAllowed");
     let since = known
@@ -135,7 +187,7 @@ fn set_condition(status: &mut PodDisruptionBudgetStatus, allowed: bool, now: Tim
         type_: "DisruptionAllowed".into(),
         status: value.into(),
         reason: reason.into(),
-        message: String::new(),
+        message: message.into(),
         last_transition_time: since,
         observed_generation: status.observed_generation,
     };
@@ -164,8 +216,10 @@ mod tests {
         Observed {
             budget: Arc::new(from_value(body).unwrap()),
             pods: (0..ready + unready).map(|n| pod(n, n < ready)).collect(),
-            wanted,
-            unscaled: vec![],
+            expected: Ok(Expected {
+                wanted,
+                unscaled: vec![],
+            }),
         }
     }
 
@@ -208,6 +262,22 @@ mod tests {
             let settled = observed(spec, ready, unready, wanted, found);
             assert_eq!(reconcile(&settled, now()), []);
         }
+    }
+
+    #[test]
+    fn nothing_is_evicted_while_the_number_of_pods_is_unknown() {
+        let mut seen = observed(json!({"maxUnavailable": 1}), 3, 0, 3, json!({"disruptionsAllowed": 1}));
+        assert!(relies_on_scale(&seen.budget));
+        seen.expected = Err("jobs.batch does not implement the scale subresource".into());
+        let plan = reconcile(&seen, now());
+        let found = status(&plan);
+        assert_eq!(found["disruptionsAllowed"], 0);
+        assert_eq!(found["conditions"][0]["reason"], "SyncFailed");
+        let Some(Action::Event(said)) = plan.first() else { panic!("{plan:?}") };
+        assert_eq!(said.reason, "CalculateExpectedPodCountFailed");
+        assert!(said.message.ends_with("expected pods: jobs.batch does not implement the scale subresource"));
+        let plain = observed(json!({"minAvailable": 1}), 3, 0, 3, json!({}));
+        assert!(!relies_on_scale(&plain.budget));
     }
 
     #[test]
