@@ -19,3 +19,4 @@ pub mod shutdown;
 pub mod sys;
 pub mod thread;
 pub mod time;
+pub mod watchdog;

@@ -19,6 +19,7 @@ use crate::{
     shutdown,
     sys::{clock, process, process::Exit},
     time,
+    watchdog::Watchdog,
 };
 use node_config::{
     InstallTarget,
@@ -30,7 +31,7 @@ use std::{
     net::IpAddr,
     panic::{self, AssertUnwindSafe},
     path::Path,
-    sync::mpsc,
+    sync::{atomic::Ordering, mpsc},
     time::Duration,
 };
 
@@ -86,6 +87,9 @@ pub struct Machine {
     state: Option<State>,
     /// Until when the system on trial has to be found good.
     trial_ends: Option<Duration>,
+    watchdog: Option<Watchdog>,
+    /// There is nothing more to try for a watchdog.
+    watchdog_settled: bool,
     /// /etc/hosts has the node's own name.
     published: bool,
     ending: Option<Request>,
@@ -115,6 +119,8 @@ impl Machine {
             health: Health::Good,
             state: None,
             trial_ends: boot.config.trial.then_some(TRIAL),
+            watchdog: None,
+            watchdog_settled: !boot.config.trial,
             published: false,
             ending: None,
             boot,
@@ -175,6 +181,7 @@ impl Machine {
             let ended = panic::catch_unwind(AssertUnwindSafe(|| {
                 while !self.turn() {}
                 self.save_for_next_boot();
+                self.tend_watchdog();
                 shutdown::finish(self.ending.unwrap_or(Request::PowerOff));
             }));
             if ended.is_ok() {
@@ -204,6 +211,21 @@ impl Machine {
         }
         self.plan_services(now);
         self.carry_out(event)
+    }
+
+    /// A restart that hangs is cut short by it; a machine that is to stay off must not be started again.
+    fn tend_watchdog(&mut self) {
+        if self.ending == Some(Request::PowerOff) {
+            if let Some(watchdog) = self.watchdog.take() {
+                watchdog.disarm();
+            }
+        } else if let Some(watchdog) = &mut self.watchdog {
+            watchdog.pet();
+        } else if !self.watchdog_settled {
+            let drivers_loaded = self.boot.devices_settled.load(Ordering::Acquire);
+            self.watchdog = Watchdog::start(drivers_loaded);
+            self.watchdog_settled = drivers_loaded || self.watchdog.is_some();
+        }
     }
 
     /// Leaves a system on trial that was not found good in time: the boot loader counts its tries.
@@ -267,6 +289,10 @@ impl Machine {
             Some(Order::Good) => {
                 if self.trial_ends.take().is_some() {
                     console::say("the system on trial is good: it stays");
+                }
+                self.watchdog_settled = true;
+                if let Some(watchdog) = self.watchdog.take() {
+                    watchdog.disarm();
                 }
                 question.answer(ACCEPTED);
                 return ServiceEvent::Tick;
@@ -384,6 +410,7 @@ impl Machine {
     /// Reminds of what is missing and looks at the state disk.
     fn look(&mut self, now: Duration) {
         self.looked = now;
+        self.tend_watchdog();
         let waiting = self.waiting.iter().map(|reason| format!("waiting for {reason}"));
         let missing = self
             .network

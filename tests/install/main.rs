@@ -13,6 +13,37 @@ use support::{BOOT, Kubectl, Program, TempDir, command, eventually, output};
 
 const DISK_BYTES: u64 = 4 << 30;
 
+fn build_image(dir: &TempDir, args: &[&str], parameters: &str) {
+    let mut image = command("image");
+    image.arg("build").args(args).args(["--cmdline", parameters]);
+    output(image.arg("--out").arg(dir.path()));
+}
+
+/// A machine with `disk` on SATA and, where there is one, our ISO in its drive.
+fn boot(dir: &TempDir, memory: &str, nics: &[&str]) -> Program {
+    let file = |name: &str| dir.join(name).display().to_string();
+    let mut machine = Command::new("qemu-system-x86_64");
+    machine.args(["-machine", "q35", "-accel", "tcg,thread=multi"]);
+    machine.args(["-cpu", "max,-cx16", "-smp", "2", "-m", memory, "-display", "none"]);
+    for nic in nics {
+        machine.args(["-nic", nic]);
+    }
+    machine.args(["-device", "ahci,id=sata"]);
+    machine.args(["-device", "ide-hd,drive=disk,bus=sata.0,bootindex=0", "-drive"]);
+    machine.arg(format!("if=none,id=disk,format=raw,file={}", file("disk")));
+    if dir.join("ironlet.iso").exists() {
+        machine.args(["-device", "ide-cd,drive=cd,bus=sata.1,bootindex=1", "-drive"]);
+        let iso = file("ironlet.iso");
+        machine.arg(format!("if=none,id=cd,media=cdrom,readonly=on,file={iso}"));
+    }
+    machine.arg("-serial").arg(format!("file:{}", file("console")));
+    machine.args(["-device", "virtio-serial-pci", "-chardev"]);
+    machine.arg(format!("file,id=kubeconfig,path={}", file("published")));
+    let port = "virtserialport,chardev=kubeconfig,name=io.ironlet.kubeconfig";
+    machine.args(["-device", port]);
+    Program::start(&mut machine, dir.join("qemu.log"))
+}
+
 struct Server {
     dir: TempDir,
     machine: Program,
@@ -21,39 +52,26 @@ struct Server {
 impl Server {
     /// Builds an image that installs itself, and puts it in. The firmware prefers the disk, as servers do; it is empty
     /// at first, so the first start is from the CD.
-    fn start(name: &str, build: &[&str], memory: &str, nic: &str) -> Self {
+    fn install(name: &str, build: &[&str], memory: &str, nic: &str) -> Self {
         let dir = TempDir::new(name);
-        let mut image = command("image");
-        image.args(["build", "--format", "iso"]).args(build);
-        image.args(["--cmdline", "ironlet.install=auto ironlet.hostname=metal-1"]);
-        output(image.arg("--out").arg(dir.path()));
-        let disk = dir.join("disk");
-        File::create(&disk)
+        let parameters = "ironlet.install=auto ironlet.hostname=metal-1";
+        build_image(&dir, &[&["--format", "iso"], build].concat(), parameters);
+        File::create(dir.join("disk"))
             .and_then(|file| file.set_len(DISK_BYTES))
             .expect("an empty disk");
-        let mut machine = Command::new("qemu-system-x86_64");
-        machine.args(["-machine", "q35", "-accel", "tcg,thread=multi"]);
-        machine.args(["-cpu", "max,-cx16", "-smp", "2"]);
-        machine.args(["-m", memory, "-display", "none", "-nic", nic]);
-        machine.args(["-device", "ahci,id=sata"]);
-        machine.args(["-device", "ide-hd,drive=disk,bus=sata.0,bootindex=0"]);
-        machine.args(["-device", "ide-cd,drive=cd,bus=sata.1,bootindex=1"]);
-        let file = |name: &str| dir.join(name).display().to_string();
-        machine.arg("-drive");
-        machine.arg(format!("if=none,id=disk,format=raw,file={}", file("disk")));
-        machine.arg("-drive");
-        machine.arg(format!(
-            "if=none,id=cd,media=cdrom,readonly=on,file={}",
-            file("ironlet.iso")
-        ));
-        machine.arg("-serial").arg(format!("file:{}", file("console")));
-        machine.args(["-device", "virtio-serial-pci", "-chardev"]);
-        machine.arg(format!("file,id=kubeconfig,path={}", file("published")));
-        machine.args([
-            "-device",
-            "virtserialport,chardev=kubeconfig,name=io.ironlet.kubeconfig",
-        ]);
-        let machine = Program::start(&mut machine, dir.join("qemu.log"));
+        let machine = boot(&dir, memory, &[nic]);
+        Self { dir, machine }
+    }
+
+    /// A raw image on a disk that is larger.
+    fn from_disk_image(name: &str, parameters: &str, nics: &[&str]) -> Self {
+        let dir = TempDir::new(name);
+        build_image(&dir, &["--role", "worker", "--format", "disk"], parameters);
+        fs::rename(dir.join("disk.raw"), dir.join("disk")).expect("a raw image");
+        let disk = File::options().write(true).open(dir.join("disk"));
+        disk.and_then(|disk| disk.set_len(DISK_BYTES))
+            .expect("a larger disk");
+        let machine = boot(&dir, "768", nics);
         Self { dir, machine }
     }
 
@@ -95,12 +113,27 @@ impl Server {
 
 #[test]
 fn a_machine_installs_itself_from_the_iso_and_goes_on_from_its_disk() {
-    let mut server = Server::start("install", &["--role", "worker"], "768", "user");
+    let mut server = Server::install("install", &["--role", "worker"], "768", "user");
     server.shows("INSTALL: writing to /dev/sda");
     server.shows("INSTALL: /dev/sda: written and read back");
     server.shows("slot A of the installed systems");
     server.shows("state disk: /dev/sda3 is /var");
     server.shows("host name metal-1");
+}
+
+/// The second interface leads nowhere, as a cable that is not plugged in.
+#[test]
+fn a_disk_image_takes_the_whole_disk_and_a_bond_its_links() {
+    let parameters =
+        "ironlet.hostname=metal-2 bond=bond0:eth0,eth1:mode=active-backup,miimon=100 ip=bond0:dhcp";
+    let nics = ["user,model=e1000", "user,model=e1000,restrict=on"];
+    let mut server = Server::from_disk_image("disk-image", parameters, &nics);
+    server.shows("state disk: /dev/sda3 has grown to 35");
+    server.shows("state disk: /dev/sda3 is /var");
+    server.shows("bond0: eth0 is a member");
+    server.shows("bond0: eth1 is a member");
+    server.shows("bond0: asking for an address (DHCP)");
+    server.shows("host name metal-2");
 }
 
 fn free_port() -> u16 {
@@ -132,7 +165,7 @@ fn broken(image: &Path, broken: &Path) {
 fn a_good_system_is_kept_and_a_broken_one_left() {
     let (api, node) = (free_port(), free_port());
     let nic = format!("user,hostfwd=tcp:127.0.0.1:{api}-:6443,hostfwd=tcp:127.0.0.1:{node}-:10270");
-    let mut server = Server::start("upgrade", &["--role", "master", "--format", "pxe"], "2048", &nic);
+    let mut server = Server::install("upgrade", &["--role", "master", "--format", "pxe"], "2048", &nic);
     server.shows("slot A of the installed systems");
     // The installer's kubeconfig never was: nothing runs while it installs.
     let kubeconfig = server.kubeconfig(api);

@@ -1,4 +1,4 @@
-//! Block devices: dropping what the page cache holds of them, and reading their partition tables anew.
+//! Block devices: dropping what the page cache holds of them, reading their partition tables anew, growing ext4.
 #![allow(unsafe_code)]
 
 use rustix::fd::AsRawFd;

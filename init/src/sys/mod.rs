@@ -7,3 +7,4 @@ pub mod loop_device;
 pub mod packet_socket;
 pub mod process;
 pub mod signals;
+pub mod watchdog;
