@@ -121,7 +121,7 @@ fn a_machine_installs_itself_from_the_iso_and_goes_on_from_its_disk() {
     server.shows("host name metal-1");
 }
 
-/// The second interface leads nowhere, as a cable that is not plugged in.
+/// The bond's links lead to two networks, and it uses one at a time.
 #[test]
 fn a_disk_image_takes_the_whole_disk_and_a_bond_its_links() {
     let parameters =
