@@ -559,3 +559,42 @@ async fn versions_are_converted_by_a_webhook() {
         (&json!("example.com/v1"), &json!("there:81"))
     );
 }
+
+#[tokio::test]
+async fn policies_tell_what_their_expressions_confuse() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Server::start(directory.path()).await;
+    let admin = server.admin();
+    let policies = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies";
+    for (name, expression, count) in [
+        ("correct", "object.spec.replicas > 1", 0),
+        ("confused", "object.spec.replicas > '1'", 1),
+    ] {
+        let policy = json!({
+            "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy", "metadata": {"name": name},
+            "spec": {
+                "matchConstraints": {"resourceRules": [{"apiGroups": ["apps"], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["deployments"]}]},
+                "validations": [{"expression": expression}],
+            },
+        });
+        assert_eq!(admin.post(policies, policy).await.0, 201);
+        let mut watch = admin
+            .watch(&format!(
+                "{policies}?watch=1&fieldSelector=metadata.name%3D{name}&timeoutSeconds=20"
+            ))
+            .await;
+        let checked = loop {
+            let event = watch.next().await.expect("the policy is checked");
+            if event["object"]["status"]["typeChecking"].is_object() {
+                break event["object"].clone();
+            }
+        };
+        assert_eq!(
+            checked["status"]["observedGeneration"],
+            checked["metadata"]["generation"]
+        );
+        let warnings = checked["status"]["typeChecking"]["expressionWarnings"].as_array();
+        assert_eq!(warnings.map_or(0, Vec::len), count, "{checked}");
+    }
+    server.handle.shutdown().await;
+}

@@ -9,6 +9,7 @@ mod definitions;
 mod endpoints;
 mod flow_control;
 mod front_proxy;
+mod type_checking;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,7 +48,8 @@ pub async fn run(server: Arc<ApiServer>, port: u16) {
             front_proxy::publish(&server),
             flow_control::keep(&server),
             availability::keep(&server),
-            registration::keep(&server)
+            registration::keep(&server),
+            type_checking::keep(&server)
         );
     };
     tokio::select! {

@@ -4,7 +4,10 @@
 //! what they make is judged where it is used.
 
 mod authorizer;
+mod check;
+mod functions;
 mod prepare;
+pub mod types;
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,6 +20,7 @@ use kube_cel::cel::{Context, ExecutionError, IdedExpr, ResolveResult, Value as C
 use serde_json::Value;
 
 pub use authorizer::{Authorize, Question, Verdict, variable as authorizer};
+pub use check::{Checked, check};
 pub use kube_cel::cel::Value as CelValue;
 
 /// What `object` and the like are bound to.

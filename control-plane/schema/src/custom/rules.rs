@@ -6,6 +6,8 @@ use std::sync::Arc;
 use kube_cel::{CompilationError, CompiledSchema, ErrorKind, ValidationError, Validator, compile_schema};
 use serde_json::{Value, json};
 
+use crate::cel::types::{self, Type};
+use crate::cel::{self, Expression};
 use crate::validate::{Cause, CauseReason};
 
 const RULES: &str = "x-kubernetes-validations";
@@ -163,6 +165,115 @@ pub(super) fn check(schema: &Value, path: &str, causes: &mut Vec<Cause>) {
     }
 }
 
+/// Costs of a rule and of all rules together that are too much (upstream: `StaticEstimatedCostLimit`).
+const MOST_COST: u64 = 10_000_000;
+const MOST_COST_OF_ALL: u64 = 100_000_000;
+
+/// Rules must be about what the schema has, and may not be able to take too long.
+pub(super) fn judge(schema: &Value, path: &str, causes: &mut Vec<Cause>) {
+    let mut total = 0;
+    walk(schema, path, true, Some(1), &mut total, causes);
+    if total > MOST_COST_OF_ALL {
+        let what = "x-kubernetes-validations estimated rule cost total for entire OpenAPIv3 schema";
+        causes.push(Cause::forbidden(path, &too_dear(what, total, MOST_COST_OF_ALL)));
+    }
+}
+
+/// `times`: how often the schema applies in an object; None: as often as a request has room.
+fn walk(
+    schema: &Value,
+    path: &str,
+    is_root: bool,
+    times: Option<u64>,
+    total: &mut u64,
+    causes: &mut Vec<Cause>,
+) {
+    let is_resource = is_root || schema["x-kubernetes-embedded-resource"] == true;
+    let own = Type::of_schema(schema, is_resource).unwrap_or(Type::Dyn);
+    let often = times.unwrap_or_else(|| types::most_of(types::least_size(schema) + 1));
+    for (index, rule) in schema[RULES].as_array().into_iter().flatten().enumerate() {
+        let path = format!("{path}.{RULES}[{index}]");
+        let old = match rule["optionalOldSelf"] == true {
+            true => Type::Optional(Box::new(own.clone())),
+            false => own.clone(),
+        };
+        let scope = [("self", own.clone()), ("oldSelf", old)];
+        for (field, is_wanted, wrong, what) in [
+            (
+                "rule",
+                (|ty| matches!(ty, Type::Bool | Type::Dyn)) as fn(&Type) -> bool,
+                "cel expression must evaluate to a bool",
+                "estimated rule cost",
+            ),
+            (
+                "messageExpression",
+                |ty| matches!(ty, Type::String(_) | Type::Dyn),
+                "messageExpression must evaluate to a string",
+                "estimated messageExpression cost",
+            ),
+        ] {
+            let text = rule[field].as_str().unwrap_or_default();
+            if text.trim().is_empty() {
+                continue;
+            }
+            let at = format!("{path}.{field}");
+            let outcome = Expression::compile(text, &["self", "oldSelf"]).and_then(|expression| {
+                cel::check(&expression, &scope).map_err(|why| format!("compilation failed: {why}"))
+            });
+            match outcome {
+                Err(why) => causes.push(Cause::invalid(&at, &json!(text), &why)),
+                Ok(checked) if !is_wanted(&checked.ty) => {
+                    causes.push(Cause::invalid(&at, &json!(text), wrong))
+                }
+                Ok(checked) => {
+                    let cost = checked.cost.saturating_mul(often);
+                    *total = total.saturating_add(cost);
+                    if cost > MOST_COST {
+                        causes.push(Cause::forbidden(&at, &too_dear(what, cost, MOST_COST)));
+                    }
+                }
+            }
+        }
+    }
+    for (name, field) in schema["properties"].as_object().into_iter().flatten() {
+        walk(
+            field,
+            &format!("{path}.properties[{name}]"),
+            false,
+            times,
+            total,
+            causes,
+        );
+    }
+    for (list, limit) in [("items", "maxItems"), ("additionalProperties", "maxProperties")] {
+        if schema[list].is_object() {
+            let most = schema[limit].as_u64();
+            let times = times.zip(most).map(|(times, most)| times.saturating_mul(most));
+            walk(
+                &schema[list],
+                &format!("{path}.{list}"),
+                false,
+                times,
+                total,
+                causes,
+            );
+        }
+    }
+}
+
+/// Upstream's `getCostErrorMessage`.
+fn too_dear(what: &str, cost: u64, limit: u64) -> String {
+    let factor = cost as f64 / limit as f64;
+    let factor = match factor {
+        factor if factor > 100.0 => "more than 100x".to_owned(),
+        factor if factor < 1.5 => format!("{factor:.6}x"),
+        factor => format!("{factor:.1}x"),
+    };
+    format!(
+        "{what} exceeds budget by factor of {factor} (try simplifying the rule, or adding maxItems, maxProperties, and maxLength where arrays, maps, and strings are declared)"
+    )
+}
+
 fn nesting(text: &str) -> usize {
     let (mut depth, mut deepest) = (0usize, 0);
     for letter in text.chars() {
@@ -291,5 +402,55 @@ mod tests {
                 "{expected}: {told:?}"
             );
         }
+    }
+
+    #[test]
+    fn rules_are_about_what_the_schema_has_and_end_in_time() {
+        let schema = |rule: Value, most: Option<u64>| {
+            let mut list = json!({"type": "array", "items": {"type": "array", "items": {"type": "string"}}});
+            if let Some(most) = most {
+                list["maxItems"] = json!(most);
+                list["items"]["maxItems"] = json!(most);
+                list["items"]["items"]["maxLength"] = json!(most);
+            }
+            json!({"type": "object", "properties": {"spec": {"type": "object", RULES: [rule], "properties": {"n": {"type": "integer"}, "x": list}}}})
+        };
+        let told = |rule: Value, most| {
+            let mut causes = Vec::new();
+            judge(&schema(rule, most), "s", &mut causes);
+            let told = causes
+                .iter()
+                .map(|cause| format!("{}: {}", cause.field, cause.message));
+            told.collect::<Vec<_>>().join("; ")
+        };
+        let at = "s.properties[spec].x-kubernetes-validations[0]";
+        assert_eq!(
+            told(json!({"rule": "self.n > 0 && oldSelf.n < self.n"}), None),
+            ""
+        );
+        assert_eq!(
+            told(json!({"rule": "self.z == 1"}), None),
+            format!(
+                "{at}.rule: Invalid value: \"self.z == 1\": compilation failed: ERROR: <input>:1:5: undefined field 'z'\n | self.z == 1\n | ....^"
+            )
+        );
+        assert_eq!(
+            told(json!({"rule": "self.n + 1"}), None),
+            format!("{at}.rule: Invalid value: \"self.n + 1\": cel expression must evaluate to a bool")
+        );
+        assert_eq!(
+            told(json!({"rule": "true", "messageExpression": "self.n"}), None),
+            format!(
+                "{at}.messageExpression: Invalid value: \"self.n\": messageExpression must evaluate to a string"
+            )
+        );
+        let dear = json!({"rule": "self.x.all(i, i.all(j, j.contains('x')))"});
+        assert_eq!(
+            told(dear.clone(), None),
+            format!(
+                "{at}.rule: Forbidden: estimated rule cost exceeds budget by factor of more than 100x (try simplifying the rule, or adding maxItems, maxProperties, and maxLength where arrays, maps, and strings are declared); s: Forbidden: x-kubernetes-validations estimated rule cost total for entire OpenAPIv3 schema exceeds budget by factor of more than 100x (try simplifying the rule, or adding maxItems, maxProperties, and maxLength where arrays, maps, and strings are declared)"
+            )
+        );
+        assert_eq!(told(dear, Some(10)), "");
     }
 }

@@ -48,6 +48,9 @@ pub(super) fn check(schema: &Value, path: &str) -> Vec<Cause> {
     let mut causes = Vec::new();
     structure(schema, Level::Root, path, &mut causes);
     complete(schema, schema, path, &mut causes);
+    if causes.is_empty() {
+        super::rules::judge(schema, path, &mut causes);
+    }
     causes.sort_by(|left, right| (&left.field, &left.message).cmp(&(&right.field, &right.message)));
     causes.dedup();
     causes
