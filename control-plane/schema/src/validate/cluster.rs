@@ -2,8 +2,6 @@
 
 use std::collections::HashSet;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 use super::cause::Cause;
@@ -277,62 +275,6 @@ pub(super) fn quota_update(quota: &Value, old: &Value) -> Vec<Cause> {
         .then(|| Cause::invalid("spec.scopes", now, "field is immutable"))
         .into_iter()
         .collect()
-}
-
-const SHORTEST_CERTIFICATE: i64 = 600;
-
-pub(super) fn signing_request(csr: &Value) -> Vec<Cause> {
-    let spec = &csr["spec"];
-    let mut causes = Vec::new();
-    let decoded = STANDARD.decode(text(spec, "request")).unwrap_or_default();
-    let is_pem = String::from_utf8_lossy(&decoded).contains("-----BEGIN CERTIFICATE REQUEST-----");
-    if !text(spec, "request").is_empty() && !is_pem {
-        let detail = "PEM block type must be CERTIFICATE REQUEST";
-        causes.push(Cause::invalid("spec.request", &spec["request"], detail));
-    }
-    let signer = text(spec, "signerName");
-    if !signer.is_empty() {
-        let field = "spec.signerName";
-        match signer.split_once('/') {
-            Some((domain, path)) if !domain.is_empty() && !path.is_empty() && !path.contains('/') => {
-                if !domain.contains('.') {
-                    let detail = "should be a domain with at least two segments separated by dots";
-                    causes.push(Cause::invalid(field, &json!(domain), detail));
-                }
-                causes.extend(
-                    names::dns_subdomain_problem(domain)
-                        .map(|problem| Cause::invalid(field, &json!(domain), &problem)),
-                );
-                causes.extend(
-                    names::dns_subdomain_problem(path)
-                        .map(|problem| Cause::invalid(field, &json!(path), &problem)),
-                );
-            }
-            _ => {
-                let detail =
-                    "must be a fully qualified domain and path of the form \"example.com/signer-name\"";
-                causes.push(Cause::invalid(field, &spec["signerName"], detail));
-            }
-        }
-    }
-    if spec["expirationSeconds"]
-        .as_i64()
-        .is_some_and(|seconds| seconds < SHORTEST_CERTIFICATE)
-    {
-        let detail = "may not specify a duration less than 600 seconds (10 minutes)";
-        causes.push(Cause::invalid(
-            "spec.expirationSeconds",
-            &spec["expirationSeconds"],
-            detail,
-        ));
-    }
-    let mut usages = HashSet::new();
-    for (index, usage) in items(spec, "usages").iter().enumerate() {
-        if !usages.insert(usage.to_string()) {
-            causes.push(Cause::duplicate(&format!("spec.usages[{index}]"), usage));
-        }
-    }
-    causes
 }
 
 pub(super) fn service_cidr(cidr: &Value) -> Vec<Cause> {

@@ -5,6 +5,7 @@
 
 mod admission;
 mod cause;
+mod certificates;
 mod cluster;
 mod immutable;
 mod metadata;
@@ -96,6 +97,9 @@ pub fn update_subresource(resource: &Resource, subresource: &str, object: &Value
             causes.extend(resize::check(object, old));
             causes.extend(contents(resource, object));
         }
+        (("certificates.k8s.io", "certificatesigningrequests"), part) => {
+            causes.extend(certificates::signing_request_update(object, old, part));
+        }
         _ => {}
     }
     causes
@@ -117,7 +121,7 @@ fn contents(resource: &Resource, object: &Value) -> Vec<Cause> {
         ("storage.k8s.io", "csinodes") => storage::node(object),
         ("storage.k8s.io", "volumeattachments") => storage::attachment(object),
         ("scheduling.k8s.io", "priorityclasses") => cluster::priority_class(object),
-        ("certificates.k8s.io", "certificatesigningrequests") => cluster::signing_request(object),
+        ("certificates.k8s.io", "certificatesigningrequests") => certificates::signing_request(object),
         ("discovery.k8s.io", "endpointslices") => cluster::endpoint_slice(object),
         ("networking.k8s.io", "ingresses") => cluster::ingress(object),
         ("networking.k8s.io", "ingressclasses") => cluster::ingress_class(object),
