@@ -4,12 +4,14 @@ mod machine_api;
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use machine_api::{SOON, World, ironctl, now};
 use pki::{CertificateAuthority, Kubeconfig, Subject};
 use serde_json::Value;
-use support::{Program, command, eventually};
+use support::{Program, command, eventually, in_own_namespaces, output};
 
 fn started(name: &str, flags: &[&str]) -> World {
     let mut world = World::new(name);
@@ -173,4 +175,69 @@ fn what_a_service_says_is_followed() {
     fs::rename(&log, world.dir.join("run/log/agent.1")).unwrap();
     fs::write(&log, "fourth\n").unwrap();
     shows("first\nsecond\nthird\nfourth\n");
+}
+
+/// etcd as init starts it on a master: the node API knows where that is.
+#[test]
+fn a_masters_store_is_looked_at_and_copied() {
+    if !in_own_namespaces("a_masters_store_is_looked_at_and_copied") {
+        return;
+    }
+    output(Command::new("ip").args(["link", "set", "lo", "up"]));
+    let mut world = World::new("node-api-etcd");
+    let pki = world.dir.join("plane/pki").display().to_string();
+    let binary = std::env::var_os("IRONLET_TEST_ETCD").unwrap_or_else(|| "etcd".into());
+    let mut etcd = Command::new(binary);
+    etcd.args(["--name", "master-1", "--log-level", "error", "--client-cert-auth"]);
+    etcd.arg("--data-dir").arg(world.dir.join("etcd"));
+    let (client, peer) = ("https://127.0.0.1:2379", "http://127.0.0.1:2380");
+    etcd.args(["--listen-client-urls", client, "--advertise-client-urls", client]);
+    etcd.args(["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer]);
+    etcd.args(["--initial-cluster", &format!("master-1={peer}")]);
+    for (flag, file) in [
+        ("cert", "server.crt"),
+        ("key", "server.key"),
+        ("trusted-ca", "ca.crt"),
+    ] {
+        etcd.args([&format!("--{flag}-file"), &format!("{pki}/etcd/{file}")]);
+    }
+    let _etcd = Program::start(&mut etcd, world.dir.join("etcd.log"));
+    world.restart(&["--control-plane-pki", &pki]);
+    let admin = world.admin();
+    let on_node = |kubeconfig: &Path, args: &[&str]| {
+        let endpoint = ["--node", "node-1", "--endpoint", &world.address];
+        ironctl(kubeconfig, &[&endpoint, args].concat())
+    };
+    let members = eventually("etcd answers", SOON, || on_node(&admin, &["etcd", "members"]));
+    assert!(members.contains("master-1   leader"), "{members}");
+    let copy = world.dir.join("copy.db");
+    let copy_name = copy.display().to_string();
+    on_node(&admin, &["etcd", "snapshot", &copy_name]).unwrap();
+    // A database is whole pages, and its SHA-256 follows.
+    let size = fs::metadata(&copy).unwrap().len();
+    assert!(size > 32 && size % 512 == 32, "{size}");
+    assert_eq!(fs::metadata(&copy).unwrap().permissions().mode() & 0o777, 0o600);
+
+    let bob = user(&world, "bob");
+    let kubectl = &world.plane.kubectl;
+    kubectl.run(&[
+        "create",
+        "clusterrole",
+        "look",
+        "--verb=get",
+        "--resource=nodes/ironlet",
+    ]);
+    kubectl.run(&[
+        "create",
+        "clusterrolebinding",
+        "look",
+        "--clusterrole=look",
+        "--user=bob",
+    ]);
+    on_node(&bob, &["etcd", "members"]).unwrap();
+    let refused = on_node(&bob, &["etcd", "snapshot", &copy_name]).unwrap_err();
+    assert!(
+        refused.contains("User \"bob\" cannot create resource \"nodes/ironlet\""),
+        "{refused}"
+    );
 }
