@@ -1,12 +1,14 @@
 //! One scheduling decision: filter, score, choose.
 
+use crate::batch::{self, Batch, Candidate};
 use crate::cluster::{Cluster, NodeInfo};
-use crate::framework::{Prepared, Rejection};
+use crate::framework::{Prepared, Rejection, Scope};
 use crate::pod_info::PodInfo;
 use crate::preemption::{self, Preemption};
 use crate::profile::Profile;
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// Fewer feasible nodes than this are never enough (upstream's `minFeasibleNodesToFind`).
 const MIN_FEASIBLE: usize = 100;
@@ -14,6 +16,14 @@ const MIN_PERCENTAGE: usize = 5;
 
 /// Reasons, and how many nodes have each.
 pub type Reasons = HashMap<Cow<'static, str>, usize>;
+
+/// Which nodes are looked at, from one decision to the next.
+#[derive(Debug, Default)]
+pub struct Sampling {
+    /// The node to look at first next time, so that all nodes get their turn.
+    start: usize,
+    pub batch: Batch,
+}
 
 /// No node will do.
 #[derive(Clone, Debug, PartialEq)]
@@ -53,6 +63,47 @@ impl Attempt<'_> {
         }
     }
 
+    /// No plugin looks at pods of other nodes.
+    fn rests_on_nodes(&self) -> bool {
+        self.plugins
+            .iter()
+            .all(|voice| voice.prepared.scope() != Scope::Cluster)
+    }
+
+    /// What a node is worth whose pods changed, as far as they matter; `None` if the pod no longer fits.
+    fn worth_now(&self, node: &NodeInfo) -> Option<i64> {
+        self.filter(node).ok()?;
+        let moving = self
+            .plugins
+            .iter()
+            .filter(|voice| voice.prepared.scope() == Scope::Pods);
+        let scores = moving.filter_map(|voice| Some(voice.weight * voice.prepared.score(&[node])?[0]));
+        Some(scores.sum())
+    }
+
+    /// Nodes that passed the filters, with their scores.
+    fn candidates(&self, nodes: &[&NodeInfo], places: &[usize]) -> Vec<Candidate> {
+        let unknown = |at: &usize| Candidate {
+            at: *at,
+            fixed: 0,
+            moving: 0,
+        };
+        let mut candidates: Vec<Candidate> = places.iter().map(unknown).collect();
+        for voice in self.plugins.iter().filter(|voice| voice.weight > 0) {
+            let moves = voice.prepared.scope() == Scope::Pods;
+            let scores = voice.prepared.score(nodes).unwrap_or_default();
+            for (candidate, score) in candidates.iter_mut().zip(scores) {
+                let sum = if moves {
+                    &mut candidate.moving
+                } else {
+                    &mut candidate.fixed
+                };
+                *sum += voice.weight * score;
+            }
+        }
+        candidates
+    }
+
     /// As upstream's `RunFilterPluginsWithNominatedPods`: with the room for pods that preempted for it taken, and
     /// without these pods, since others may depend on them.
     pub fn fits(&mut self, node: &NodeInfo) -> Result<(), (u64, Rejection)> {
@@ -77,13 +128,12 @@ impl Attempt<'_> {
     }
 }
 
-/// Finds the best node. `pick` chooses among equals: given how many there are, it returns one of them. `start` is the
-/// node to look at first, moved on by each decision so that all nodes get their turn.
+/// Finds the best node. `pick` chooses among equals: given how many there are, it returns one of them.
 pub fn schedule(
     profile: &Profile,
-    pod: &PodInfo,
+    pod: &Arc<PodInfo>,
     cluster: &mut Cluster,
-    start: &mut usize,
+    sampling: &mut Sampling,
     mut pick: impl FnMut(usize) -> usize,
 ) -> Result<String, Unschedulable> {
     for plugin in &profile.plugins {
@@ -129,20 +179,35 @@ pub fn schedule(
     if let Some(nominated) = cluster.nomination(pod.uid()).and_then(|name| cluster.node(name))
         && attempt.fits(nominated).is_ok()
     {
+        sampling.batch.end();
         return Ok(nominated.name().to_owned());
     }
+    let batched = cluster.nobody_waits() && attempt.rests_on_nodes();
+    if batched
+        && let Some(node) = sampling
+            .batch
+            .next(pod, cluster, |node| attempt.worth_now(node), &mut pick)
+    {
+        return Ok(node.name().to_owned());
+    }
+    sampling.batch.end();
     let enough = enough(total, profile.percentage_of_nodes_to_score);
     let mut feasible: Vec<&NodeInfo> = Vec::new();
+    let mut places: Vec<usize> = Vec::new();
     let mut reasons = Reasons::new();
     let mut rejected_by = 0;
     // Nodes that others' leaving might make feasible.
     let mut hopeful: Vec<&NodeInfo> = Vec::new();
     let mut examined = 0;
-    let first = *start % total;
-    for node in cluster.nodes()[first..].iter().chain(&cluster.nodes()[..first]) {
+    let first = sampling.start % total;
+    for at in (first..total).chain(0..first) {
+        let node = &cluster.nodes()[at];
         examined += 1;
         match attempt.fits(node) {
-            Ok(()) => feasible.push(node),
+            Ok(()) => {
+                feasible.push(node);
+                places.push(at);
+            }
             Err((bit, why)) => {
                 rejected_by |= bit;
                 if !why.unresolvable {
@@ -157,7 +222,7 @@ pub fn schedule(
             break;
         }
     }
-    *start = (first + examined) % total;
+    sampling.start = (first + examined) % total;
     match feasible.as_slice() {
         [] => {
             let mut text = message(total, &reasons);
@@ -177,7 +242,15 @@ pub fn schedule(
             })
         }
         [only] => Ok(only.name().to_owned()),
-        several => Ok(best(&attempt, several, pick).name().to_owned()),
+        several => {
+            let candidates = attempt.candidates(several, &places);
+            let chosen = batch::best(&candidates, &mut pick).unwrap_or_default();
+            if batched {
+                let all = examined == total;
+                sampling.batch.begin(pod, candidates, chosen, all);
+            }
+            Ok(several[chosen].name().to_owned())
+        }
     }
 }
 
@@ -191,26 +264,6 @@ fn enough(total: usize, percentage: usize) -> usize {
         given => given,
     };
     (total * percentage / 100).max(MIN_FEASIBLE)
-}
-
-fn best<'a>(attempt: &Attempt, nodes: &[&'a NodeInfo], mut pick: impl FnMut(usize) -> usize) -> &'a NodeInfo {
-    let mut totals = vec![0i64; nodes.len()];
-    for voice in attempt.plugins.iter().filter(|v| v.weight > 0) {
-        for (total, score) in totals
-            .iter_mut()
-            .zip(voice.prepared.score(nodes).unwrap_or_default())
-        {
-            *total += voice.weight * score;
-        }
-    }
-    let highest = totals.iter().max().copied().unwrap_or_default();
-    let tied: Vec<&NodeInfo> = nodes
-        .iter()
-        .zip(&totals)
-        .filter(|(_, total)| **total == highest)
-        .map(|(node, _)| *node)
-        .collect();
-    tied[pick(tied.len()).min(tied.len() - 1)]
 }
 
 /// Upstream's `FitError`.
@@ -229,8 +282,8 @@ mod tests {
     use crate::cluster::testing::{cluster, pod};
     use serde_json::json;
 
-    fn run(pod: &PodInfo, cluster: &mut Cluster) -> Result<String, Unschedulable> {
-        schedule(&Profile::default(), pod, cluster, &mut 0, |_| 0)
+    fn run(pod: &Arc<PodInfo>, cluster: &mut Cluster) -> Result<String, Unschedulable> {
+        schedule(&Profile::default(), pod, cluster, &mut Sampling::default(), |_| 0)
     }
 
     #[test]

@@ -16,6 +16,8 @@ use std::sync::Arc;
 pub struct Cluster {
     nodes: Vec<NodeInfo>,
     index: HashMap<String, usize>,
+    /// Changes with all that a decision about a pod may rest on, but for what other pods' affinity rests on.
+    version: u64,
     /// Pods on nodes that don't exist (yet, or any more), by node and UID.
     strangers: HashMap<String, BTreeMap<String, Arc<PodInfo>>>,
     /// UID to node name.
@@ -42,6 +44,10 @@ impl Cluster {
         &self.nodes
     }
 
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
     pub fn node(&self, name: &str) -> Option<&NodeInfo> {
         self.index.get(name).map(|at| &self.nodes[*at])
     }
@@ -64,6 +70,9 @@ impl Cluster {
             self.nodes.len() - 1
         });
         let old = self.nodes[at].images.clone();
+        if !self.nodes[at].is_as(&node) {
+            self.version += 1;
+        }
         self.nodes[at].set_node(node);
         let new = &self.nodes[at].images;
         if *new != old {
@@ -75,6 +84,7 @@ impl Cluster {
         let Some(at) = self.index.remove(name) else {
             return;
         };
+        self.version += 1;
         self.tallies.forget();
         self.carried.forget();
         let info = self.nodes.swap_remove(at);
@@ -89,7 +99,11 @@ impl Cluster {
 
     /// Puts a pod on a node, or moves or renews it.
     pub fn set_pod(&mut self, pod: Arc<PodInfo>, node: &str) {
+        let before = self.version;
+        let same = self.node_of(pod.uid()) == Some(node)
+            && self.pod(pod.uid()).is_some_and(|old| old.takes_as_much_as(&pod));
         self.remove_pod(pod.uid());
+        self.version = if same { before } else { before + 1 };
         self.places.insert(pod.uid().to_owned(), node.to_owned());
         self.volumes.used_by(&pod, node, 1);
         let Some(at) = self.index.get(node) else {
@@ -119,6 +133,7 @@ impl Cluster {
     /// The pod, when it was on a node.
     pub fn remove_pod(&mut self, uid: &str) -> Option<Arc<PodInfo>> {
         let place = self.places.remove(uid)?;
+        self.version += 1;
         let pod = match self.index.get(&place) {
             Some(at) => {
                 let info = &mut self.nodes[*at];
@@ -177,6 +192,9 @@ impl Cluster {
     /// `pod` waits for room on `node`, or no longer waits.
     pub fn nominate(&mut self, pod: &Arc<PodInfo>, node: Option<&str>) {
         let uid = pod.uid();
+        if self.nominations.get(uid).map(String::as_str) != node {
+            self.version += 1;
+        }
         if let Some(old) = self.nominations.remove(uid)
             && let Some(there) = self.nominated.get_mut(&old)
         {
@@ -195,6 +213,10 @@ impl Cluster {
     /// The node that was made free for this pod.
     pub fn nomination(&self, uid: &str) -> Option<&str> {
         self.nominations.get(uid).map(String::as_str)
+    }
+
+    pub fn nobody_waits(&self) -> bool {
+        self.nominations.is_empty()
     }
 
     /// Pods that wait for room on `node` and that `pod` must not take it from.

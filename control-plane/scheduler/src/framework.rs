@@ -69,7 +69,22 @@ pub trait Plugin: Send + Sync {
 }
 
 /// A plugin that has looked at one pod.
+/// What a prepared plugin's word about a node rests on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Pods elsewhere, too.
+    Cluster,
+    /// The node's object only.
+    Node,
+    /// The node and the pods on it; its scores are not relative to those of other nodes.
+    Pods,
+}
+
 pub trait Prepared {
+    fn scope(&self) -> Scope {
+        Scope::Cluster
+    }
+
     fn filter(&self, _node: &NodeInfo) -> Result<(), Rejection> {
         Ok(())
     }

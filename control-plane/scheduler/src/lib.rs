@@ -1,6 +1,7 @@
 //! kube-scheduler: finds a node for every pod that has none, and binds it.
 
 mod algorithm;
+mod batch;
 mod bind;
 mod carried;
 mod cluster;

@@ -33,6 +33,18 @@ impl NodeInfo {
         self.labels()?.get(key).map(String::as_str)
     }
 
+    /// Does this version of the node say nothing new to a scheduler?
+    pub fn is_as(&self, node: &Node) -> bool {
+        let said = |node: &Node| {
+            node.status
+                .as_ref()
+                .map(|s| (s.allocatable.clone(), s.images.clone()))
+        };
+        self.node.metadata.labels == node.metadata.labels
+            && self.node.spec == node.spec
+            && said(&self.node) == said(node)
+    }
+
     pub fn set_node(&mut self, node: Arc<Node>) {
         let status = node.status.as_ref();
         let allocatable = api::resources::parse(status.and_then(|s| s.allocatable.as_ref()));

@@ -66,6 +66,13 @@ impl PodInfo {
         }
     }
 
+    /// Of the node it is on.
+    pub fn takes_as_much_as(&self, other: &Self) -> bool {
+        self.requests == other.requests
+            && self.scoring == other.scoring
+            && self.host_ports == other.host_ports
+    }
+
     pub fn spec(&self) -> &PodSpec {
         self.pod.spec.as_ref().unwrap_or(&NO_SPEC)
     }

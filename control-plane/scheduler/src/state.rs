@@ -1,6 +1,6 @@
 //! Cluster and queue under one lock: news comes in, decisions go out.
 
-use crate::algorithm::schedule;
+use crate::algorithm::{Sampling, schedule};
 use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::framework::{ClusterEvent, EventKind};
@@ -64,8 +64,7 @@ pub struct Shared {
 struct State {
     cluster: Cluster,
     queue: Queue,
-    /// The node to look at first next time.
-    start: usize,
+    sampling: Sampling,
     /// Pods with a binding on its way; until the watch confirms it, their objects still say "no node".
     assumed: HashSet<String>,
 }
@@ -108,7 +107,7 @@ impl Shared {
             state: Mutex::new(State {
                 cluster: Cluster::default(),
                 queue: Queue::new(config.first_backoff, config.longest_backoff),
-                start: 0,
+                sampling: Sampling::default(),
                 assumed: HashSet::new(),
             }),
             wake: Notify::new(),
@@ -140,7 +139,7 @@ impl Shared {
             state.queue.remove(pod.uid());
             return Err(Some(now));
         };
-        let result = schedule(profile, &pod, &mut state.cluster, &mut state.start, pick);
+        let result = schedule(profile, &pod, &mut state.cluster, &mut state.sampling, pick);
         self.metrics
             .attempt(&profile.scheduler_name, result.is_ok(), now.elapsed());
         match result {
@@ -150,6 +149,7 @@ impl Shared {
                 state.assumed.insert(pod.uid().to_owned());
                 state.cluster.nominate(&pod, None);
                 state.cluster.set_pod(pod.clone(), &node);
+                state.sampling.batch.settle(state.cluster.version());
                 Ok(Decision::Bind { pod, node, steps })
             }
             Err(why) => match why.preemption {

@@ -1,7 +1,7 @@
 //! Nodes that have the pod's images already are better, the more so the larger these are.
 
 use crate::cluster::{Cluster, NodeInfo};
-use crate::framework::{EventKind, MAX_SCORE, Plugin, Prepared};
+use crate::framework::{EventKind, MAX_SCORE, Plugin, Prepared, Scope};
 use crate::pod_info::PodInfo;
 
 const MB: i64 = 1024 * 1024;
@@ -56,6 +56,10 @@ impl Plugin for ImageLocality {
 }
 
 impl Prepared for Images {
+    fn scope(&self) -> Scope {
+        Scope::Node
+    }
+
     fn score(&self, nodes: &[&NodeInfo]) -> Option<Vec<i64>> {
         let sum = |node: &&NodeInfo| -> i64 {
             let sizes = self

@@ -1,7 +1,9 @@
 //! nodeSelector and node affinity.
 
 use crate::cluster::{Cluster, NodeInfo};
-use crate::framework::{ClusterEvent, EventKind, Plugin, Prepared, Rejection, normalize, reject_for_good};
+use crate::framework::{
+    ClusterEvent, EventKind, Plugin, Prepared, Rejection, Scope, normalize, reject_for_good,
+};
 use crate::pod_info::PodInfo;
 use k8s_openapi::api::core::v1::{NodeAffinity as Affinity, PreferredSchedulingTerm};
 
@@ -58,6 +60,10 @@ impl Plugin for NodeAffinity {
 }
 
 impl Prepared for Wishes<'_> {
+    fn scope(&self) -> Scope {
+        Scope::Node
+    }
+
     fn filter(&self, node: &NodeInfo) -> Result<(), Rejection> {
         if matches_required(self.pod, node) {
             return Ok(());

@@ -1,7 +1,7 @@
 //! A pod that names its node goes there or nowhere.
 
 use crate::cluster::{Cluster, NodeInfo};
-use crate::framework::{EventKind, Plugin, Prepared, Rejection, reject_for_good};
+use crate::framework::{EventKind, Plugin, Prepared, Rejection, Scope, reject_for_good};
 use crate::pod_info::PodInfo;
 
 pub struct NodeName;
@@ -23,6 +23,10 @@ impl Plugin for NodeName {
 }
 
 impl Prepared for Named<'_> {
+    fn scope(&self) -> Scope {
+        Scope::Node
+    }
+
     fn filter(&self, node: &NodeInfo) -> Result<(), Rejection> {
         if node.name() != self.0 {
             return reject_for_good("node(s) didn't match the requested node name");

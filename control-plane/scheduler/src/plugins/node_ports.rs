@@ -1,7 +1,7 @@
 //! A host port can be had once a node.
 
 use crate::cluster::{Cluster, NodeInfo};
-use crate::framework::{ClusterEvent, EventKind, Plugin, Prepared, Rejection, reject};
+use crate::framework::{ClusterEvent, EventKind, Plugin, Prepared, Rejection, Scope, reject};
 use crate::pod_info::PodInfo;
 use api::pod::HostPort;
 
@@ -33,6 +33,10 @@ impl Plugin for NodePorts {
 }
 
 impl Prepared for Wanted<'_> {
+    fn scope(&self) -> Scope {
+        Scope::Pods
+    }
+
     fn filter(&self, node: &NodeInfo) -> Result<(), Rejection> {
         if node.with_ports == 0 {
             return Ok(());

@@ -1,7 +1,7 @@
 //! CPU and memory of a node should fill up together.
 
 use crate::cluster::{Cluster, NodeInfo};
-use crate::framework::{EventKind, MAX_SCORE, Plugin, Prepared};
+use crate::framework::{EventKind, MAX_SCORE, Plugin, Prepared, Scope};
 use crate::pod_info::{PodInfo, Resources};
 
 pub struct NodeResourcesBalancedAllocation;
@@ -28,6 +28,10 @@ impl Plugin for NodeResourcesBalancedAllocation {
 }
 
 impl Prepared for Wanted<'_> {
+    fn scope(&self) -> Scope {
+        Scope::Pods
+    }
+
     fn score(&self, nodes: &[&NodeInfo]) -> Option<Vec<i64>> {
         let wanted = &self.0.requests;
         let score = |node: &&NodeInfo| {

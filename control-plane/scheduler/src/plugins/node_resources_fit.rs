@@ -1,7 +1,7 @@
 //! Requests must fit into what is left; emptier nodes are better (LeastAllocated).
 
 use crate::cluster::{Cluster, NodeInfo};
-use crate::framework::{ClusterEvent, EventKind, MAX_SCORE, Plugin, Prepared, Rejection};
+use crate::framework::{ClusterEvent, EventKind, MAX_SCORE, Plugin, Prepared, Rejection, Scope};
 use crate::pod_info::PodInfo;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -34,6 +34,10 @@ impl Plugin for NodeResourcesFit {
 }
 
 impl Prepared for Wanted<'_> {
+    fn scope(&self) -> Scope {
+        Scope::Pods
+    }
+
     fn filter(&self, node: &NodeInfo) -> Result<(), Rejection> {
         let (wanted, have, used) = (&self.0.requests, &node.allocatable, &node.requested);
         let mut reasons: Vec<Cow<'static, str>> = Vec::new();
@@ -87,8 +91,8 @@ impl Prepared for Wanted<'_> {
                 least_allocated(node.allocatable.milli_cpu, node.scoring_requested.0 + cpu),
                 least_allocated(node.allocatable.memory, node.scoring_requested.1 + memory),
             ];
-            let known: Vec<i64> = parts.into_iter().flatten().collect();
-            known.iter().sum::<i64>() / (known.len() as i64).max(1)
+            let known = parts.iter().flatten().count() as i64;
+            parts.iter().flatten().sum::<i64>() / known.max(1)
         };
         Some(nodes.iter().map(score).collect())
     }

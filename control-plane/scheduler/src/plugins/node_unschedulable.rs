@@ -1,7 +1,7 @@
 //! Cordoned nodes take only pods that tolerate it.
 
 use crate::cluster::{Cluster, NodeInfo};
-use crate::framework::{EventKind, Plugin, Prepared, Rejection, reject_for_good};
+use crate::framework::{EventKind, Plugin, Prepared, Rejection, Scope, reject_for_good};
 use crate::pod_info::PodInfo;
 use api::taint::{NO_SCHEDULE, tolerates};
 use k8s_openapi::api::core::v1::Taint;
@@ -38,6 +38,10 @@ impl Plugin for NodeUnschedulable {
 }
 
 impl Prepared for ForPod {
+    fn scope(&self) -> Scope {
+        Scope::Node
+    }
+
     fn filter(&self, node: &NodeInfo) -> Result<(), Rejection> {
         if api::node::is_unschedulable(&node.node) && !self.tolerated {
             return reject_for_good("node(s) were unschedulable");

@@ -1,7 +1,9 @@
 //! Taints keep pods away (NoSchedule, NoExecute) or make a node less liked (PreferNoSchedule).
 
 use crate::cluster::{Cluster, NodeInfo};
-use crate::framework::{ClusterEvent, EventKind, Plugin, Prepared, Rejection, normalize, reject_for_good};
+use crate::framework::{
+    ClusterEvent, EventKind, Plugin, Prepared, Rejection, Scope, normalize, reject_for_good,
+};
 use crate::pod_info::PodInfo;
 use api::taint::{NO_EXECUTE, NO_SCHEDULE, PREFER_NO_SCHEDULE, first_untolerated, tolerates};
 use k8s_openapi::api::core::v1::Toleration;
@@ -38,6 +40,10 @@ impl Plugin for TaintToleration {
 }
 
 impl Prepared for Tolerations<'_> {
+    fn scope(&self) -> Scope {
+        Scope::Node
+    }
+
     fn filter(&self, node: &NodeInfo) -> Result<(), Rejection> {
         match first_untolerated(api::node::taints(&node.node), self.0, &[NO_SCHEDULE, NO_EXECUTE]) {
             Some(_) => reject_for_good("node(s) had untolerated taint(s)"),
