@@ -72,7 +72,11 @@ pub(super) fn controller(plural: &str, object: &Value) -> Vec<Cause> {
             ));
         }
     }
-    causes.extend(template(&spec["template"], "spec.template"));
+    if plural == "statefulsets" {
+        causes.extend(template(&with_claims(spec), "spec.template"));
+    } else {
+        causes.extend(template(&spec["template"], "spec.template"));
+    }
     causes.extend(always_restarts(spec));
     match plural {
         "deployments" => causes.extend(deployment(spec)),
@@ -80,6 +84,26 @@ pub(super) fn controller(plural: &str, object: &Value) -> Vec<Cause> {
         _ => {}
     }
     causes
+}
+
+/// A StatefulSet's template with the volumes that its claims will become: containers may mount them.
+fn with_claims(spec: &Value) -> Value {
+    let mut template = spec["template"].clone();
+    let claims = spec["volumeClaimTemplates"].as_array().into_iter().flatten();
+    let mut volumes = template["spec"]["volumes"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
+    for claim in claims {
+        let name = &claim["metadata"]["name"];
+        if !volumes.iter().any(|volume| volume["name"] == *name) {
+            volumes.push(json!({"name": name, "persistentVolumeClaim": {"claimName": name}}));
+        }
+    }
+    if !volumes.is_empty() && template["spec"].is_object() {
+        template["spec"]["volumes"] = volumes.into();
+    }
+    template
 }
 
 fn always_restarts(spec: &Value) -> Option<Cause> {
@@ -370,6 +394,13 @@ mod tests {
                 .extend(extra.as_object().expect("object").clone());
             set
         };
+        let mut mounting = set(
+            json!({"volumeClaimTemplates": [{"metadata": {"name": "data"}, "spec": {
+            "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}}]}),
+        );
+        mounting["spec"]["template"]["spec"]["containers"][0]["volumeMounts"] =
+            json!([{"name": "data", "mountPath": "/data"}]);
+        assert_eq!(refusals("apps", "v1", "statefulsets", mounting), [] as [&str; 0]);
         assert!(
             update_refusals(
                 "apps",
