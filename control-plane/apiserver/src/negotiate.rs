@@ -17,6 +17,8 @@ pub enum View {
 pub struct Wanted {
     pub media: MediaType,
     pub view: View,
+    /// A Table as `meta.k8s.io/v1beta1`, which says the same.
+    pub beta: bool,
     pub gzip: bool,
 }
 
@@ -25,6 +27,7 @@ impl Default for Wanted {
         Self {
             media: MediaType::Json,
             view: View::Object,
+            beta: false,
             gzip: false,
         }
     }
@@ -46,16 +49,22 @@ pub fn negotiate(headers: &HeaderMap) -> Result<Wanted, ApiError> {
     }
     let mut fallback = None;
     for clause in accept.split(',') {
-        let Some((media, view)) = parse(clause) else {
+        let Some((media, view, beta)) = parse(clause) else {
             continue;
         };
-        let wanted = Wanted { media, view, gzip };
+        let wanted = Wanted {
+            media,
+            view,
+            beta,
+            gzip,
+        };
         if media != MediaType::Protobuf {
             // A protobuf clause with a wanted view, before this one, decides the view.
             return Ok(match fallback {
                 Some(Wanted { view: earlier, .. }) if earlier != view => Wanted {
                     media: MediaType::Protobuf,
                     view: earlier,
+                    beta: false,
                     gzip,
                 },
                 _ => wanted,
@@ -66,7 +75,7 @@ pub fn negotiate(headers: &HeaderMap) -> Result<Wanted, ApiError> {
     fallback.ok_or_else(|| ApiError::not_acceptable(ACCEPTED))
 }
 
-fn parse(clause: &str) -> Option<(MediaType, View)> {
+fn parse(clause: &str) -> Option<(MediaType, View, bool)> {
     let mut parts = clause.split(';').map(str::trim);
     let media = match parts.next()? {
         "application/json" | "*/*" | "application/*" => MediaType::Json,
@@ -86,11 +95,11 @@ fn parse(clause: &str) -> Option<(MediaType, View)> {
     let view = match (view, group, version) {
         ("", ..) => View::Object,
         // Upstream's AllowsMediaTypeTransform: tables have no protobuf form.
-        ("Table", "meta.k8s.io", "v1") if media != MediaType::Protobuf => View::Table,
+        ("Table", "meta.k8s.io", "v1" | "v1beta1") if media != MediaType::Protobuf => View::Table,
         ("PartialObjectMetadata" | "PartialObjectMetadataList", "meta.k8s.io", "v1") => View::PartialMetadata,
         _ => return None,
     };
-    Some((media, view))
+    Some((media, view, view == View::Table && version == "v1beta1"))
 }
 
 /// Whether the client asks for the aggregated discovery document.
@@ -141,6 +150,10 @@ mod tests {
                 Ok((MediaType::Json, View::PartialMetadata)),
             ),
             ("application/json;as=Table;g=meta.k8s.io;v=v9", Err(406)),
+            (
+                "application/json;as=Table;g=meta.k8s.io;v=v1beta1",
+                Ok((MediaType::Json, View::Table)),
+            ),
             ("text/html", Err(406)),
             (
                 "text/html, application/json;q=0.5",

@@ -5,8 +5,8 @@ use std::io::Write as _;
 use bytes::Bytes;
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, HeaderName, VARY, WARNING};
-use http::{HeaderValue, Response, StatusCode};
+use http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, HeaderName, USER_AGENT, VARY, WARNING};
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use schema::table::{IncludeObject, TableOptions};
 use schema::{Catalog, MediaType, Resource};
@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use crate::audit;
 use crate::connect::Body;
 use crate::flow_control::Classified;
-use crate::negotiate::{View, Wanted};
+use crate::negotiate::{View, Wanted, header};
 use crate::request_info::query_values;
 use crate::status::ApiError;
 
@@ -144,6 +144,32 @@ pub fn warn(response: &mut Response<Body>, warnings: &[String]) {
     }
 }
 
+/// People at a terminal or browser want to read it, unless `pretty` says otherwise.
+pub fn wants_pretty(query: &str, headers: &HeaderMap) -> bool {
+    match query_values(query, "pretty").next().as_deref() {
+        None | Some("") => {
+            let agent = header(headers, &USER_AGENT);
+            ["curl", "Wget", "Mozilla/5.0"].iter().any(|reader| agent.starts_with(reader))
+        }
+        Some(asked) => matches!(asked, "1" | "t" | "T" | "true" | "TRUE" | "True"),
+    }
+}
+
+/// JSON with line breaks; anything else stays as it is.
+pub async fn pretty(response: Response<Body>) -> Response<Body> {
+    let is_json = header(response.headers(), &CONTENT_TYPE) == "application/json";
+    if !is_json || response.headers().contains_key(CONTENT_ENCODING) {
+        return response;
+    }
+    let (parts, body) = response.into_parts();
+    let bytes = match body.collect().await {
+        Ok(body) => body.to_bytes(),
+        Err(why) => return error(&ApiError::internal(why)),
+    };
+    let read = serde_json::from_slice::<Value>(&bytes).and_then(|value| serde_json::to_string_pretty(&value));
+    Response::from_parts(parts, full(read.map_or(bytes, Bytes::from)))
+}
+
 pub fn set_header(response: &mut Response<Body>, name: HeaderName, value: &str) {
     if let Ok(value) = HeaderValue::from_str(value) {
         response.headers_mut().insert(name, value);
@@ -190,7 +216,11 @@ impl<'a> Viewer<'a> {
             headers,
             now: jiff::Timestamp::now(),
         };
-        schema::table::render(self.resource, objects, metadata, options)
+        let mut table = schema::table::render(self.resource, objects, metadata, options);
+        if self.wanted.beta {
+            table["apiVersion"] = "meta.k8s.io/v1beta1".into();
+        }
+        table
     }
 
     pub fn object(&self, status: StatusCode, object: &Value) -> Response<Body> {

@@ -51,9 +51,18 @@ pub async fn patch(server: &ApiServer, request: &ResourceRequest) -> Result<Resp
             let code = StatusCode::from_u16(error.code).unwrap_or(StatusCode::BAD_REQUEST);
             ApiError::new(code, error.reason, error.message)
         })?;
-        let shown = patched.clone();
+        // Upstream shows what it could not take: the patch itself, or what became of it.
+        let shown = match patch_type {
+            PatchType::Strategic => go_text(&patch),
+            _ => patched.to_string(),
+        };
         let mut problems = duplicates.clone();
-        problems.extend(schema::fields::check(kind, &mut patched).map_err(|why| unfit(&shown, &why))?);
+        problems.extend(
+            schema::fields::check(kind, &mut patched).map_err(|why| match patch_type {
+                PatchType::Strategic => unfit(&shown, restored(&why).as_deref().unwrap_or(&why)),
+                _ => unfit(&shown, &why),
+            })?,
+        );
         let found = match options.field_validation {
             FieldValidation::Strict if !problems.is_empty() => {
                 let why = format!("strict decoding error: {}", problems.join(", "));
@@ -80,11 +89,87 @@ pub async fn patch(server: &ApiServer, request: &ResourceRequest) -> Result<Resp
 }
 
 /// A patch is refused as a field named `patch` of nothing in particular.
-fn unfit(patched: &Value, why: &str) -> ApiError {
+fn unfit(shown: &str, why: &str) -> ApiError {
     let cause = Cause {
         reason: "FieldValueInvalid",
-        message: format!("Invalid value: {:?}: {why}", patched.to_string()),
+        message: format!("Invalid value: {shown:?}: {why}"),
         field: "patch".into(),
     };
     ApiError::invalid("", "", "", vec![cause])
+}
+
+/// As Go prints a map with `%+v`.
+fn go_text(value: &Value) -> String {
+    match value {
+        Value::Null => "<nil>".into(),
+        Value::String(text) => text.clone(),
+        Value::Array(items) => format!("[{}]", items.iter().map(go_text).collect::<Vec<_>>().join(" ")),
+        Value::Object(fields) => {
+            let entries: Vec<String> = fields
+                .iter()
+                .map(|(name, value)| format!("{name}:{}", go_text(value)))
+                .collect();
+            format!("map[{}]", entries.join(" "))
+        }
+        other => other.to_string(),
+    }
+}
+
+/// A strategic merge works on maps, and what turns those into structs (upstream's `fromUnstructured`) has its own words
+/// for what encoding/json calls `json: cannot unmarshal …`.
+fn restored(why: &str) -> Option<String> {
+    let (from, rest) = why
+        .strip_prefix("json: cannot unmarshal ")?
+        .split_once(" into ")?;
+    let wanted = rest.rsplit_once(" of type ")?.1;
+    let kind = match from {
+        "array" => "slice",
+        "object" => "map",
+        "number" => "int64",
+        other => other,
+    };
+    Some(match wanted {
+        map if map.starts_with("map[") => format!("cannot restore map from {kind}"),
+        slice if slice.starts_with("[]") => format!("cannot restore slice from {kind}"),
+        structure if structure.contains('.') => format!("cannot restore struct from: {kind}"),
+        scalar => {
+            let from = match kind {
+                "slice" => "[]interface {}",
+                "map" => "map[string]interface {}",
+                other => other,
+            };
+            format!("cannot convert {from} to {scalar}")
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn strategic_patches_fail_in_upstreams_words() {
+        assert_eq!(
+            go_text(&json!({"metadata": {"labels": "invalid", "a": [1, null]}})),
+            "map[metadata:map[a:[1 <nil>] labels:invalid]]"
+        );
+        for (why, expected) in [
+            (
+                "json: cannot unmarshal string into Go struct field ObjectMeta.metadata.labels of type map[string]string",
+                Some("cannot restore map from string"),
+            ),
+            (
+                "json: cannot unmarshal object into Go struct field PodSpec.spec.containers of type []v1.Container",
+                Some("cannot restore slice from map"),
+            ),
+            (
+                "json: cannot unmarshal string into Go struct field DeploymentSpec.spec.replicas of type int32",
+                Some("cannot convert string to int32"),
+            ),
+            ("quantities must match the regular expression", None),
+        ] {
+            assert_eq!(restored(why).as_deref(), expected, "{why}");
+        }
+    }
 }
