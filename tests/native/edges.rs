@@ -43,7 +43,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("controller-manager", &["api", "api-client", "pki", "quota"]),
     ("cri", &["cri-api"]),
     ("cri-api", &[]),
-    ("hollow", &[]),
+    ("hollow", &["api", "pki"]),
     ("image", &["boot-disk", "node-config", "schema"]),
     ("init", &["boot-disk", "node-config"]),
     ("ironctl", &["node-api"]),

@@ -9,6 +9,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use serde_json::{Value, json};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,20 +24,29 @@ pub struct Nodes {
     count: usize,
     zones: usize,
     capacity: Value,
+    kubelets: Option<Kubelets>,
+}
+
+/// Where the nodes' kubelets listen.
+pub struct Kubelets {
+    pub address: IpAddr,
+    /// One a node.
+    pub ports: Vec<u16>,
 }
 
 impl Nodes {
-    pub fn new(options: &Hollow) -> Self {
+    pub fn new(options: &Hollow, kubelets: Option<Kubelets>) -> Self {
         Self {
             prefix: options.name_prefix.clone(),
             count: options.nodes,
             zones: options.zones.max(1),
             capacity: json!({"cpu": options.cpu, "memory": options.memory, "pods": options.pods.to_string(),
                 "ephemeral-storage": "100Gi"}),
+            kubelets,
         }
     }
 
-    fn name(&self, index: usize) -> String {
+    pub fn name(&self, index: usize) -> String {
         format!("{}-{index}", self.prefix)
     }
 
@@ -53,7 +63,7 @@ impl Nodes {
             json!({"type": kind, "status": status, "reason": reason, "message": message,
                 "lastHeartbeatTime": now.to_string(), "lastTransitionTime": now.to_string()})
         };
-        json!({
+        let mut object = json!({
             "apiVersion": "v1", "kind": "Node",
             "metadata": {"name": name, "labels": {
                 "kubernetes.io/hostname": name, "kubernetes.io/os": "linux", "kubernetes.io/arch": "amd64",
@@ -73,7 +83,15 @@ impl Nodes {
                     "kubeProxyVersion": "", "containerRuntimeVersion": "hollow://0", "osImage": "hollow",
                     "kernelVersion": "", "machineID": name, "systemUUID": name, "bootID": name},
             },
-        })
+        });
+        if let Some(kubelets) = &self.kubelets {
+            let status = &mut object["status"];
+            status["daemonEndpoints"] = json!({"kubeletEndpoint": {"Port": kubelets.ports[index]}});
+            if let Some(addresses) = status["addresses"].as_array_mut() {
+                addresses.push(json!({"type": "ExternalIP", "address": kubelets.address}));
+            }
+        }
+        object
     }
 }
 
@@ -162,13 +180,10 @@ mod tests {
 
     #[test]
     fn nodes_know_their_own() {
-        let nodes = Nodes::new(&Hollow::parse_from([
-            "hollow",
-            "--kubeconfig",
-            "f",
-            "--nodes",
-            "300",
-        ]));
+        let nodes = Nodes::new(
+            &Hollow::parse_from(["hollow", "--kubeconfig", "f", "--nodes", "300"]),
+            None,
+        );
         assert_eq!(nodes.address("hollow-299").as_deref(), Some("10.192.1.43"));
         for stranger in ["hollow-300", "hollow", "hollow-x", "other-1"] {
             assert_eq!(nodes.address(stranger), None, "{stranger}");

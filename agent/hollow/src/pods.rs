@@ -2,6 +2,7 @@
 
 use crate::node::Nodes;
 use crate::pod::{Place, Step, next};
+use crate::usage::Meter;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use k8s_openapi::api::core::v1::Pod;
@@ -30,6 +31,7 @@ struct Pods {
     client: Client,
     nodes: Arc<Nodes>,
     start_delay: Duration,
+    meter: Arc<Meter>,
     known: HashMap<Key, Pod>,
     writing: HashSet<Key>,
     writes: FuturesUnordered<Write>,
@@ -37,7 +39,12 @@ struct Pods {
     last_address: u32,
 }
 
-pub async fn run(client: Client, nodes: Arc<Nodes>, start_delay: Duration) -> anyhow::Result<()> {
+pub async fn run(
+    client: Client,
+    nodes: Arc<Nodes>,
+    meter: Arc<Meter>,
+    start_delay: Duration,
+) -> anyhow::Result<()> {
     let bound = Config::default().fields("spec.nodeName!=");
     let watch = watcher(Api::<Pod>::all(client.clone()), bound).default_backoff();
     let mut watch = std::pin::pin!(watch);
@@ -45,6 +52,7 @@ pub async fn run(client: Client, nodes: Arc<Nodes>, start_delay: Duration) -> an
         client,
         nodes,
         start_delay,
+        meter,
         known: HashMap::new(),
         writing: HashSet::new(),
         writes: FuturesUnordered::new(),
@@ -74,6 +82,7 @@ impl Pods {
                 }
             }
             Event::Delete(pod) => {
+                self.meter.forget(&pod);
                 self.known.remove(&Key::from_obj(&pod));
             }
             Event::Init | Event::InitDone => {}
@@ -101,6 +110,7 @@ impl Pods {
         if let Some(address) = address.filter(|a| !pod_is_on_host(&pod) && a.octets()[0] == 10) {
             self.last_address = self.last_address.max(u32::from(address));
         }
+        self.meter.observe(&pod, Timestamp::now());
         self.known.insert(key.clone(), pod);
         true
     }

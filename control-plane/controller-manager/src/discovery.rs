@@ -47,9 +47,8 @@ pub async fn kinds(client: &Client) -> Result<Vec<Kind>, Error> {
 
 /// Every kind that can be listed and deleted.
 pub async fn deletable(client: &Client) -> Result<Vec<Kind>, Error> {
-    let usable = |can: &ApiCapabilities| {
-        can.supports_operation(verbs::LIST) && can.supports_operation(verbs::DELETE)
-    };
+    let usable =
+        |can: &ApiCapabilities| can.supports_operation(verbs::LIST) && can.supports_operation(verbs::DELETE);
     list(client, usable).await
 }
 

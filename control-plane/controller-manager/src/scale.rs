@@ -90,7 +90,7 @@ impl Scales {
                     let title = known.title();
                     let title = title.trim_end_matches('.');
                     Err(format!("{title} does not implement the scale subresource"))
-                },
+                }
                 Err(refusal) if refusal.code == 404 => Ok(None),
                 Err(refusal) => Err(refusal.message),
             },
@@ -140,8 +140,8 @@ impl Scales {
     }
 
     async fn known(&self, api_version: &str, kind: &str) -> Result<Kind, String> {
-        let group = group_of(api_version)
-            .ok_or_else(|| format!("unexpected GroupVersion string: {api_version}"))?;
+        let group =
+            group_of(api_version).ok_or_else(|| format!("unexpected GroupVersion string: {api_version}"))?;
         let known = self.kind(group, kind).await?;
         known.ok_or_else(|| format!("no matches for kind {kind:?} in group {group:?}"))
     }

@@ -49,9 +49,7 @@ pub fn openapi_v3() -> Value {
         let schema = json!({"$ref": format!("#/components/schemas/{}", schema_name(kind))});
         json!({"200": {"description": "OK", "content": {"application/json": {"schema": schema}}}})
     };
-    let parameter = |name: &str| {
-        json!({"name": name, "in": "path", "required": true, "schema": {"type": "string", "uniqueItems": true}})
-    };
+    let parameter = |name: &str| json!({"name": name, "in": "path", "required": true, "schema": {"type": "string", "uniqueItems": true}});
     json!({"openapi": "3.0.0", "info": info(), "paths": paths(&response, &parameter),
         "components": {"schemas": schemas}})
 }
@@ -61,8 +59,7 @@ pub fn openapi_v2() -> Value {
         let schema = json!({"$ref": format!("#/definitions/{}", schema_name(kind))});
         json!({"200": {"description": "OK", "schema": schema}})
     };
-    let parameter =
-        |name: &str| json!({"name": name, "in": "path", "required": true, "type": "string", "uniqueItems": true});
+    let parameter = |name: &str| json!({"name": name, "in": "path", "required": true, "type": "string", "uniqueItems": true});
     json!({"swagger": "2.0", "info": info(), "paths": paths(&response, &parameter),
         "definitions": schemas("#/definitions/")})
 }
@@ -83,12 +80,26 @@ fn paths(response: &dyn Fn(&str) -> Value, parameter: &dyn Fn(&str) -> Value) ->
         let within = if namespaced { "/namespaces/{namespace}" } else { "" };
         let places = [
             (format!("{root}/{plural}"), list.as_str(), "list", &[][..]),
-            (format!("{root}{within}/{plural}"), list.as_str(), "list", &["namespace"][..]),
-            (format!("{root}{within}/{plural}/{{name}}"), kind, "get", &["namespace", "name"][..]),
+            (
+                format!("{root}{within}/{plural}"),
+                list.as_str(),
+                "list",
+                &["namespace"][..],
+            ),
+            (
+                format!("{root}{within}/{plural}/{{name}}"),
+                kind,
+                "get",
+                &["namespace", "name"][..],
+            ),
         ];
         for (path, answer, action, parameters) in places {
             let named = |name: &&&str| namespaced || **name != "namespace";
-            let parameters: Vec<Value> = parameters.iter().filter(named).map(|name| parameter(name)).collect();
+            let parameters: Vec<Value> = parameters
+                .iter()
+                .filter(named)
+                .map(|name| parameter(name))
+                .collect();
             let mut get = json!({"tags": ["metrics_v1beta1"], "responses": response(answer),
                 "x-kubernetes-action": action, "x-kubernetes-group-version-kind": gvk(kind)});
             if !parameters.is_empty() {
@@ -174,8 +185,19 @@ mod tests {
             }
             let paths: Vec<_> = document["paths"].as_object().unwrap().keys().collect();
             let root = "/apis/metrics.k8s.io/v1beta1";
-            let want = ["/namespaces/{namespace}/pods", "/namespaces/{namespace}/pods/{name}", "/nodes", "/nodes/{name}", "/pods"];
-            assert_eq!(paths, want.map(|path| format!("{root}{path}")).iter().collect::<Vec<_>>());
+            let want = [
+                "/namespaces/{namespace}/pods",
+                "/namespaces/{namespace}/pods/{name}",
+                "/nodes",
+                "/nodes/{name}",
+                "/pods",
+            ];
+            assert_eq!(
+                paths,
+                want.map(|path| format!("{root}{path}"))
+                    .iter()
+                    .collect::<Vec<_>>()
+            );
         }
         assert!(is_openapi_v3("/openapi/v3/apis/metrics.k8s.io/v1beta1"));
     }

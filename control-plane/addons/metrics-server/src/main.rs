@@ -180,13 +180,18 @@ fn serving_certificate(flags: &Flags) -> anyhow::Result<CertifiedKey> {
             let read = |name: &str, path: &Path| {
                 fs::read_to_string(path).with_context(|| format!("{name} {}", path.display()))
             };
-            (read("--tls-cert-file", certificate)?, read("--tls-private-key-file", key)?)
+            (
+                read("--tls-cert-file", certificate)?,
+                read("--tls-private-key-file", key)?,
+            )
         }
         _ => {
             let now = Timestamp::now();
             let authority = CertificateAuthority::generate(NAME, now)?;
             let names = SubjectAltNames {
-                dns_names: ["", ".kube-system", ".kube-system.svc"].map(|rest| format!("{NAME}{rest}")).into(),
+                dns_names: ["", ".kube-system", ".kube-system.svc"]
+                    .map(|rest| format!("{NAME}{rest}"))
+                    .into(),
                 ..SubjectAltNames::default()
             };
             let identity = authority.issue(&LeafRequest::server(Subject::new(NAME, &[]), names), now)?;

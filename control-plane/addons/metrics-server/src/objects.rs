@@ -112,9 +112,7 @@ pub fn list(kind: &str, items: Vec<Item>) -> Value {
 
 /// What `kubectl get` prints.
 pub fn table(items: &[Item]) -> Value {
-    let column = |name: &str, format: &str, description: &str| {
-        json!({"name": name, "type": "string", "format": format, "description": description, "priority": 0})
-    };
+    let column = |name: &str, format: &str, description: &str| json!({"name": name, "type": "string", "format": format, "description": description, "priority": 0});
     let mut columns = vec![column("Name", "name", "Name of the resource")];
     columns.extend(RESOURCES.map(|name| column(name, "quantity", "")));
     columns.push(column("Window", "duration", ""));

@@ -21,7 +21,11 @@ pub struct Target {
 
 impl Target {
     pub fn parse(path: &str) -> Option<Self> {
-        let parts: Vec<&str> = path.strip_prefix(ROOT)?.trim_end_matches('/').split('/').collect();
+        let parts: Vec<&str> = path
+            .strip_prefix(ROOT)?
+            .trim_end_matches('/')
+            .split('/')
+            .collect();
         let (namespace, rest) = match parts.as_slice() {
             ["namespaces", namespace, rest @ ..] if !rest.is_empty() => (Some((*namespace).to_owned()), rest),
             rest => (None, rest),
@@ -122,8 +126,12 @@ impl Question {
 
 /// Decoded query parameter, the first of that name.
 pub fn parameter(query: Option<&str>, wanted: &str) -> Option<String> {
-    let mut pairs = query?.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-    pairs.find(|(name, _)| *name == wanted).map(|(_, value)| decode(value))
+    let mut pairs = query?
+        .split('&')
+        .map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+    pairs
+        .find(|(name, _)| *name == wanted)
+        .map(|(_, value)| decode(value))
 }
 
 fn decode(text: &str) -> String {
@@ -157,7 +165,11 @@ pub fn field_matches(selector: &str, name: &str, namespace: Option<&str>) -> Res
             (_, Some((field, value))) => (field, value, true),
             _ => match term.split_once('=') {
                 Some((field, value)) => (field, value, true),
-                None => return Err(format!("invalid selector: '{selector}'; can't understand '{term}'")),
+                None => {
+                    return Err(format!(
+                        "invalid selector: '{selector}'; can't understand '{term}'"
+                    ));
+                }
             },
         };
         let value = match field {
@@ -185,11 +197,13 @@ mod tests {
             ("namespaces/n/pods/p/log", None),
             ("", None),
         ] {
-            let want = want.map(|(namespace, resource, name): (Option<&str>, &str, Option<&str>)| Target {
-                resource: resource.into(),
-                namespace: namespace.map(Into::into),
-                name: name.map(Into::into),
-            });
+            let want = want.map(
+                |(namespace, resource, name): (Option<&str>, &str, Option<&str>)| Target {
+                    resource: resource.into(),
+                    namespace: namespace.map(Into::into),
+                    name: name.map(Into::into),
+                },
+            );
             assert_eq!(Target::parse(&format!("{ROOT}{path}")), want, "{path}");
         }
         assert_eq!(Target::parse("/apis/metrics.k8s.io/v1beta1"), None);
@@ -199,13 +213,23 @@ mod tests {
     fn refusals_are_upstreams() {
         let user = UserInfo::new("jane", &[]);
         for (method, path, want) in [
-            (Method::GET, "/apis/metrics.k8s.io/v1beta1/namespaces/n/pods/p",
+            (
+                Method::GET,
+                "/apis/metrics.k8s.io/v1beta1/namespaces/n/pods/p",
                 "pods.metrics.k8s.io \"p\" is forbidden: User \"jane\" cannot get resource \"pods\" in API group \
-                 \"metrics.k8s.io\" in the namespace \"n\": why"),
-            (Method::GET, "/apis/metrics.k8s.io/v1beta1/nodes",
+                 \"metrics.k8s.io\" in the namespace \"n\": why",
+            ),
+            (
+                Method::GET,
+                "/apis/metrics.k8s.io/v1beta1/nodes",
                 "nodes.metrics.k8s.io is forbidden: User \"jane\" cannot list resource \"nodes\" in API group \
-                 \"metrics.k8s.io\" at the cluster scope: why"),
-            (Method::POST, "/metrics", "forbidden: User \"jane\" cannot post path \"/metrics\": why"),
+                 \"metrics.k8s.io\" at the cluster scope: why",
+            ),
+            (
+                Method::POST,
+                "/metrics",
+                "forbidden: User \"jane\" cannot post path \"/metrics\": why",
+            ),
         ] {
             assert_eq!(Question::new(&method, path).forbidden(&user, "why"), want);
         }
@@ -222,7 +246,10 @@ mod tests {
             ("metadata.name==q", Ok(false)),
             ("metadata.namespace!=n", Ok(false)),
             ("metadata.name=p,metadata.namespace=n", Ok(true)),
-            ("spec.nodeName=x", Err("field label not supported: spec.nodeName".to_owned())),
+            (
+                "spec.nodeName=x",
+                Err("field label not supported: spec.nodeName".to_owned()),
+            ),
         ] {
             assert_eq!(field_matches(selector, "p", Some("n")), want, "{selector}");
         }

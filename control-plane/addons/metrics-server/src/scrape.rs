@@ -55,7 +55,10 @@ impl Kubelets {
     pub async fn scrape(&self, nodes: &[impl AsRef<Node>]) -> Vec<(String, Scrape)> {
         let urls = nodes.iter().map(|node| {
             let node = node.as_ref();
-            (node.metadata.name.clone().unwrap_or_default(), url(node, &self.options))
+            (
+                node.metadata.name.clone().unwrap_or_default(),
+                url(node, &self.options),
+            )
         });
         let urls: Vec<_> = urls.collect();
         self.forget_others(&urls);
@@ -107,7 +110,10 @@ impl Kubelets {
 
     fn forget_others(&self, urls: &[(String, Result<String, ScrapeError>)]) {
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        clients.retain(|known, _| urls.iter().any(|(_, url)| url.as_ref().is_ok_and(|url| url == known)));
+        clients.retain(|known, _| {
+            urls.iter()
+                .any(|(_, url)| url.as_ref().is_ok_and(|url| url == known))
+        });
     }
 }
 
@@ -154,15 +160,29 @@ mod tests {
     #[test]
     fn kubelets_are_found_where_their_node_says() {
         for (status, use_node_status_port, want) in [
-            (json!({"addresses": [{"type": "Hostname", "address": "n"}, {"type": "InternalIP", "address": "10.0.0.1"}]}),
-                true, Some("https://10.0.0.1:10250")),
-            (json!({"addresses": [{"type": "InternalIP", "address": "fd00::1"}], "daemonEndpoints": {"kubeletEndpoint": {"Port": 7}}}),
-                true, Some("https://[fd00::1]:7")),
-            (json!({"addresses": [{"type": "Hostname", "address": "n"}], "daemonEndpoints": {"kubeletEndpoint": {"Port": 7}}}),
-                false, Some("https://n:10250")),
-            (json!({"addresses": [{"type": "ExternalDNS", "address": "n"}]}), true, None),
+            (
+                json!({"addresses": [{"type": "Hostname", "address": "n"}, {"type": "InternalIP", "address": "10.0.0.1"}]}),
+                true,
+                Some("https://10.0.0.1:10250"),
+            ),
+            (
+                json!({"addresses": [{"type": "InternalIP", "address": "fd00::1"}], "daemonEndpoints": {"kubeletEndpoint": {"Port": 7}}}),
+                true,
+                Some("https://[fd00::1]:7"),
+            ),
+            (
+                json!({"addresses": [{"type": "Hostname", "address": "n"}], "daemonEndpoints": {"kubeletEndpoint": {"Port": 7}}}),
+                false,
+                Some("https://n:10250"),
+            ),
+            (
+                json!({"addresses": [{"type": "ExternalDNS", "address": "n"}]}),
+                true,
+                None,
+            ),
         ] {
-            let node: Node = serde_json::from_value(json!({"metadata": {"name": "n"}, "status": status})).unwrap();
+            let node: Node =
+                serde_json::from_value(json!({"metadata": {"name": "n"}, "status": status})).unwrap();
             let options = Options {
                 port: 10250,
                 use_node_status_port,

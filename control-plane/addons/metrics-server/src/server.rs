@@ -16,11 +16,11 @@ use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
+use crate::discovery;
 use crate::objects::{self, GROUP};
 use crate::request::{Question, Target, parameter};
 use crate::state::{Selection, State};
 use crate::trust::{self, Peer, Trust};
-use crate::discovery;
 
 /// Upstream's defaults.
 pub const PATIENCE: Patience = Patience {
@@ -93,7 +93,12 @@ impl Server {
             Peer::Unknown => self.token_user(request.headers()).await,
         };
         let Some(user) = user else {
-            return failure(StatusCode::UNAUTHORIZED, "Unauthorized", "Unauthorized", json!({}));
+            return failure(
+                StatusCode::UNAUTHORIZED,
+                "Unauthorized",
+                "Unauthorized",
+                json!({}),
+            );
         };
         let question = Question::new(method, path);
         if !user.in_group(MASTERS) {
@@ -101,12 +106,22 @@ impl Server {
                 Ok(verdict) => verdict,
                 Err(error) => {
                     let message = format!("Internal Server Error: {path:?}: {error}");
-                    return failure(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", &message, json!({}));
+                    return failure(
+                        StatusCode::INTERNAL_SERVER_ERROR,
+                        "InternalError",
+                        &message,
+                        json!({}),
+                    );
                 }
             };
             if !verdict.allowed {
                 let message = question.forbidden(&user, &verdict.reason);
-                return failure(StatusCode::FORBIDDEN, "Forbidden", &message, details(question.target.as_ref()));
+                return failure(
+                    StatusCode::FORBIDDEN,
+                    "Forbidden",
+                    &message,
+                    details(question.target.as_ref()),
+                );
             }
         }
         match &question.target {
@@ -166,10 +181,16 @@ impl Server {
             _ => return not_found(),
         };
         let query = request.uri().query();
-        let watching = parameter(query, "watch").is_some_and(|value| !matches!(value.as_str(), "0" | "false"));
+        let watching =
+            parameter(query, "watch").is_some_and(|value| !matches!(value.as_str(), "0" | "false"));
         if request.method() != Method::GET || watching {
             let message = "the server does not allow this method on the requested resource";
-            return failure(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", message, details(Some(target)));
+            return failure(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "MethodNotAllowed",
+                message,
+                details(Some(target)),
+            );
         }
         let bad = |message: &str| failure(StatusCode::BAD_REQUEST, "BadRequest", message, json!({}));
         let labels = parameter(query, "labelSelector").unwrap_or_default();
@@ -221,7 +242,9 @@ fn document(path: &str) -> Answer {
 
 fn wants_table(headers: &HeaderMap) -> bool {
     let accept = headers.get_all(header::ACCEPT).into_iter();
-    let mut kinds = accept.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
+    let mut kinds = accept
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','));
     kinds.any(|kind| {
         let mut parts = kind.split(';').map(str::trim);
         parts.next() == Some("application/json") && parts.any(|part| part == "as=Table")

@@ -37,7 +37,10 @@ pub struct Selection {
 
 impl State {
     /// The state, and the watches that fill it.
-    pub fn new(client: &Client, resolution: Duration) -> (Self, impl Future<Output = anyhow::Result<()>> + use<>) {
+    pub fn new(
+        client: &Client,
+        resolution: Duration,
+    ) -> (Self, impl Future<Output = anyhow::Result<()>> + use<>) {
         let (nodes, writer) = reflector::store::<Node>();
         let watched = watcher(Api::<Node>::all(client.clone()), watcher::Config::default())
             .default_backoff()
@@ -94,12 +97,19 @@ impl State {
 
     /// Rounds begin as often as they should.
     pub fn is_timely(&self) -> bool {
-        let since = self.round.read().unwrap_or_else(PoisonError::into_inner).elapsed();
+        let since = self
+            .round
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .elapsed();
         since < self.resolution + self.resolution / 2
     }
 
     pub fn has_metrics(&self) -> bool {
-        self.storage.read().unwrap_or_else(PoisonError::into_inner).is_ready()
+        self.storage
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_ready()
     }
 
     /// Metrics of what `target` names and `wanted` selects.
@@ -130,7 +140,10 @@ impl State {
             Some(objects::node_metrics(about, usage, now))
         };
         let pod_metrics = |about: &About<'_>| {
-            let key = (about.namespace.unwrap_or_default().to_owned(), about.name.to_owned());
+            let key = (
+                about.namespace.unwrap_or_default().to_owned(),
+                about.name.to_owned(),
+            );
             let containers = storage.pod(&key)?;
             Some(objects::pod_metrics(about, &containers, now))
         };

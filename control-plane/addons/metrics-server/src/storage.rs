@@ -95,7 +95,10 @@ fn next(known: Option<&Series>, point: Point, resolution: Option<Duration>) -> S
                 false => known.previous.filter(|previous| previous.at < point.at),
             })
     };
-    Series { last: point, previous }
+    Series {
+        last: point,
+        previous,
+    }
 }
 
 fn usage(series: &Series) -> Option<Usage> {
@@ -149,9 +152,8 @@ mod tests {
 
     fn pod(storage: &Storage) -> Option<Vec<(String, u64, u64)>> {
         let containers = storage.pod(&("n".into(), "p".into()))?;
-        let plain = |(name, usage): (&str, Usage)| {
-            (name.to_owned(), usage.cpu / 1_000_000, usage.window.as_secs())
-        };
+        let plain =
+            |(name, usage): (&str, Usage)| (name.to_owned(), usage.cpu / 1_000_000, usage.window.as_secs());
         Some(containers.into_iter().map(plain).collect())
     }
 

@@ -89,7 +89,9 @@ impl Trust {
             .is_some_and(|by| by.verify_client_cert(leaf, others, UnixTime::now()).is_ok());
         match vouched {
             false => Peer::User(user),
-            true if self.allowed_names.is_empty() || self.allowed_names.contains(&user.name) => Peer::FrontProxy,
+            true if self.allowed_names.is_empty() || self.allowed_names.contains(&user.name) => {
+                Peer::FrontProxy
+            }
             true => Peer::Unknown,
         }
     }
@@ -149,11 +151,7 @@ pub fn current(trust: &Current) -> Option<Arc<Trust>> {
 }
 
 /// Follows the ConfigMap; while it is wrong or gone, what was right before stays.
-pub async fn follow(
-    client: Client,
-    own: Arc<dyn ResolvesServerCert>,
-    trust: Current,
-) -> anyhow::Result<()> {
+pub async fn follow(client: Client, own: Arc<dyn ResolvesServerCert>, trust: Current) -> anyhow::Result<()> {
     let only = watcher::Config::default().fields(&format!("metadata.name={NAME}"));
     let maps = Api::<ConfigMap>::namespaced(client, NAMESPACE);
     let mut changes = watcher(maps, only).default_backoff().applied_objects().boxed();

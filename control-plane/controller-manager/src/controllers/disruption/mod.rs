@@ -106,7 +106,9 @@ impl Disruption {
                 controller.and_then(|one| wanted(one.spec.as_ref().and_then(|s| s.replicas)))
             }
             _ => {
-                let scale = self.scales.find(namespace, &owner.api_version, &owner.kind, &owner.name);
+                let scale = self
+                    .scales
+                    .find(namespace, &owner.api_version, &owner.kind, &owner.name);
                 let same = scale.await?.filter(|scale| scale.uid() == owner.uid);
                 same.map(|scale| (owner.uid.clone(), scale.spec_replicas()))
             }

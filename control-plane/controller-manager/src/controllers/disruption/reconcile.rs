@@ -38,7 +38,11 @@ pub fn relies_on_scale(budget: &PodDisruptionBudget) -> bool {
     let spec = budget.spec.as_ref();
     let plain = |available: &IntOrString| matches!(available, IntOrString::Int(_));
     spec.is_some_and(|spec| {
-        spec.max_unavailable.is_some() || spec.min_available.as_ref().is_some_and(|available| !plain(available))
+        spec.max_unavailable.is_some()
+            || spec
+                .min_available
+                .as_ref()
+                .is_some_and(|available| !plain(available))
     })
 }
 
@@ -91,11 +95,7 @@ pub fn reconcile(observed: &Observed, now: Timestamp) -> Vec<Action> {
         })
         .count();
     let healthy = i32::try_from(healthy).unwrap_or(i32::MAX);
-    let allowed = if total > 0 {
-        (healthy - desired).max(0)
-    } else {
-        0
-    };
+    let allowed = if total > 0 { (healthy - desired).max(0) } else { 0 };
     let mut status = PodDisruptionBudgetStatus {
         observed_generation: budget.metadata.generation,
         current_healthy: Some(healthy),
@@ -266,16 +266,27 @@ mod tests {
 
     #[test]
     fn nothing_is_evicted_while_the_number_of_pods_is_unknown() {
-        let mut seen = observed(json!({"maxUnavailable": 1}), 3, 0, 3, json!({"disruptionsAllowed": 1}));
+        let mut seen = observed(
+            json!({"maxUnavailable": 1}),
+            3,
+            0,
+            3,
+            json!({"disruptionsAllowed": 1}),
+        );
         assert!(relies_on_scale(&seen.budget));
         seen.expected = Err("jobs.batch does not implement the scale subresource".into());
         let plan = reconcile(&seen, now());
         let found = status(&plan);
         assert_eq!(found["disruptionsAllowed"], 0);
         assert_eq!(found["conditions"][0]["reason"], "SyncFailed");
-        let Some(Action::Event(said)) = plan.first() else { panic!("{plan:?}") };
+        let Some(Action::Event(said)) = plan.first() else {
+            panic!("{plan:?}")
+        };
         assert_eq!(said.reason, "CalculateExpectedPodCountFailed");
-        assert!(said.message.ends_with("expected pods: jobs.batch does not implement the scale subresource"));
+        assert!(
+            said.message
+                .ends_with("expected pods: jobs.batch does not implement the scale subresource")
+        );
         let plain = observed(json!({"minAvailable": 1}), 3, 0, 3, json!({}));
         assert!(!relies_on_scale(&plain.budget));
     }

@@ -1,9 +1,7 @@
 //! How fast a target may follow its recommendations: stabilization windows, policies, bounds.
 
 use crate::config::Autoscaling;
-use k8s_openapi::api::autoscaling::v2::{
-    HPAScalingPolicy, HPAScalingRules, HorizontalPodAutoscalerBehavior,
-};
+use k8s_openapi::api::autoscaling::v2::{HPAScalingPolicy, HPAScalingRules, HorizontalPodAutoscalerBehavior};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 /// No recommendation or change is looked at after this (the API allows an hour at most).
@@ -86,7 +84,10 @@ const DOWN_STABILIZED: Words = (
     "ScaleDownStabilized",
     "recent recommendations were higher than current one, applying the highest recent recommendation",
 );
-const WITHIN: Words = ("DesiredWithinRange", "the desired count is within the acceptable range");
+const WITHIN: Words = (
+    "DesiredWithinRange",
+    "the desired count is within the acceptable range",
+);
 const UP_LIMIT: Words = (
     "ScaleUpLimit",
     "the desired replica count is increasing faster than the maximum scale rate",
@@ -229,7 +230,9 @@ impl<'a> Rules<'a> {
         };
         Self {
             window: seconds.map_or(window, |seconds| SignedDuration::from_secs(seconds.into())),
-            select: rules.and_then(|rules| rules.select_policy.as_deref()).unwrap_or("Max"),
+            select: rules
+                .and_then(|rules| rules.select_policy.as_deref())
+                .unwrap_or("Max"),
             policies: rules
                 .and_then(|rules| rules.policies.clone())
                 .unwrap_or_else(|| direction.policies.iter().map(default).collect()),
@@ -249,7 +252,11 @@ impl<'a> Rules<'a> {
             let factor = 1.0 + f64::from(direction.sign * policy.value) / 100.0;
             let exact = f64::from(start) * factor;
             // Up, a small share of few pods is still one pod.
-            (if direction.sign > 0 { exact.ceil() } else { exact.trunc() }) as i32
+            (if direction.sign > 0 {
+                exact.ceil()
+            } else {
+                exact.trunc()
+            }) as i32
         });
         // `Max` is the largest change: the highest number up, the lowest down.
         let highest = (self.select == "Min") != (direction.sign > 0);
@@ -267,12 +274,25 @@ mod tests {
         Timestamp::from_second(second).unwrap()
     }
 
-    fn run(memory: &mut Memory, behavior: &Value, current: i32, desired: i32, second: i64) -> (i32, &'static str, &'static str) {
+    fn run(
+        memory: &mut Memory,
+        behavior: &Value,
+        current: i32,
+        desired: i32,
+        second: i64,
+    ) -> (i32, &'static str, &'static str) {
         let behavior: Option<HorizontalPodAutoscalerBehavior> = from_value(behavior.clone()).unwrap();
-        let bounds = Bounds { min: 1, max: 100, current };
+        let bounds = Bounds {
+            min: 1,
+            max: 100,
+            current,
+        };
         let settings = Autoscaling::default();
         let normalized = normalize(memory, behavior.as_ref(), &bounds, desired, &settings, at(second));
-        assert_eq!(normalized.limited.0, normalized.limited.1.0 != "DesiredWithinRange");
+        assert_eq!(
+            normalized.limited.0,
+            normalized.limited.1.0 != "DesiredWithinRange"
+        );
         (normalized.replicas, normalized.able.0, normalized.limited.1.0)
     }
 
@@ -287,7 +307,11 @@ mod tests {
             (1000, 60, 0, (1, "ReadyForNewScale", "TooFewReplicas")),
             (2000, 60, 200, (100, "ReadyForNewScale", "TooManyReplicas")),
         ] {
-            assert_eq!(run(&mut memory, &Value::Null, current, desired, second), want, "at {second}");
+            assert_eq!(
+                run(&mut memory, &Value::Null, current, desired, second),
+                want,
+                "at {second}"
+            );
         }
     }
 
@@ -316,7 +340,11 @@ mod tests {
         assert_eq!(run(&mut memory, &policies("Max"), 13, 90, 30).0, 13);
         assert_eq!(run(&mut memory, &policies("Max"), 13, 90, 61).0, 16);
         memory.rescaled(13, 11, at(61));
-        assert_eq!(run(&mut memory, &policies("Max"), 11, 90, 62).0, 16, "what was removed may come back");
+        assert_eq!(
+            run(&mut memory, &policies("Max"), 11, 90, 62).0,
+            16,
+            "what was removed may come back"
+        );
     }
 
     #[test]

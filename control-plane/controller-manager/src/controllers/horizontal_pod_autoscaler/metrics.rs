@@ -47,7 +47,12 @@ pub async fn read(
         return of_object(client, &source.metric, of, namespace)
             .await
             .map(Reading::Value)
-            .map_err(|error| format!("unable to get metric {name}: {error} on {} {namespace}/{}", of.kind, of.name));
+            .map_err(|error| {
+                format!(
+                    "unable to get metric {name}: {error} on {} {namespace}/{}",
+                    of.kind, of.name
+                )
+            });
     }
     let Some(source) = &spec.external else {
         return Err(format!("unknown metric source type {:?}", spec.type_));
@@ -74,7 +79,11 @@ async fn of_resource(
     let url = format!("/apis/metrics.k8s.io/v1beta1/namespaces/{namespace}/pods?labelSelector={query}");
     let items = items(client, &url, "get pods.metrics.k8s.io")
         .await
-        .map_err(|error| failed(format!("unable to fetch metrics from resource metrics API: {error}")))?;
+        .map_err(|error| {
+            failed(format!(
+                "unable to fetch metrics from resource metrics API: {error}"
+            ))
+        })?;
     if items.is_empty() {
         return Err(failed("no metrics returned from resource metrics API".to_owned()));
     }
@@ -88,7 +97,10 @@ fn resource_metrics(items: &[Value], resource: &str, container: Option<&str>) ->
     let mut metrics = PodMetrics::new();
     for item in items {
         let name = item["metadata"]["name"].as_str().unwrap_or_default();
-        let containers = item["containers"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let containers = item["containers"]
+            .as_array()
+            .map(Vec::as_slice)
+            .unwrap_or_default();
         let wanted: Vec<&Value> = containers
             .iter()
             .filter(|one| container.is_none_or(|container| one["name"] == container))
@@ -117,7 +129,9 @@ fn resource_metrics(items: &[Value], resource: &str, container: Option<&str>) ->
 fn custom_of_pod(item: &Value) -> Option<(String, PodMetric)> {
     let metric = PodMetric {
         at: time(&item["timestamp"]),
-        window: item["windowSeconds"].as_i64().map_or(WINDOW, SignedDuration::from_secs),
+        window: item["windowSeconds"]
+            .as_i64()
+            .map_or(WINDOW, SignedDuration::from_secs),
         value: milli(&item["value"])?,
     };
     Some((item["describedObject"]["name"].as_str()?.to_owned(), metric))
@@ -164,14 +178,22 @@ async fn custom(
 ) -> Result<Vec<Value>, String> {
     let failed = |error: String| format!("unable to fetch metrics from custom metrics API: {error}");
     let root = "/apis/custom.metrics.k8s.io";
-    let group = get(client, root, "get custom.metrics.k8s.io").await.map_err(failed)?;
+    let group = get(client, root, "get custom.metrics.k8s.io")
+        .await
+        .map_err(failed)?;
     let version = group["preferredVersion"]["version"].as_str().unwrap_or("v1beta2");
-    let mut url = format!("{root}/{version}/{path}?metricLabelSelector={}", encode(&text(metric.selector.as_ref())?));
+    let mut url = format!(
+        "{root}/{version}/{path}?metricLabelSelector={}",
+        encode(&text(metric.selector.as_ref())?)
+    );
     if let Some(pods) = pods {
         url.push_str("&labelSelector=");
         url.push_str(&encode(pods));
     }
-    let what = format!("get {}.custom.metrics.k8s.io", if pods.is_some() { "pods" } else { "objects" });
+    let what = format!(
+        "get {}.custom.metrics.k8s.io",
+        if pods.is_some() { "pods" } else { "objects" }
+    );
     let items = items(client, &url, &what).await.map_err(failed)?;
     match items.is_empty() {
         true => Err("no metrics returned from custom metrics API".to_owned()),
@@ -186,7 +208,8 @@ async fn external(
     namespace: &str,
 ) -> Result<i64, String> {
     let query = encode(&text(selector)?);
-    let url = format!("/apis/external.metrics.k8s.io/v1beta1/namespaces/{namespace}/{name}?labelSelector={query}");
+    let url =
+        format!("/apis/external.metrics.k8s.io/v1beta1/namespaces/{namespace}/{name}?labelSelector={query}");
     let items = items(client, &url, &format!("get {name}.external.metrics.k8s.io"))
         .await
         .map_err(|error| format!("unable to fetch metrics from external metrics API: {error}"))?;
@@ -212,7 +235,9 @@ async fn get(client: &Client, url: &str, what: &str) -> Result<Value, String> {
         .body(Vec::new())
         .map_err(|error| error.to_string())?;
     client.request(request).await.map_err(|error| match error {
-        kube::Error::Api(status) if status.code == 404 && status.details.as_ref().is_none_or(|d| d.name.is_empty()) => {
+        kube::Error::Api(status)
+            if status.code == 404 && status.details.as_ref().is_none_or(|d| d.name.is_empty()) =>
+        {
             format!("the server could not find the requested resource ({what})")
         }
         kube::Error::Api(status) if status.code == 503 => {
@@ -229,7 +254,10 @@ fn milli(value: &Value) -> Option<i64> {
 }
 
 fn time(value: &Value) -> Timestamp {
-    value.as_str().and_then(|text| text.parse().ok()).unwrap_or(Timestamp::MIN)
+    value
+        .as_str()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(Timestamp::MIN)
 }
 
 fn text(selector: Option<&LabelSelector>) -> Result<String, String> {
@@ -307,7 +335,10 @@ mod tests {
         let one = resource_metrics(&items[..2], "cpu", Some("c0")).unwrap();
         assert_eq!((one["a"].value, one["b"].value), (100, 2));
         let error = resource_metrics(&items, "cpu", Some("c1")).unwrap_err();
-        assert!(error.ends_with("container c1 not present in metrics for pod n/c"), "{error}");
+        assert!(
+            error.ends_with("container c1 not present in metrics for pod n/c"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -315,7 +346,12 @@ mod tests {
         let selector: LabelSelector = from_value(json!({"matchLabels": {"a": "b"},
             "matchExpressions": [{"key": "c", "operator": "In", "values": ["d", "e"]}]}))
         .unwrap();
-        assert_eq!(encode(&text(Some(&selector)).unwrap()).replace("%2C", ",").replace("%20", " "), "a%3Db,c in %28d,e%29");
+        assert_eq!(
+            encode(&text(Some(&selector)).unwrap())
+                .replace("%2C", ",")
+                .replace("%20", " "),
+            "a%3Db,c in %28d,e%29"
+        );
         let want = "&LabelSelector{MatchLabels:map[string]string{a: b,},MatchExpressions:[]LabelSelectorRequirement{\
                     LabelSelectorRequirement{Key:c,Operator:In,Values:[d e],},},}";
         assert_eq!(go_selector(Some(&selector)), want);

@@ -18,8 +18,8 @@ use crate::runner::Controller;
 use crate::scale::{Scale, Scales};
 use behavior::Memory;
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::jiff::Timestamp;
 use reconcile::{Observed, Target, conclude, decide, wants_metrics, without_target};
 use std::collections::HashMap;
@@ -67,7 +67,11 @@ impl Controller for HorizontalPodAutoscalers {
         };
         let wanted = &hpa.spec.scale_target_ref;
         let version = wanted.api_version.as_deref().unwrap_or("v1");
-        let mut plan = match self.scales.get(&key.namespace, version, &wanted.kind, &wanted.name).await {
+        let mut plan = match self
+            .scales
+            .get(&key.namespace, version, &wanted.kind, &wanted.name)
+            .await
+        {
             Err(error) => conclude(&hpa, without_target(&hpa, &error, now), &Ok(()), now),
             Ok(scale) => self.follow(key, hpa.clone(), &scale, now).await,
         };

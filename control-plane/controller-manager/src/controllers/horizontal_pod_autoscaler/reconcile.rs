@@ -70,17 +70,19 @@ pub fn without_target(hpa: &HorizontalPodAutoscaler, error: &str, now: Timestamp
     }
 }
 
-pub fn decide(
-    observed: &Observed,
-    memory: &mut Memory,
-    settings: &Autoscaling,
-    now: Timestamp,
-) -> Decision {
+pub fn decide(observed: &Observed, memory: &mut Memory, settings: &Autoscaling, now: Timestamp) -> Decision {
     let (hpa, target) = (&*observed.hpa, &observed.target);
     let mut status = hpa.status.clone().unwrap_or_default();
     let current = target.spec_replicas;
     let message = "the HPA controller was able to get the target's current scale";
-    set_condition(&mut status, "AbleToScale", true, "SucceededGetScale", message, now);
+    set_condition(
+        &mut status,
+        "AbleToScale",
+        true,
+        "SucceededGetScale",
+        message,
+        now,
+    );
     memory.begin(current, now);
     let (min, max) = (min_replicas(hpa), hpa.spec.max_replicas);
     status.current_replicas = Some(current);
@@ -95,15 +97,32 @@ pub fn decide(
     };
     if current == 0 && min != 0 {
         let message = "scaling is disabled since the replica count of the target is zero";
-        set_condition(&mut status, "ScalingActive", false, "ScalingDisabled", message, now);
+        set_condition(
+            &mut status,
+            "ScalingActive",
+            false,
+            "ScalingDisabled",
+            message,
+            now,
+        );
         status.current_metrics = None;
         return decided(status, 0, "", Vec::new());
     }
     if !wants_metrics(hpa, current) {
         status.current_metrics = None;
         return match current > max {
-            true => decided(status, max, "Current number of replicas above Spec.MaxReplicas", Vec::new()),
-            false => decided(status, min, "Current number of replicas below Spec.MinReplicas", Vec::new()),
+            true => decided(
+                status,
+                max,
+                "Current number of replicas above Spec.MaxReplicas",
+                Vec::new(),
+            ),
+            false => decided(
+                status,
+                min,
+                "Current number of replicas below Spec.MinReplicas",
+                Vec::new(),
+            ),
         };
     }
     let mut say = Say {
@@ -132,9 +151,22 @@ pub fn decide(
         std::cmp::Ordering::Equal => String::new(),
     };
     let behavior = hpa.spec.behavior.as_ref();
-    let normal = normalize(memory, behavior, &Bounds { min, max, current }, proposed, settings, now);
+    let normal = normalize(
+        memory,
+        behavior,
+        &Bounds { min, max, current },
+        proposed,
+        settings,
+        now,
+    );
     set_words(&mut status, "AbleToScale", true, normal.able, now);
-    set_words(&mut status, "ScalingLimited", normal.limited.0, normal.limited.1, now);
+    set_words(
+        &mut status,
+        "ScalingLimited",
+        normal.limited.0,
+        normal.limited.1,
+        now,
+    );
     decided(status, normal.replicas, &reason, events)
 }
 
@@ -164,7 +196,14 @@ pub fn conclude(
                 let message = format!("New size: {size}; reason: {reason}; error: {error}");
                 plan.push(Action::event(hpa, WARNING, "FailedRescale", message));
                 let message = format!("the HPA controller was unable to update the target scale: {error}");
-                set_condition(&mut status, "AbleToScale", false, "FailedUpdateScale", message, now);
+                set_condition(
+                    &mut status,
+                    "AbleToScale",
+                    false,
+                    "FailedUpdateScale",
+                    message,
+                    now,
+                );
                 let old = hpa.status.as_ref();
                 status.desired_replicas = old.map(|s| s.desired_replicas).unwrap_or_default();
                 status.current_metrics = old.and_then(|s| s.current_metrics.clone());
@@ -192,7 +231,8 @@ struct Say<'a> {
 
 impl Say<'_> {
     fn warn(&mut self, reason: &str, message: &str) {
-        self.events.push(Action::event(self.hpa, WARNING, reason, message));
+        self.events
+            .push(Action::event(self.hpa, WARNING, reason, message));
     }
 
     fn active(&mut self, active: bool, reason: &str, message: &str) {
@@ -205,11 +245,16 @@ fn compute(observed: &Observed, settings: &Autoscaling, say: &mut Say<'_>) -> Re
     let target = &observed.target;
     if target.selector.is_empty() {
         say.warn("SelectorRequired", "selector is required");
-        say.active(false, "InvalidSelector", "the HPA target's scale is missing a selector");
+        say.active(
+            false,
+            "InvalidSelector",
+            "the HPA target's scale is missing a selector",
+        );
         return Err("selector is required".to_owned());
     }
     if let Err(error) = api::selector::parse(&target.selector) {
-        let message = format!("couldn't convert selector into a corresponding internal selector object: {error}");
+        let message =
+            format!("couldn't convert selector into a corresponding internal selector object: {error}");
         say.warn("InvalidSelector", &message);
         say.active(false, "InvalidSelector", &message);
         return Err(message);
@@ -227,7 +272,11 @@ fn compute(observed: &Observed, settings: &Autoscaling, say: &mut Say<'_>) -> Re
     let spec = &observed.hpa.spec;
     let rules = |up: bool| {
         let behavior = spec.behavior.as_ref()?;
-        let rules = if up { behavior.scale_up.as_ref() } else { behavior.scale_down.as_ref() };
+        let rules = if up {
+            behavior.scale_up.as_ref()
+        } else {
+            behavior.scale_down.as_ref()
+        };
         let tolerance: f64 = Quantity::of(rules?.tolerance.as_ref()?).milli_value() as f64;
         Some(tolerance / 1000.0)
     };
@@ -264,13 +313,19 @@ fn compute(observed: &Observed, settings: &Autoscaling, say: &mut Say<'_>) -> Re
     let scaling_down = |best: &(i32, String)| !failures.is_empty() && best.0 < target.spec_replicas;
     match (best, failures.first()) {
         (Some(best), _) if !scaling_down(&best) => {
-            let message = format!("the HPA was able to successfully calculate a replica count from {}", best.1);
+            let message = format!(
+                "the HPA was able to successfully calculate a replica count from {}",
+                best.1
+            );
             say.active(true, "ValidMetricFound", &message);
             Ok(best)
         }
         // What is not known may need the pods.
         (_, Some(first)) => {
-            let message = format!("the HPA was unable to compute the replica count: {}", first.message);
+            let message = format!(
+                "the HPA was unable to compute the replica count: {}",
+                first.message
+            );
             say.active(false, first.reason, &message);
             let (invalid, all) = (failures.len(), specs.len());
             Err(format!(
@@ -313,22 +368,36 @@ fn propose(
             name: source.name.clone(),
             current,
         };
-        return Ok((proposal.replicas, metric, MetricStatus { resource: Some(of), ..status }));
+        return Ok((
+            proposal.replicas,
+            metric,
+            MetricStatus {
+                resource: Some(of),
+                ..status
+            },
+        ));
     }
     if let Some(source) = &spec.container_resource {
         let container = Some(source.container.as_str());
         let (proposal, current, metric) = resource(&source.name, container, &source.target, reading, input)
             .map_err(|message| Failure {
-                reason: "FailedGetContainerResourceMetric",
-                error: format!("failed to get {} container metric value: {message}", source.name),
-                message,
-            })?;
+            reason: "FailedGetContainerResourceMetric",
+            error: format!("failed to get {} container metric value: {message}", source.name),
+            message,
+        })?;
         let of = ContainerResourceMetricStatus {
             name: source.name.clone(),
             container: source.container.clone(),
             current,
         };
-        return Ok((proposal.replicas, metric, MetricStatus { container_resource: Some(of), ..status }));
+        return Ok((
+            proposal.replicas,
+            metric,
+            MetricStatus {
+                container_resource: Some(of),
+                ..status
+            },
+        ));
     }
     if let Some(source) = &spec.pods {
         let target = milli(source.target.average_value.as_ref());
@@ -344,21 +413,29 @@ fn propose(
             current: average_value(proposal.usage),
         };
         let metric = format!("pods metric {}", source.metric.name);
-        return Ok((proposal.replicas, metric, MetricStatus { pods: Some(of), ..status }));
+        return Ok((
+            proposal.replicas,
+            metric,
+            MetricStatus {
+                pods: Some(of),
+                ..status
+            },
+        ));
     }
     if let Some(source) = &spec.object {
         let name = &source.metric.name;
         let selector = go_selector(source.metric.selector.as_ref());
-        let (proposal, current) = value(&source.target, reading, input, status_replicas).map_err(|message| {
-            Failure {
+        let (proposal, current) =
+            value(&source.target, reading, input, status_replicas).map_err(|message| Failure {
                 reason: "FailedGetObjectMetric",
                 error: match &source.target.average_value {
-                    Some(_) => format!("failed to get object metric value: failed to get {name} object metric: {message}"),
+                    Some(_) => format!(
+                        "failed to get object metric value: failed to get {name} object metric: {message}"
+                    ),
                     None => format!("failed to get object metric value: {message}"),
                 },
                 message,
-            }
-        })?;
+            })?;
         let metric = match &source.target.average_value {
             Some(_) => format!("external metric {name}({selector})"),
             None => format!("{} metric {name}", source.described_object.kind),
@@ -368,27 +445,45 @@ fn propose(
             metric: source.metric.clone(),
             current,
         };
-        return Ok((proposal.replicas, metric, MetricStatus { object: Some(of), ..status }));
+        return Ok((
+            proposal.replicas,
+            metric,
+            MetricStatus {
+                object: Some(of),
+                ..status
+            },
+        ));
     }
     if let Some(source) = &spec.external {
         let name = &source.metric.name;
-        let (proposal, current) = value(&source.target, reading, input, status_replicas).map_err(|message| {
-            let inner = match &source.target.average_value {
-                Some(_) => format!("failed to get {name} external metric: {message}"),
-                None => format!("failed to get external metric {name}: {message}"),
-            };
-            Failure {
-                reason: "FailedGetExternalMetric",
-                error: format!("failed to get {name} external metric value: {inner}"),
-                message,
-            }
-        })?;
-        let metric = format!("external metric {name}({})", go_selector(source.metric.selector.as_ref()));
+        let (proposal, current) =
+            value(&source.target, reading, input, status_replicas).map_err(|message| {
+                let inner = match &source.target.average_value {
+                    Some(_) => format!("failed to get {name} external metric: {message}"),
+                    None => format!("failed to get external metric {name}: {message}"),
+                };
+                Failure {
+                    reason: "FailedGetExternalMetric",
+                    error: format!("failed to get {name} external metric value: {inner}"),
+                    message,
+                }
+            })?;
+        let metric = format!(
+            "external metric {name}({})",
+            go_selector(source.metric.selector.as_ref())
+        );
         let of = ExternalMetricStatus {
             metric: source.metric.clone(),
             current,
         };
-        return Ok((proposal.replicas, metric, MetricStatus { external: Some(of), ..status }));
+        return Ok((
+            proposal.replicas,
+            metric,
+            MetricStatus {
+                external: Some(of),
+                ..status
+            },
+        ));
     }
     let message = format!("unknown metric source type {:?}", spec.type_);
     Err(Failure {
@@ -409,12 +504,18 @@ fn resource(
         let proposal = pods(reading)
             .and_then(|metrics| input.average(metrics, Some(name), milli(Some(amount))))
             .map_err(|error| format!("failed to get {name} usage: {error}"))?;
-        return Ok((proposal, average_value(proposal.usage), format!("{name} resource")));
+        return Ok((
+            proposal,
+            average_value(proposal.usage),
+            format!("{name} resource"),
+        ));
     }
     let Some(percent) = target.average_utilization else {
-        return Err("invalid resource metric source: neither an average utilization target nor an average value \
+        return Err(
+            "invalid resource metric source: neither an average utilization target nor an average value \
                     (usage) target was set"
-            .to_owned());
+                .to_owned(),
+        );
     };
     let proposal = pods(reading)
         .and_then(|metrics| input.utilization(metrics, name, container, percent))
@@ -486,7 +587,9 @@ fn set_condition(
     let since = known
         .map(|at| &conditions[at])
         .filter(|condition| condition.status == value)
-        .map_or(Some(Time(now)), |condition| condition.last_transition_time.clone());
+        .map_or(Some(Time(now)), |condition| {
+            condition.last_transition_time.clone()
+        });
     let new = HorizontalPodAutoscalerCondition {
         type_: kind.into(),
         status: value.into(),

@@ -76,7 +76,8 @@ impl Input<'_> {
                 .iter()
                 .filter_map(|(pod, metric)| Some((metric.value, *requests.get(pod.as_str())?)))
                 .collect();
-            let sum = |of: fn(&(i64, i64)) -> i64| known.iter().map(|pair| i128::from(of(pair))).sum::<i128>();
+            let sum =
+                |of: fn(&(i64, i64)) -> i64| known.iter().map(|pair| i128::from(of(pair))).sum::<i128>();
             let (used, requested) = (sum(|pair| pair.0), sum(|pair| pair.1));
             if requested == 0 {
                 return Err("no metrics returned matched known pods".to_owned());
@@ -239,7 +240,10 @@ impl Input<'_> {
         let (Some(condition), Some(start)) = (condition, status.and_then(|s| s.start_time.as_ref())) else {
             return true;
         };
-        let changed = condition.last_transition_time.as_ref().map_or(Timestamp::MIN, |at| at.0);
+        let changed = condition
+            .last_transition_time
+            .as_ref()
+            .map_or(Timestamp::MIN, |at| at.0);
         let after = |from: Timestamp, span| from.saturating_add(span).unwrap_or(Timestamp::MAX);
         let unready = condition.status == "False";
         if after(start.0, self.settings.cpu_initialization_period) > self.now {
@@ -280,15 +284,26 @@ fn request(pod: &Pod, container: Option<&str>, resource: &str) -> Result<i64, St
     if container.is_none() && pod_level.is_some_and(|requests| !requests.is_empty()) {
         return match api::resources::pod_requests(pod).get(resource) {
             Some(amount) => Ok(amount.milli_value()),
-            None => Err(format!("missing pod-level request for {resource} in Pod {}", name(pod))),
+            None => Err(format!(
+                "missing pod-level request for {resource} in Pod {}",
+                name(pod)
+            )),
         };
     }
-    let sidecars = spec.init_containers.iter().flatten().filter(|c| api::resources::is_sidecar(c));
+    let sidecars = spec
+        .init_containers
+        .iter()
+        .flatten()
+        .filter(|c| api::resources::is_sidecar(c));
     let mut sum = 0;
     for one in spec.containers.iter().chain(sidecars) {
         if container.is_none_or(|wanted| wanted == one.name) {
             sum += container_request(one, resource).ok_or_else(|| {
-                format!("missing request for {resource} in container {} of Pod {}", one.name, name(pod))
+                format!(
+                    "missing request for {resource} in container {} of Pod {}",
+                    one.name,
+                    name(pod)
+                )
             })?;
             if container.is_some() {
                 return Ok(sum);
@@ -303,5 +318,7 @@ fn request(pod: &Pod, container: Option<&str>, resource: &str) -> Result<i64, St
 
 fn container_request(container: &Container, resource: &str) -> Option<i64> {
     let requests = container.resources.as_ref()?.requests.as_ref()?;
-    requests.get(resource).map(|wire| Quantity::of(wire).milli_value())
+    requests
+        .get(resource)
+        .map(|wire| Quantity::of(wire).milli_value())
 }

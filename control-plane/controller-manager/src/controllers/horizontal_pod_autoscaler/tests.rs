@@ -21,8 +21,16 @@ fn pod(number: usize, state: &str) -> Arc<Pod> {
         "failed" => "Failed",
         _ => "Running",
     };
-    let start = if state == "starting" { "2026-01-01T00:59:00Z" } else { "2026-01-01T00:00:00Z" };
-    let request = if state == "unrequested" { json!({}) } else { json!({"cpu": "1"}) };
+    let start = if state == "starting" {
+        "2026-01-01T00:59:00Z"
+    } else {
+        "2026-01-01T00:00:00Z"
+    };
+    let request = if state == "unrequested" {
+        json!({})
+    } else {
+        json!({"cpu": "1"})
+    };
     let body = json!({"metadata": {"name": format!("p{number}"), "namespace": "n", "labels": {"a": "b"}},
         "spec": {"containers": [{"name": "c", "resources": {"requests": request}}]},
         "status": {"phase": phase, "startTime": start, "conditions": [{"type": "Ready",
@@ -48,7 +56,12 @@ fn cpu(percent: i32) -> Value {
         "target": {"type": "Utilization", "averageUtilization": percent}}})
 }
 
-fn observed(metrics: Value, current: i32, states: &[&str], readings: Vec<Result<Reading, String>>) -> Observed {
+fn observed(
+    metrics: Value,
+    current: i32,
+    states: &[&str],
+    readings: Vec<Result<Reading, String>>,
+) -> Observed {
     let body = json!({"metadata": {"name": "h", "namespace": "n"},
         "spec": {"scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "d"},
             "minReplicas": 2, "maxReplicas": 20, "metrics": metrics}, "status": {"desiredReplicas": 0}});
@@ -58,7 +71,11 @@ fn observed(metrics: Value, current: i32, states: &[&str], readings: Vec<Result<
             spec_replicas: current,
             status_replicas: current,
             selector: "a=b".into(),
-            pods: states.iter().enumerate().map(|(number, state)| pod(number, state)).collect(),
+            pods: states
+                .iter()
+                .enumerate()
+                .map(|(number, state)| pod(number, state))
+                .collect(),
             selecting: vec!["n/h".into()],
             readings,
         },
@@ -89,15 +106,62 @@ fn reasons(plan: &[Action]) -> Vec<String> {
 #[test]
 fn utilization_of_pods_in_every_state() {
     for (what, current, states, cpus, want) in [
-        ("above target", 3, &["", "", ""][..], &[Some(300), Some(500), Some(700)][..], Some(5)),
-        ("within tolerance", 3, &["", "", ""], &[Some(320), Some(310), Some(300)], None),
-        ("below target, stabilized", 3, &["", "", ""], &[Some(10), Some(10), Some(10)], None),
-        ("unready pods would use nothing", 3, &["", "", "pending"], &[Some(900), Some(900), None], Some(6)),
-        ("failed pods don't count", 3, &["", "", "failed"], &[Some(600), Some(600), Some(9000)], Some(4)),
-        ("missing on the way up uses nothing", 3, &["", "", ""], &[Some(450), Some(450), None], None),
-        ("starting pods' CPU says nothing", 2, &["", "starting"], &[Some(300), Some(9000)], None),
+        (
+            "above target",
+            3,
+            &["", "", ""][..],
+            &[Some(300), Some(500), Some(700)][..],
+            Some(5),
+        ),
+        (
+            "within tolerance",
+            3,
+            &["", "", ""],
+            &[Some(320), Some(310), Some(300)],
+            None,
+        ),
+        (
+            "below target, stabilized",
+            3,
+            &["", "", ""],
+            &[Some(10), Some(10), Some(10)],
+            None,
+        ),
+        (
+            "unready pods would use nothing",
+            3,
+            &["", "", "pending"],
+            &[Some(900), Some(900), None],
+            Some(6),
+        ),
+        (
+            "failed pods don't count",
+            3,
+            &["", "", "failed"],
+            &[Some(600), Some(600), Some(9000)],
+            Some(4),
+        ),
+        (
+            "missing on the way up uses nothing",
+            3,
+            &["", "", ""],
+            &[Some(450), Some(450), None],
+            None,
+        ),
+        (
+            "starting pods' CPU says nothing",
+            2,
+            &["", "starting"],
+            &[Some(300), Some(9000)],
+            None,
+        ),
     ] {
-        let found = run(&observed(json!([cpu(30)]), current, states, vec![Ok(usage(cpus))]));
+        let found = run(&observed(
+            json!([cpu(30)]),
+            current,
+            states,
+            vec![Ok(usage(cpus))],
+        ));
         assert_eq!(found.rescale, want, "{what}: {found:?}");
         assert_eq!(condition(&found, "ScalingActive").1, "ValidMetricFound", "{what}");
     }
@@ -112,9 +176,17 @@ fn missing_pods_use_their_request_on_the_way_down() {
         ..Autoscaling::default()
     };
     let found = decide(&seen, &mut Memory::default(), &settings, now());
-    assert_eq!(found.rescale, Some(3), "1030 of 4000 is 25 %, five eighths of the target");
+    assert_eq!(
+        found.rescale,
+        Some(3),
+        "1030 of 4000 is 25 %, five eighths of the target"
+    );
     assert_eq!(found.reason, "All metrics below target");
-    let current = &found.status.current_metrics.as_ref().unwrap()[0].resource.as_ref().unwrap().current;
+    let current = &found.status.current_metrics.as_ref().unwrap()[0]
+        .resource
+        .as_ref()
+        .unwrap()
+        .current;
     assert_eq!(current.average_utilization, Some(1), "shown is what was measured");
 }
 
@@ -125,17 +197,38 @@ fn kinds_of_metrics() {
         json!({"type": "Object", "object": {"metric": {"name": "q"}, "target": target,
             "describedObject": {"apiVersion": "v1", "kind": "Service", "name": "s"}}})
     };
-    let external = |target: Value| json!({"type": "External", "external": {"metric": {"name": "q"}, "target": target}});
+    let external =
+        |target: Value| json!({"type": "External", "external": {"metric": {"name": "q"}, "target": target}});
     let value = json!({"type": "Value", "value": "10"});
     let average = json!({"type": "AverageValue", "averageValue": "10"});
     let raw = json!({"type": "Resource", "resource": {"name": "memory", "target": average}});
     for (spec, reading, want, metric) in [
         (pods, usage(&[Some(20_000), Some(20_000)]), 4, "pods metric q"),
         (raw, usage(&[Some(15_000), Some(15_000)]), 3, "memory resource"),
-        (object(value.clone()), Reading::Value(20_000), 4, "Service metric q"),
-        (object(average.clone()), Reading::Value(45_000), 5, "external metric q(nil)"),
-        (external(value), Reading::Value(30_000), 6, "external metric q(nil)"),
-        (external(average), Reading::Value(60_000), 6, "external metric q(nil)"),
+        (
+            object(value.clone()),
+            Reading::Value(20_000),
+            4,
+            "Service metric q",
+        ),
+        (
+            object(average.clone()),
+            Reading::Value(45_000),
+            5,
+            "external metric q(nil)",
+        ),
+        (
+            external(value),
+            Reading::Value(30_000),
+            6,
+            "external metric q(nil)",
+        ),
+        (
+            external(average),
+            Reading::Value(60_000),
+            6,
+            "external metric q(nil)",
+        ),
     ] {
         // No faster than to four at first without rules; from two that is enough for some only.
         let mut seen = observed(json!([spec]), 2, &["", ""], vec![Ok(reading)]);
@@ -153,14 +246,28 @@ fn kinds_of_metrics() {
 fn what_cannot_be_read_is_said_and_holds_pods() {
     let absent = || Err("unable to get metrics for resource cpu: none".to_owned());
     let both = json!([cpu(30), cpu(30)]);
-    let found = run(&observed(both.clone(), 3, &["", "", ""], vec![absent(), absent()]));
+    let found = run(&observed(
+        both.clone(),
+        3,
+        &["", "", ""],
+        vec![absent(), absent()],
+    ));
     assert_eq!(found.rescale, None);
     let message = "the HPA was unable to compute the replica count: failed to get cpu utilization: unable to get \
                    metrics for resource cpu: none";
-    assert_eq!(condition(&found, "ScalingActive"), ("False", "FailedGetResourceMetric", message));
-    let want = ["FailedGetResourceMetric", "FailedGetResourceMetric", "FailedComputeMetricsReplicas"];
+    assert_eq!(
+        condition(&found, "ScalingActive"),
+        ("False", "FailedGetResourceMetric", message)
+    );
+    let want = [
+        "FailedGetResourceMetric",
+        "FailedGetResourceMetric",
+        "FailedComputeMetricsReplicas",
+    ];
     assert_eq!(reasons(&found.events), want);
-    let Some(Action::Event(last)) = found.events.last() else { panic!("no event") };
+    let Some(Action::Event(last)) = found.events.last() else {
+        panic!("no event")
+    };
     assert_eq!(
         last.message,
         "invalid metrics (2 invalid out of 2), first error is: failed to get cpu resource metric value: failed to get \
@@ -171,9 +278,17 @@ fn what_cannot_be_read_is_said_and_holds_pods() {
         let found = run(&observed(both.clone(), 3, &["", "", ""], readings));
         assert_eq!(found.rescale, want, "{cpus:?}");
     }
-    let found = run(&observed(json!([cpu(30)]), 2, &["", "unrequested"], vec![Ok(usage(&[Some(1), Some(1)]))]));
+    let found = run(&observed(
+        json!([cpu(30)]),
+        2,
+        &["", "unrequested"],
+        vec![Ok(usage(&[Some(1), Some(1)]))],
+    ));
     let message = condition(&found, "ScalingActive").2;
-    assert!(message.ends_with("missing request for cpu in container c of Pod p1"), "{message}");
+    assert!(
+        message.ends_with("missing request for cpu in container c of Pod p1"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -196,10 +311,16 @@ fn targets_that_cannot_be_followed() {
     seen.target.selecting.push("n/other".into());
     let found = run(&seen);
     let message = "pods by selector a=b are controlled by multiple HPAs: [n/h n/other]";
-    assert_eq!(condition(&found, "ScalingActive"), ("False", "AmbiguousSelector", message));
+    assert_eq!(
+        condition(&found, "ScalingActive"),
+        ("False", "AmbiguousSelector", message)
+    );
     seen.target.selector = String::new();
     let found = run(&seen);
-    assert_eq!(reasons(&found.events), ["SelectorRequired", "FailedComputeMetricsReplicas"]);
+    assert_eq!(
+        reasons(&found.events),
+        ["SelectorRequired", "FailedComputeMetricsReplicas"]
+    );
     let found = without_target(&seen.hpa, "deployments.apps \"d\" not found", now());
     let able = condition(&found, "AbleToScale");
     assert_eq!((able.0, able.1), ("False", "FailedGetScale"));
@@ -208,17 +329,45 @@ fn targets_that_cannot_be_followed() {
 
 #[test]
 fn what_was_done_is_said_and_a_settled_world_is_left_alone() {
-    let seen = observed(json!([cpu(30)]), 3, &["", "", ""], vec![Ok(usage(&[Some(600); 3]))]);
+    let seen = observed(
+        json!([cpu(30)]),
+        3,
+        &["", "", ""],
+        vec![Ok(usage(&[Some(600); 3]))],
+    );
     let plan = conclude(&seen.hpa, run(&seen), &Err("no".into()), now());
     assert_eq!(reasons(&plan), ["FailedRescale"]);
     let plan = conclude(&seen.hpa, run(&seen), &Ok(()), now());
-    let Some(Action::Event(said)) = plan.first() else { panic!("{plan:?}") };
+    let Some(Action::Event(said)) = plan.first() else {
+        panic!("{plan:?}")
+    };
     let metric = "cpu resource utilization (percentage of request)";
-    assert_eq!(said.message, format!("New size: 6; reason: {metric} above target"));
-    let Some(Action::Replace { at, body }) = plan.last() else { panic!("{plan:?}") };
-    assert!(at.url.ends_with("/autoscaling/v2/namespaces/n/horizontalpodautoscalers/h/status"), "{}", at.url);
-    assert_eq!((&body["status"]["currentReplicas"], &body["status"]["desiredReplicas"]), (&json!(3), &json!(6)));
-    let mut settled = observed(json!([cpu(30)]), 3, &["", "", ""], vec![Ok(usage(&[Some(300); 3]))]);
+    assert_eq!(
+        said.message,
+        format!("New size: 6; reason: {metric} above target")
+    );
+    let Some(Action::Replace { at, body }) = plan.last() else {
+        panic!("{plan:?}")
+    };
+    assert!(
+        at.url
+            .ends_with("/autoscaling/v2/namespaces/n/horizontalpodautoscalers/h/status"),
+        "{}",
+        at.url
+    );
+    assert_eq!(
+        (
+            &body["status"]["currentReplicas"],
+            &body["status"]["desiredReplicas"]
+        ),
+        (&json!(3), &json!(6))
+    );
+    let mut settled = observed(
+        json!([cpu(30)]),
+        3,
+        &["", "", ""],
+        vec![Ok(usage(&[Some(300); 3]))],
+    );
     let first = run(&settled);
     let mut hpa = (*settled.hpa).clone();
     hpa.status = Some(first.status);
