@@ -230,6 +230,7 @@ async fn server_config(
         event_ttl_seconds: i64::try_from(flags.serving.event_ttl.as_secs()).unwrap_or(i64::MAX),
         audit: flags.serving.audit.options(),
         access: flags.serving.access.options(),
+        shutdown_delay: flags.serving.shutdown_delay_duration,
     })
 }
 

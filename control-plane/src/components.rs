@@ -208,6 +208,7 @@ pub async fn apiserver(flags: flags::ApiServer) -> anyhow::Result<()> {
         event_ttl_seconds: i64::try_from(flags.serving.event_ttl.as_secs()).unwrap_or(i64::MAX),
         audit: flags.serving.audit.options(),
         access: flags.serving.access.options(),
+        shutdown_delay: flags.serving.shutdown_delay_duration,
     };
     let server = apiserver::run(config).await?;
     tokio::select! {

@@ -51,6 +51,9 @@ pub struct Serving {
     /// CA of the kubelets' serving certificates; without it they are not verified
     #[arg(long, value_name = "FILE")]
     pub kubelet_certificate_authority: Option<PathBuf>,
+    /// How long to go on serving when told to stop, while /readyz says so
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = duration)]
+    pub shutdown_delay_duration: Duration,
     #[command(flatten)]
     pub audit: Audit,
     #[command(flatten)]

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use auth::FrontProxyHeaders;
 use store::Store;
@@ -71,6 +72,8 @@ pub struct Config {
     pub event_ttl_seconds: i64,
     pub audit: AuditOptions,
     pub access: AccessOptions,
+    /// How long requests are still accepted once the server is to stop, while `/readyz` says that it leaves.
+    pub shutdown_delay: Duration,
 }
 
 /// A running API server.
@@ -78,6 +81,8 @@ pub struct Handle {
     /// The bound address.
     pub address: SocketAddr,
     pub(crate) ready: watch::Receiver<bool>,
+    pub(crate) leaving: CancellationToken,
+    pub(crate) shutdown_delay: Duration,
     pub(crate) shutdown: CancellationToken,
     pub(crate) trust: Arc<Trust>,
     pub(crate) task: JoinHandle<()>,
@@ -103,8 +108,10 @@ impl Handle {
         self.trust.replace(serving, client_ca, front_proxy_ca)
     }
 
-    /// Ends watches, finishes requests in flight, returns when all is done.
+    /// Says that it leaves, waits for clients to notice, ends watches, finishes requests in flight, returns when all is done.
     pub async fn shutdown(self) {
+        self.leaving.cancel();
+        tokio::time::sleep(self.shutdown_delay).await;
         self.shutdown.cancel();
         if let Err(error) = self.task.await {
             tracing::error!(%error, "API server task failed");

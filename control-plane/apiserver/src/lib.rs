@@ -94,7 +94,8 @@ pub async fn run(mut config: Config) -> Result<Handle, RunError> {
     let address = listener.local_addr().map_err(bind)?;
     config.bind_address = address;
     let authorizer = Arc::new(Authorizer::default());
-    let shutdown = CancellationToken::new();
+    let (leaving, shutdown) = (CancellationToken::new(), CancellationToken::new());
+    let shutdown_delay = config.shutdown_delay;
     let auditor = audit::Auditor::new(&config.audit, &shutdown).map_err(|message| RunError::Config {
         field: "audit",
         message,
@@ -121,6 +122,7 @@ pub async fn run(mut config: Config) -> Result<Handle, RunError> {
         openapi: std::sync::Mutex::new(None),
         metrics: metrics::Metrics::default(),
         ready: watch::Sender::new(false),
+        leaving: leaving.clone(),
         shutdown: shutdown.clone(),
         event_lease: Mutex::new(None),
         config: Arc::new(config),
@@ -136,6 +138,8 @@ pub async fn run(mut config: Config) -> Result<Handle, RunError> {
     Ok(Handle {
         address,
         ready,
+        leaving,
+        shutdown_delay,
         shutdown,
         trust,
         task,

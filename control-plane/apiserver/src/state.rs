@@ -47,6 +47,8 @@ pub struct ApiServer {
     pub openapi: std::sync::Mutex<Option<(Arc<Catalog>, Arc<OpenApi>)>>,
     pub metrics: Metrics,
     pub ready: watch::Sender<bool>,
+    /// Told to stop; `shutdown` follows.
+    pub leaving: CancellationToken,
     pub shutdown: CancellationToken,
     pub event_lease: Mutex<Option<(LeaseId, Instant)>>,
 }

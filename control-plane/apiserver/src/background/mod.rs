@@ -9,6 +9,7 @@ mod definitions;
 mod endpoints;
 mod flow_control;
 mod front_proxy;
+mod identity;
 mod type_checking;
 
 use std::sync::Arc;
@@ -49,7 +50,8 @@ pub async fn run(server: Arc<ApiServer>, port: u16) {
             flow_control::keep(&server),
             availability::keep(&server),
             registration::keep(&server),
-            type_checking::keep(&server)
+            type_checking::keep(&server),
+            identity::keep(&server)
         );
     };
     tokio::select! {

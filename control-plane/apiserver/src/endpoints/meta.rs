@@ -205,7 +205,7 @@ async fn health(
         checks.extend(HOOKS.map(|hook| (hook, started)));
     }
     if endpoint == "readyz" {
-        let leaving = server.shutdown.is_cancelled();
+        let leaving = server.leaving.is_cancelled();
         checks.push(("shutdown", if leaving { Err(()) } else { Ok(()) }));
     }
     let pairs: Vec<(String, String)> = query_pairs(query).collect();

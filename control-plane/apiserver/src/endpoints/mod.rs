@@ -73,6 +73,7 @@ pub async fn handle(server: Arc<ApiServer>, request: Request<Incoming>, peer: &P
     let (verb, resource) = (info.verb.clone(), info.resource.clone());
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let mut classified = None;
+    let is_pretty = respond::wants_pretty(request.uri().query().unwrap_or_default(), request.headers());
     let record = Record::new(server.auditor.clone(), &request, peer.address);
     let is_long_running = is_long_running(&info);
     // Boxed: the wrappers would copy what is large already.
@@ -96,6 +97,9 @@ pub async fn handle(server: Arc<ApiServer>, request: Request<Incoming>, peer: &P
             respond::error(&error)
         }
     };
+    if is_pretty && !is_long_running {
+        response = respond::pretty(response).await;
+    }
     respond::set_header(&mut response, AUDIT_ID, &record.shown_id());
     respond::warn(&mut response, &warnings);
     if let Some(classified) = classified {

@@ -81,6 +81,7 @@ impl Server {
             event_ttl_seconds: 3600,
             audit: apiserver::AuditOptions::default(),
             access: apiserver::AccessOptions::default(),
+            shutdown_delay: Duration::ZERO,
         };
         change(&mut config);
         let handle = apiserver::run(config).await.unwrap();

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::cause::Cause;
+use crate::quantity::Quantity;
 
 /// The most that a ConfigMap or Secret may hold.
 const MAX_BYTES: usize = 1024 * 1024;
@@ -125,13 +126,28 @@ pub(super) fn claim_update(claim: &Value, old: &Value) -> Vec<Cause> {
         }
         spec
     };
-    if settled(claim, old) == settled(old, old) {
-        return Vec::new();
+    let mut causes = Vec::new();
+    if settled(claim, old) != settled(old, old) {
+        causes.push(Cause::forbidden(
+            "spec",
+            "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims",
+        ));
     }
-    vec![Cause::forbidden(
-        "spec",
-        "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims",
-    )]
+    let requested = |claim: &Value| amount(&claim["spec"]["resources"]["requests"]["storage"]);
+    let (now, before) = (requested(claim), requested(old));
+    // A failed expansion may be taken back, but never below what the volume has.
+    let has = amount(&old["status"]["capacity"]["storage"]);
+    if now < before && now <= has {
+        causes.push(Cause::forbidden(
+            "spec.resources.requests.storage",
+            "field can not be less than status.capacity",
+        ));
+    }
+    causes
+}
+
+fn amount(quantity: &Value) -> Option<Quantity> {
+    Quantity::parse(quantity.as_str()?)
 }
 
 #[cfg(test)]
@@ -195,5 +211,24 @@ mod tests {
             update_refusals("", "v1", "nodes", node("10.0.0.0/24"), node("10.0.1.0/24")).len(),
             1
         );
+    }
+
+    #[test]
+    fn claims_shrink_only_while_they_grow() {
+        let claim = |size: &str| {
+            json!({"metadata": {"name": "c"}, "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": size}}},
+                "status": {"phase": "Bound", "capacity": {"storage": "2Gi"}}})
+        };
+        let told = |from: &str, to: &str| -> Vec<String> {
+            let causes = claim_update(&claim(to), &claim(from));
+            causes.iter().map(|cause| format!("{}: {}", cause.field, cause.message)).collect()
+        };
+        for (from, to) in [("2Gi", "2Gi"), ("2Gi", "3Gi"), ("5Gi", "3Gi"), ("1Gi", "1024Mi")] {
+            assert!(told(from, to).is_empty(), "{from} {to}");
+        }
+        let refused = ["spec.resources.requests.storage: Forbidden: field can not be less than status.capacity"];
+        for (from, to) in [("5Gi", "2Gi"), ("2Gi", "1Gi")] {
+            assert_eq!(told(from, to), refused, "{from} {to}");
+        }
     }
 }
