@@ -3,6 +3,7 @@
 mod atomic_writer;
 pub mod csi;
 pub mod csi_api;
+mod device;
 mod directories;
 pub mod local;
 mod persistent;

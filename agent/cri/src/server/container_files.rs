@@ -43,10 +43,21 @@ impl Runtime {
                 spec::start_folder(config, &image.config)
             ))
         })?;
-        let volumes = self.volumes(id, config)?;
-        let devices: Vec<_> = config
+        let mut volumes = self.volumes(id, config)?;
+        // Nodes are made below /dev only; elsewhere the root file system has no devices, so they are mounted.
+        let (made, mounted): (Vec<_>, Vec<_>) = config
             .devices
             .iter()
+            .partition(|device| Path::new(&device.container_path).starts_with("/dev"));
+        volumes.extend(mounted.into_iter().map(|device| HostMount {
+            destination: PathBuf::from(&device.container_path),
+            source: PathBuf::from(&device.host_path),
+            readonly: false,
+            recursive_readonly: false,
+            propagation: v1::MountPropagation::PropagationPrivate,
+        }));
+        let devices: Vec<_> = made
+            .into_iter()
             .flat_map(|device| {
                 crate::host::devices_at(Path::new(&device.host_path), Path::new(&device.container_path))
             })

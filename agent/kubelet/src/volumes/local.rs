@@ -16,7 +16,7 @@ use tracing::{info, warn};
 use super::{SetUpError, directories};
 
 /// Below a pod's directory: an entry for each local volume that the pod uses, so that a restarted kubelet knows.
-const IN_USE: &str = "volumes/kubernetes.io~local-volume";
+pub(super) const IN_USE: &str = "volumes/kubernetes.io~local-volume";
 /// Anybody's, as a pod's user is not known when the volume is made.
 const MODE: u32 = 0o777;
 

@@ -1,6 +1,7 @@
 //! Claims and the persistent volumes behind them, and file servers: what a pod's volume stands for on this node.
 
 use std::net::IpAddr;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{NFSVolumeSource, PersistentVolume, PersistentVolumeClaim, Pod, Volume};
@@ -8,7 +9,7 @@ use kube::api::Api;
 use rustix::mount::MountFlags;
 
 use super::csi::{self, Source};
-use super::{Ready, SetUpError, VolumeContext, directories, fs_group, fs_group_policy, local};
+use super::{Ready, SetUpError, VolumeContext, device, directories, fs_group, fs_group_policy, local};
 use crate::context::{name, namespace, uid};
 
 fn refused(message: impl Into<String>) -> SetUpError {
@@ -115,6 +116,17 @@ async fn mount(
         local::prepare(volume_name, persistent, path, context.pod_dir, directory)?;
         let metadata =
             std::fs::metadata(path).map_err(|_| refused(format!("path {:?} does not exist", source.path)))?;
+        if !block && metadata.file_type().is_block_device() {
+            let target = context.pod_dir.join(local::IN_USE).join(volume_name);
+            device::mount(path, source.fs_type.as_deref(), &target).await?;
+            if let Some(group) = fs_group(pod) {
+                directories::own(&target, group, fs_group_policy(pod), read_only)?;
+            }
+            return Ok(Ready {
+                path: target,
+                read_only,
+            });
+        }
         if metadata.is_dir() == block {
             let message = format!(
                 "volume mode and path {:?} do not match: {}",

@@ -289,16 +289,22 @@ pub async fn volumes_and_pod_files_are_mounted(node: &mut Node) {
         image_sub_path: "etc".into(),
         ..Default::default()
     };
-    let script = "cat /a/b/file /image/shown /etc/resolv.conf /etc/hostname; echo x > /w/new; echo x > /a/b/new; echo x > /dev/shm/y && echo shm";
+    let device = |host: &str, path: &str| Device {
+        host_path: host.into(),
+        container_path: path.into(),
+        permissions: "rwm".into(),
+    };
+    let script = "test -c /opt/0 && test -c /dev/other && head -c 2 /opt/0 | wc -c; cat /a/b/file /image/shown /etc/resolv.conf /etc/hostname; echo x > /w/new; echo x > /a/b/new; echo x > /dev/shm/y && echo shm";
     let mut config = node.script("c", script);
     config.mounts = vec![mount("/a/b", true), mount("/w", false), image];
+    config.devices = vec![device("/dev/zero", "/opt/0"), device("/dev/zero", "/dev/other")];
     let id = node.run(&sandbox, config).await;
     let mounts = node.wait(&id).await.mounts;
     let image_ref = &mounts[2].image.as_ref().unwrap().image_ref;
     assert!(image_ref.starts_with("sha256:"), "{image_ref}");
     let text = node.lines("c").join("\n");
     assert!(
-        text.starts_with("from the host\nnew\nnameserver 10.96.0.10\npod-name\n"),
+        text.starts_with("2\nfrom the host\nnew\nnameserver 10.96.0.10\npod-name\n"),
         "{text}"
     );
     assert!(
