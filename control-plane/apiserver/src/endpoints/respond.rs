@@ -149,7 +149,9 @@ pub fn wants_pretty(query: &str, headers: &HeaderMap) -> bool {
     match query_values(query, "pretty").next().as_deref() {
         None | Some("") => {
             let agent = header(headers, &USER_AGENT);
-            ["curl", "Wget", "Mozilla/5.0"].iter().any(|reader| agent.starts_with(reader))
+            ["curl", "Wget", "Mozilla/5.0"]
+                .iter()
+                .any(|reader| agent.starts_with(reader))
         }
         Some(asked) => matches!(asked, "1" | "t" | "T" | "true" | "TRUE" | "True"),
     }

@@ -221,12 +221,16 @@ mod tests {
         };
         let told = |from: &str, to: &str| -> Vec<String> {
             let causes = claim_update(&claim(to), &claim(from));
-            causes.iter().map(|cause| format!("{}: {}", cause.field, cause.message)).collect()
+            causes
+                .iter()
+                .map(|cause| format!("{}: {}", cause.field, cause.message))
+                .collect()
         };
         for (from, to) in [("2Gi", "2Gi"), ("2Gi", "3Gi"), ("5Gi", "3Gi"), ("1Gi", "1024Mi")] {
             assert!(told(from, to).is_empty(), "{from} {to}");
         }
-        let refused = ["spec.resources.requests.storage: Forbidden: field can not be less than status.capacity"];
+        let refused =
+            ["spec.resources.requests.storage: Forbidden: field can not be less than status.capacity"];
         for (from, to) in [("5Gi", "2Gi"), ("2Gi", "1Gi")] {
             assert_eq!(told(from, to), refused, "{from} {to}");
         }
