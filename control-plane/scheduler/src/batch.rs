@@ -200,7 +200,10 @@ mod tests {
             ("nothing", |_| (), true),
             (
                 "the watch confirms the pod",
-                |c| c.set_pod(pod("p0", asks("1")), &c.node_of("p0").unwrap().to_owned()),
+                |c| {
+                    let node = c.node_of("p0").unwrap().to_owned();
+                    c.set_pod(pod("p0", asks("1")), &node);
+                },
                 true,
             ),
             ("a pod leaves", |c| drop(c.remove_pod("p0")), false),
