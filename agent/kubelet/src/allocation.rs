@@ -108,11 +108,7 @@ impl Allocations {
     }
 
     /// Promises the pod what it asks for unless `check`, told what all others have, objects.
-    pub fn grant<E>(
-        &self,
-        pod: &Pod,
-        check: impl FnOnce(&Others) -> Result<(), E>,
-    ) -> Result<Allocation, E> {
+    pub fn grant<E>(&self, pod: &Pod, check: impl FnOnce(&Others) -> Result<(), E>) -> Result<Allocation, E> {
         let mut known = self.lock();
         let mut others = Others::default();
         for (_, other) in known.iter().filter(|(key, _)| *key != uid(pod)) {

@@ -34,7 +34,9 @@ pub async fn run_hook(
                 scheme: Some("HTTP".into()),
                 ..action.clone()
             };
-            return check::http_get(&action, container, &ip, UNLIMITED).await.map(drop);
+            return check::http_get(&action, container, &ip, UNLIMITED)
+                .await
+                .map(drop);
         }
         return answer.map(drop);
     }

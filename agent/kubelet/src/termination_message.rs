@@ -109,7 +109,11 @@ mod tests {
             ..Default::default()
         };
         assert_eq!(read(&container).as_deref(), Some("one\ntwo\n"));
-        fs::write(&log, "2026-01-01T00:00:00Z stdout P DO\n2026-01-01T00:00:00Z stdout P NE\n").unwrap();
+        fs::write(
+            &log,
+            "2026-01-01T00:00:00Z stdout P DO\n2026-01-01T00:00:00Z stdout P NE\n",
+        )
+        .unwrap();
         assert_eq!(read(&container).as_deref(), Some("DONE"));
         fs::write(&message, "bye").unwrap();
         assert_eq!(read(&container).as_deref(), Some("bye"));

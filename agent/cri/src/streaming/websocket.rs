@@ -47,7 +47,9 @@ impl Dialect {
         if self.0.starts_with('v') {
             return status.to_string();
         }
-        let failure = status["message"].as_str().filter(|_| status["status"] != "Success");
+        let failure = status["message"]
+            .as_str()
+            .filter(|_| status["status"] != "Success");
         failure.unwrap_or_default().to_owned()
     }
 

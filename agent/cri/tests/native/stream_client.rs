@@ -81,7 +81,10 @@ impl Client {
         match bytes[0] {
             1 => self.ended.stdout += &text,
             2 => self.ended.stderr += &text,
-            3 if !text.is_empty() => self.ended.status = serde_json::from_str(&text).expect("status"),
+            // Words before version 4.
+            3 if !text.is_empty() => {
+                self.ended.status = serde_json::from_str(&text).unwrap_or_else(|_| text.clone().into());
+            }
             _ => {}
         }
         true
