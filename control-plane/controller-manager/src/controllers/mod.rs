@@ -32,6 +32,7 @@ mod serviceaccount;
 mod statefulset;
 mod taint_eviction;
 mod token_cleaner;
+mod ttl;
 mod ttl_after_finished;
 mod volume_expander;
 mod volume_protection;
@@ -126,6 +127,7 @@ const CONTROLLERS: &[(&str, Start)] = &[
     ("statefulset-controller", statefulset::start),
     ("taint-eviction-controller", taint_eviction::start),
     ("token-cleaner-controller", token_cleaner::start),
+    ("ttl-controller", ttl::start),
     ("ttl-after-finished-controller", ttl_after_finished::start),
 ];
 

@@ -2,6 +2,7 @@
 
 mod behavior;
 mod metrics;
+mod proposal;
 mod reconcile;
 mod replicas;
 #[cfg(test)]
