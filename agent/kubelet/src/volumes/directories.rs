@@ -43,7 +43,9 @@ pub fn empty_dir(
     } else {
         fs::create_dir_all(path).map_err(SetUpError::file("create", path))?;
     }
-    let mode = if fs_group.is_some() { 0o2777 } else { 0o777 };
+    // The root of a tmpfs stays sticky, as the kernel makes it.
+    let sticky = if memory { 0o1000 } else { 0 };
+    let mode = sticky | if fs_group.is_some() { 0o2777 } else { 0o777 };
     if let Some(group) = fs_group.and_then(|group| u32::try_from(group).ok()) {
         chown(path, None, Some(group)).map_err(SetUpError::file("chown", path))?;
     }
