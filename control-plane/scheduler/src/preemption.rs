@@ -232,7 +232,14 @@ mod tests {
 
     fn evicted(cluster: &mut Cluster, body: Value) -> Result<(String, Vec<String>), String> {
         let pod = pod("p", body);
-        let error = schedule(&Profile::default(), &pod, cluster, &mut Sampling::default(), |_| 0).unwrap_err();
+        let error = schedule(
+            &Profile::default(),
+            &pod,
+            cluster,
+            &mut Sampling::default(),
+            |_| 0,
+        )
+        .unwrap_err();
         match error.preemption {
             Preemption::Evict { node, victims } => {
                 Ok((node, victims.iter().map(|v| v.name().to_owned()).collect()))
@@ -314,7 +321,13 @@ mod tests {
         );
         let mightier = pod("q", asks("2", 200));
         assert_eq!(
-            schedule(&Profile::default(), &mightier, &mut cluster, &mut Sampling::default(), |_| 0),
+            schedule(
+                &Profile::default(),
+                &mightier,
+                &mut cluster,
+                &mut Sampling::default(),
+                |_| 0
+            ),
             Ok("a".into())
         );
     }

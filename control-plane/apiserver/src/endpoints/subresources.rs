@@ -174,9 +174,8 @@ pub async fn evict(server: &ApiServer, request: &ResourceRequest) -> Result<Resp
             spend_budget(server, request, budget, name, options.dry_run).await?;
         }
     }
-    let pod_request = on_pod(server, request, name, "")?;
-    let deleted = delete_object(server, &pod_request, namespace, name, &options).await;
-    deleted.map_err(|error| match as_seen {
+    let went = mark_and_delete(server, request, &mut options).await;
+    went.map_err(|error| match as_seen {
         // By now the pod may be healthy, and the budget guard it.
         Some(budget) if error.reason == "Conflict" => still_processed(budget),
         _ => error,
@@ -187,6 +186,53 @@ pub async fn evict(server: &ApiServer, request: &ResourceRequest) -> Result<Resp
         &success(),
         request.wanted,
     ))
+}
+
+/// A pod tells those who count its failure that it did not end by itself.
+async fn mark_and_delete(
+    server: &ApiServer,
+    request: &ResourceRequest,
+    options: &mut DeleteOptions,
+) -> Result<(), ApiError> {
+    let (namespace, name) = (&request.info.namespace, &request.info.name);
+    if !options.dry_run {
+        let status = on_pod(server, request, name, "status")?;
+        let intent = Intent {
+            request: &status,
+            dry_run: false,
+        };
+        let now = object::time(jiff::Timestamp::now());
+        let marked = update_object(server, intent, |pod| {
+            options.check("pods", pod)?;
+            Ok(disrupted(pod.clone(), &now))
+        })
+        .await?;
+        if let Some(version) = &mut options.resource_version {
+            *version = object::resource_version(&marked.object).to_owned();
+        }
+    }
+    let pod = on_pod(server, request, name, "")?;
+    delete_object(server, &pod, namespace, name, options)
+        .await
+        .map(drop)
+}
+
+fn disrupted(mut pod: Value, now: &str) -> Value {
+    let generation = pod["metadata"]["generation"].clone();
+    let status = object::field(&mut pod, "status");
+    let conditions = status.entry("conditions").or_insert_with(|| json!([]));
+    if let Some(conditions) = conditions.as_array_mut() {
+        let is_target = |condition: &Value| condition["type"] == "DisruptionTarget";
+        let before = conditions.iter().find(|c| is_target(c) && c["status"] == "True");
+        let since = before.map_or(json!(now), |c| c["lastTransitionTime"].clone());
+        conditions.retain(|condition| !is_target(condition));
+        conditions.push(
+            json!({"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI",
+            "message": "Eviction API: evicting", "lastProbeTime": null, "lastTransitionTime": since,
+            "observedGeneration": generation}),
+        );
+    }
+    pod
 }
 
 /// The budget that counts the pod.

@@ -6,7 +6,8 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
 use http::header::{
-    CONNECTION, HeaderMap, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, UPGRADE,
+    CONNECTION, HeaderMap, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
+    UPGRADE,
 };
 use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
@@ -49,7 +50,8 @@ pub fn wish(headers: &HeaderMap) -> Result<Option<Wish>, ApiError> {
     let known = |offer: &&str| [BINARY, TEXT].into_iter().find(|known| known == offer);
     let protocol = offered.iter().find_map(known);
     if protocol.is_none() && !offered.is_empty() {
-        let message = format!("requested protocol(s) are not supported: {offered:?}; supports [{TEXT} {BINARY}]");
+        let message =
+            format!("requested protocol(s) are not supported: {offered:?}; supports [{TEXT} {BINARY}]");
         return Err(ApiError::bad_request(message));
     }
     Ok(Some(Wish { accept, protocol }))
@@ -105,7 +107,10 @@ mod tests {
             let mut headers = HeaderMap::new();
             headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
             headers.insert(UPGRADE, HeaderValue::from_static(upgrade));
-            headers.insert(SEC_WEBSOCKET_KEY, HeaderValue::from_static("dGhlIHNhbXBsZSBub25jZQ=="));
+            headers.insert(
+                SEC_WEBSOCKET_KEY,
+                HeaderValue::from_static("dGhlIHNhbXBsZSBub25jZQ=="),
+            );
             if let Some(protocol) = protocol {
                 headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(protocol));
             }

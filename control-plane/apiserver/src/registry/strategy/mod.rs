@@ -7,6 +7,7 @@ mod namespace;
 mod node;
 mod pod;
 mod service;
+mod volume;
 
 use auth::UserInfo;
 use schema::Resource;
@@ -56,6 +57,8 @@ pub fn strategy(group: &str, plural: &str) -> &'static dyn Strategy {
         ("", "nodes") => &node::Node,
         ("", "namespaces") => &namespace::Namespace,
         ("", "services") => &service::Service,
+        ("", "persistentvolumes") => &volume::Volume,
+        ("", "persistentvolumeclaims") => &volume::Claim,
         ("batch", "jobs") => &job::Job,
         ("apiextensions.k8s.io", "customresourcedefinitions") => {
             &custom_resource_definition::CustomResourceDefinition

@@ -40,6 +40,13 @@ fn volume_of(attachment: &VolumeAttachment) -> Option<&str> {
     attachment.spec.source.persistent_volume_name.as_deref()
 }
 
+/// Attachments of other names are somebody else's, who will remove them.
+fn is_ours(attachment: &VolumeAttachment) -> bool {
+    let name = attachment.metadata.name.as_deref().unwrap_or_default();
+    let digest = name.strip_prefix("csi-").unwrap_or_default();
+    digest.len() == 64 && digest.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
 fn is_attached(attachment: &VolumeAttachment) -> bool {
     attachment.status.as_ref().is_some_and(|s| s.attached)
 }
@@ -84,7 +91,8 @@ pub fn reconcile(observed: &Observed) -> Vec<Action> {
             .iter()
             .any(|w| w.volume.metadata.name.as_deref() == name)
             || unique.as_ref().is_some_and(|u| in_use.contains(u));
-        if !needed && name.is_some() && attachment.metadata.deletion_timestamp.is_none() {
+        let goes = !needed && name.is_some() && is_ours(attachment);
+        if goes && attachment.metadata.deletion_timestamp.is_none() {
             plan.push(Action::delete(&***attachment));
         } else if let Some(name) = unique.filter(|_| needed && is_attached(attachment)) {
             attached.push(AttachedVolume {
@@ -187,9 +195,13 @@ mod tests {
     }
 
     fn attachment(node: &str, attached: bool) -> Arc<VolumeAttachment> {
+        named(&attachment_name("h", "d.io", node), node, attached)
+    }
+
+    fn named(name: &str, node: &str, attached: bool) -> Arc<VolumeAttachment> {
         Arc::new(
             from_value(
-                json!({"metadata": {"name": format!("csi-{node}"), "uid": "a"}, "spec": {"attacher": "d.io",
+                json!({"metadata": {"name": name, "uid": "a"}, "spec": {"attacher": "d.io",
             "nodeName": node, "source": {"persistentVolumeName": "v"}}, "status": {"attached": attached}}),
             )
             .unwrap(),
@@ -252,6 +264,13 @@ mod tests {
                 vec!["none attached", "delete"],
             ),
             ("quiet", json!({}), false, vec![], vec![]),
+            (
+                "somebody's own",
+                json!({}),
+                false,
+                vec![named("mine", "n", false)],
+                vec![],
+            ),
         ] {
             assert_eq!(run(status, wanted, &attachments), expected, "{what}");
         }
