@@ -214,7 +214,7 @@ fn workloads_end_as_their_owners_said() {
         SOON,
     );
     jobs_end_as_their_policies_say(kubectl);
-    an_evicted_pod_is_no_failure_of_its_job(kubectl, &directory.join(""));
+    an_evicted_pod_is_no_failure_of_its_job(kubectl, directory.path());
     a_namespace_loses_its_pods_first(kubectl);
     attachments_of_others_stay(kubectl);
 }
