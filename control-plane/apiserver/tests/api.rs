@@ -394,6 +394,10 @@ async fn pods_are_bound_and_die_gracefully() {
         bound["items"][0]["status"]["conditions"][0]["type"],
         "PodScheduled"
     );
+    assert_eq!(
+        bound["items"][0]["metadata"]["generation"], 1,
+        "not a new generation"
+    );
 
     let (_, status) = admin
         .patch(

@@ -127,8 +127,8 @@ async fn try_update(
     let context = intent.context(server, Operation::Update, Some(&old));
     server.admission.mutate(&context, &mut object).await?;
     schema::defaults::apply(kind, &mut object);
-    // Some sub-resources are ways to change the desired state: resize, scale, ephemeralcontainers.
-    if info.subresource != "status" {
+    // Some sub-resources are ways to change the desired state (resize, scale, ephemeralcontainers); a binding is not.
+    if !matches!(info.subresource.as_str(), "status" | "binding") {
         let counts = strategy::counts_generations(resource);
         strategy::count_generation(&mut object, Some(&old), counts);
     }
