@@ -134,7 +134,7 @@ impl Join<'_> {
                 server: self.server.to_owned(),
                 reason: status.message.clone(),
             }),
-            Ok(Err(error)) => Err(unreachable(innermost(&error))),
+            Ok(Err(error)) => Err(unreachable(::api_client::innermost(&error))),
         }
     }
 
@@ -184,15 +184,6 @@ impl Join<'_> {
 
 fn is_unauthorized(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 401)
-}
-
-/// The cause at the bottom (`Connection refused`), without the layers above it.
-fn innermost(error: &dyn std::error::Error) -> String {
-    let mut deepest: &dyn std::error::Error = error;
-    while let Some(source) = deepest.source() {
-        deepest = source;
-    }
-    deepest.to_string()
 }
 
 #[cfg(test)]

@@ -188,6 +188,14 @@ fn a_good_system_is_kept_and_a_broken_one_left() {
         let status: Value = serde_json::from_str(&status).expect("JSON");
         status["slot"].as_str().unwrap_or_default().to_owned()
     };
+    eventually("the node API answers", BOOT, || {
+        let status = ironctl(&["status"]).output().map_err(|error| error.to_string())?;
+        if status.status.success() {
+            Ok(())
+        } else {
+            Err(String::from_utf8_lossy(&status.stderr).into_owned())
+        }
+    });
     assert_eq!(slot(), "A");
     let image = server.dir.path().display().to_string();
     let mut upgrade = Program::start(&mut ironctl(&["upgrade", &image]), server.dir.join("good.log"));

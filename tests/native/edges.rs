@@ -10,6 +10,7 @@ const EDGES: &[(&str, &[&str])] = &[
     (
         "agent",
         &[
+            "api-client",
             "cri",
             "hollow",
             "kube-proxy",
@@ -46,13 +47,13 @@ const EDGES: &[(&str, &[&str])] = &[
     ("hollow", &["api", "pki"]),
     ("image", &["boot-disk", "node-config", "schema"]),
     ("init", &["boot-disk", "node-config"]),
-    ("ironctl", &["node-api"]),
+    ("ironctl", &["api-client", "node-api"]),
     ("kube-proxy", &["netfilter"]),
     ("kubelet", &["api", "api-client", "cri-api", "pki"]),
     ("metrics-server", &["api", "api-client", "auth", "pki"]),
     ("netfilter", &[]),
     ("network", &["api", "netfilter"]),
-    ("node-api", &["boot-disk", "node-config", "pki"]),
+    ("node-api", &["api-client", "boot-disk", "node-config", "pki"]),
     ("node-config", &[]),
     ("pki", &[]),
     ("qemu", &["node-config"]),

@@ -24,6 +24,27 @@ fn user(world: &World, name: &str) -> PathBuf {
     world.kubeconfig(name, &Subject::new(name, &["staff"]), &world.ca)
 }
 
+/// A user whom RBAC lets look at machines, and no more.
+fn may_look(world: &World, name: &str) -> PathBuf {
+    let kubectl = &world.plane.kubectl;
+    kubectl.run(&[
+        "create",
+        "clusterrole",
+        "look",
+        "--verb=get",
+        "--resource=nodes/ironlet",
+    ]);
+    let bound = format!("--user={name}");
+    kubectl.run(&[
+        "create",
+        "clusterrolebinding",
+        "look",
+        "--clusterrole=look",
+        &bound,
+    ]);
+    user(world, name)
+}
+
 #[test]
 fn the_clusters_rbac_says_who_may_do_what_with_a_machine() {
     let world = started("node-api", &["--slot", "A"]);
@@ -68,22 +89,7 @@ fn the_clusters_rbac_says_who_may_do_what_with_a_machine() {
         refused.contains("PermissionDenied: nodes \"node-1\" is forbidden: User \"alice\" cannot get resource \"nodes/ironlet\""),
         "{refused}"
     );
-    let bob = user(&world, "bob");
-    let kubectl = &world.plane.kubectl;
-    kubectl.run(&[
-        "create",
-        "clusterrole",
-        "look",
-        "--verb=get",
-        "--resource=nodes/ironlet",
-    ]);
-    kubectl.run(&[
-        "create",
-        "clusterrolebinding",
-        "look",
-        "--clusterrole=look",
-        "--user=bob",
-    ]);
+    let bob = may_look(&world, "bob");
     assert!(by_address(&bob, &["version"]).unwrap().contains("node-1"));
     let refused = by_address(&bob, &["reboot"]).unwrap_err();
     assert!(
@@ -218,22 +224,7 @@ fn a_masters_store_is_looked_at_and_copied() {
     assert!(size > 32 && size % 512 == 32, "{size}");
     assert_eq!(fs::metadata(&copy).unwrap().permissions().mode() & 0o777, 0o600);
 
-    let bob = user(&world, "bob");
-    let kubectl = &world.plane.kubectl;
-    kubectl.run(&[
-        "create",
-        "clusterrole",
-        "look",
-        "--verb=get",
-        "--resource=nodes/ironlet",
-    ]);
-    kubectl.run(&[
-        "create",
-        "clusterrolebinding",
-        "look",
-        "--clusterrole=look",
-        "--user=bob",
-    ]);
+    let bob = may_look(&world, "bob");
     on_node(&bob, &["etcd", "members"]).unwrap();
     let refused = on_node(&bob, &["etcd", "snapshot", &copy_name]).unwrap_err();
     assert!(

@@ -97,7 +97,7 @@ impl Target {
             .await;
         channel
             .map(NodeClient::new)
-            .map_err(|error| fail(innermost(&error).to_string()))
+            .map_err(|error| fail(api_client::innermost(&error)))
     }
 
     /// A client of the API server, with the same kubeconfig.
@@ -165,7 +165,7 @@ impl Target {
         let found = found.map_err(|_| lookup("the API server does not answer".into()))?;
         let node = found.map_err(|error| match error {
             kube::Error::Api(status) => lookup(status.message),
-            error => lookup(innermost(&error).to_string()),
+            error => lookup(api_client::innermost(&error)),
         })?;
         let addresses = node
             .status
@@ -245,19 +245,11 @@ fn explain(error: &io::Error) -> String {
 /// What a failed call means to a person.
 pub fn explain_status(status: &tonic::Status) -> String {
     use tonic::Code::{Internal, Unavailable, Unknown};
-    match (status.code(), status.source().map(innermost)) {
+    match (status.code(), status.source().map(api_client::innermost)) {
         (Unknown | Internal | Unavailable, Some(deepest)) => format!("{}: {deepest}", status.message()),
         (Unknown | Internal | Unavailable, None) => status.message().to_owned(),
         (code, _) => format!("{code:?}: {}", status.message()),
     }
-}
-
-pub fn innermost<'a>(error: &'a (dyn std::error::Error + 'static)) -> &'a (dyn std::error::Error + 'static) {
-    let mut deepest = error;
-    while let Some(source) = deepest.source() {
-        deepest = source;
-    }
-    deepest
 }
 
 fn certificate_authority(cluster: &Cluster) -> Result<Option<Vec<u8>>, ConnectError> {

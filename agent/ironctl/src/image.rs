@@ -154,7 +154,7 @@ async fn fetch(url: &str) -> Result<Option<Stream>, ImageError> {
     let client: Client<_, Empty<Bytes>> = Client::builder(TokioExecutor::new()).build(connector);
     let uri = url.parse().map_err(|_| failed("not a URL".to_owned()))?;
     let response = client.get(uri).await;
-    let response = response.map_err(|error| failed(crate::connect::innermost(&error).to_string()))?;
+    let response = response.map_err(|error| failed(api_client::innermost(&error)))?;
     match response.status() {
         status if status.is_success() => {}
         http::StatusCode::NOT_FOUND => return Ok(None),

@@ -2,16 +2,12 @@
 //! `system:masters` are let in without asking, as everywhere in Kubernetes, so that a master can be repaired whose API
 //! server is away.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
+use api_client::{Patience, Reviews, innermost};
+use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReviewSpec};
 use kube::Client;
-use kube::api::{Api, PostParams};
 use tonic::Status;
-
-use crate::status;
 
 /// The service's path prefix in HTTP.
 const PREFIX: &str = "/ironlet.node.v1.Node/";
@@ -40,14 +36,15 @@ const SUBRESOURCE: &str = "ironlet";
 /// Upstream's `user.SystemPrivilegedGroup`.
 const PRIVILEGED: &str = "system:masters";
 
-/// How long answers are believed (the kubelet's defaults).
-const ALLOWED_TTL: Duration = Duration::from_secs(300);
-const DENIED_TTL: Duration = Duration::from_secs(30);
+/// The kubelet's.
+const PATIENCE: Patience = Patience {
+    token: Duration::ZERO,
+    allowed: Duration::from_secs(300),
+    denied: Duration::from_secs(30),
+};
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
-/// More remembered answers than this are forgotten all at once.
-const REMEMBERED: usize = 1000;
 
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct User {
     pub name: String,
     pub groups: Vec<String>,
@@ -78,25 +75,16 @@ fn verb(path: &str) -> Option<&'static str> {
         .map(|(_, verb)| *verb)
 }
 
-/// An answer and when it was given.
-type Answer = (Result<(), String>, Instant);
-
-fn is_fresh((answer, at): &Answer) -> bool {
-    at.elapsed() < if answer.is_ok() { ALLOWED_TTL } else { DENIED_TTL }
-}
-
 pub struct Access {
-    client: Client,
+    reviews: Reviews,
     node_name: String,
-    answers: Mutex<HashMap<(User, &'static str), Answer>>,
 }
 
 impl Access {
     pub fn new(client: Client, node_name: &str) -> Self {
         Self {
-            client,
+            reviews: Reviews::new(client, PATIENCE),
             node_name: node_name.to_owned(),
-            answers: Mutex::default(),
         }
     }
 
@@ -108,28 +96,33 @@ impl Access {
         if user.is_privileged() {
             return Ok(());
         }
-        let question = (user.clone(), verb);
-        let remembered = {
-            let answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
-            answers.get(&question).cloned()
+        let question = self.question(user, verb);
+        let asked = tokio::time::timeout(ANSWER_WITHIN, self.reviews.verdict(question.clone())).await;
+        let unknown = match asked {
+            Ok(Ok(verdict)) if verdict.allowed => return Ok(()),
+            Ok(Ok(verdict)) => {
+                return Err(Status::permission_denied(self.refusal(
+                    user,
+                    verb,
+                    &verdict.reason,
+                )));
+            }
+            Ok(Err(error)) => innermost(&error),
+            Err(_) => format!("no answer within {} s", ANSWER_WITHIN.as_secs()),
         };
-        let answer = match remembered {
-            Some(remembered) if is_fresh(&remembered) => remembered.0,
-            remembered => match (self.ask(user, verb).await, remembered) {
-                (Ok(answer), _) => {
-                    let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
-                    if answers.len() >= REMEMBERED {
-                        answers.clear();
-                    }
-                    answers.insert(question, (answer.clone(), Instant::now()));
-                    answer
-                }
-                // Who was let in stays so while nobody can say otherwise.
-                (Err(_), Some((Ok(()), _))) => Ok(()),
-                (Err(unknown), _) => return Err(unknown),
-            },
-        };
-        answer.map_err(|reason| Status::permission_denied(self.refusal(user, verb, &reason)))
+        // Who was let in stays so while nobody can say otherwise.
+        if self
+            .reviews
+            .last_verdict(&question)
+            .is_some_and(|last| last.allowed)
+        {
+            return Ok(());
+        }
+        Err(Status::unavailable(format!(
+            "whether {:?} may {verb} nodes/{SUBRESOURCE} is the API server's to say, and it cannot be asked: {unknown} \
+             (members of {PRIVILEGED} need no answer)",
+            user.name
+        )))
     }
 
     /// Upstream's words for a forbidden request.
@@ -145,41 +138,19 @@ impl Access {
         )
     }
 
-    async fn ask(&self, user: &User, verb: &str) -> Result<Result<(), String>, Status> {
-        let review = SubjectAccessReview {
-            spec: SubjectAccessReviewSpec {
-                user: Some(user.name.clone()),
-                groups: Some(user.groups.clone()),
-                resource_attributes: Some(ResourceAttributes {
-                    verb: Some(verb.to_owned()),
-                    version: Some("v1".into()),
-                    resource: Some("nodes".into()),
-                    subresource: Some(SUBRESOURCE.into()),
-                    name: Some(self.node_name.clone()),
-                    ..Default::default()
-                }),
+    fn question(&self, user: &User, verb: &str) -> SubjectAccessReviewSpec {
+        SubjectAccessReviewSpec {
+            user: Some(user.name.clone()),
+            groups: Some(user.groups.clone()),
+            resource_attributes: Some(ResourceAttributes {
+                verb: Some(verb.to_owned()),
+                version: Some("v1".into()),
+                resource: Some("nodes".into()),
+                subresource: Some(SUBRESOURCE.into()),
+                name: Some(self.node_name.clone()),
                 ..Default::default()
-            },
+            }),
             ..Default::default()
-        };
-        let reviews: Api<SubjectAccessReview> = Api::all(self.client.clone());
-        let unknown = |reason: String| {
-            Status::unavailable(format!(
-                "whether {:?} may {verb} nodes/{SUBRESOURCE} is the API server's to say, and it cannot be asked: {reason} \
-                 (members of {PRIVILEGED} need no answer)",
-                user.name
-            ))
-        };
-        let params = PostParams::default();
-        let asked = tokio::time::timeout(ANSWER_WITHIN, reviews.create(&params, &review)).await;
-        match asked {
-            Err(_) => Err(unknown(format!("no answer within {} s", ANSWER_WITHIN.as_secs()))),
-            Ok(Err(error)) => Err(unknown(status::innermost(&error))),
-            Ok(Ok(review)) => {
-                let status = review.status.unwrap_or_default();
-                let reason = status.reason.filter(|_| !status.allowed).unwrap_or_default();
-                Ok(if status.allowed { Ok(()) } else { Err(reason) })
-            }
         }
     }
 }

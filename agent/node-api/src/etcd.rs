@@ -97,7 +97,7 @@ async fn connect(pki: &Path) -> Result<Channel, EtcdError> {
         .await
     {
         Ok(channel) => Ok(channel),
-        Err(error) => Err(match crate::status::innermost(&error) {
+        Err(error) => Err(match api_client::innermost(&error) {
             // The embedded store leaves the port to nobody.
             reason if reason.contains("refused") => EtcdError::Call(format!("{reason}: it does not run")),
             reason => EtcdError::Call(reason),

@@ -69,21 +69,12 @@ pub async fn ask_node(client: &Client, name: &str) -> Result<Node, String> {
     let nodes: Api<Node> = Api::all(client.clone());
     match tokio::time::timeout(API_ANSWERS_WITHIN, nodes.get(name)).await {
         Ok(Ok(node)) => Ok(node),
-        Ok(Err(error)) => Err(innermost(&error)),
+        Ok(Err(error)) => Err(api_client::innermost(&error)),
         Err(_) => Err(format!(
             "the API server has not answered within {} s",
             API_ANSWERS_WITHIN.as_secs()
         )),
     }
-}
-
-/// The cause at the bottom (`Connection refused`), without the layers above it.
-pub fn innermost(error: &dyn std::error::Error) -> String {
-    let mut deepest = error;
-    while let Some(source) = deepest.source() {
-        deepest = source;
-    }
-    deepest.to_string()
 }
 
 pub fn ready_condition(node: &Node) -> Option<&NodeCondition> {

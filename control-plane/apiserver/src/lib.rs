@@ -12,6 +12,7 @@ mod background;
 mod cache;
 mod cached;
 pub mod config;
+mod configuration;
 pub mod connect;
 mod endpoints;
 mod flow_control;

@@ -13,6 +13,16 @@ pub fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
         .unwrap_or_default()
 }
 
+/// A field's text, empty when absent.
+pub fn string<'a>(of: &'a Value, field: &str) -> &'a str {
+    of[field].as_str().unwrap_or_default()
+}
+
+/// A field's entries, none when it is no list.
+pub fn items<'a>(of: &'a Value, field: &str) -> &'a [Value] {
+    of[field].as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
 pub fn name(object: &Value) -> &str {
     text(object, "/metadata/name")
 }

@@ -10,8 +10,6 @@ use crate::status::ready_condition;
 pub enum NotNow {
     #[error("slot {0} is on trial: it has to be found good, or left, before the next change")]
     OnTrial(String),
-    #[error("slot {0} is to be tried by the next boot: reboot, or roll back, first")]
-    Pending(String),
     #[error("the system as it was installed runs: upgrade it")]
     AsInstalled,
     #[error("slot {0} has no system to go back to; the boot menu has the system as it was installed")]

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use auth::TokenAuthenticator;
 use serde_json::{Value, json};
 
+use super::Authentication;
 use super::jwt::JwtAuthenticator;
-use super::{Authentication, items, text};
+use crate::object::{items, string};
 
 /// Who may come without credentials.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -85,7 +86,7 @@ pub fn configured(config: &Value, issuer: &str) -> Result<Authentication, String
     for (index, jwt) in items(config, "jwt").iter().enumerate() {
         let path = format!("jwt[{index}]");
         for (field, seen) in [("url", &mut urls), ("discoveryURL", &mut discoveries)] {
-            let given = text(&jwt["issuer"], field);
+            let given = string(&jwt["issuer"], field);
             if !given.is_empty() && !seen.insert(given.to_owned()) {
                 return Err(format!("{path}.issuer.{field}: Duplicate value: {given:?}"));
             }
@@ -114,7 +115,7 @@ fn anonymous(config: &Value) -> Result<Anonymous, String> {
     }
     let paths = conditions
         .iter()
-        .map(|condition| text(condition, "path").to_owned());
+        .map(|condition| string(condition, "path").to_owned());
     Ok(Anonymous::At(paths.collect()))
 }
 

@@ -13,9 +13,10 @@ use schema::cel::{self, Bindings};
 use serde_json::{Value, json};
 use tokio::runtime::{Builder, Handle, RuntimeFlavor};
 
-use super::{duration, items, text};
+use super::duration;
 use crate::admission::Conditions;
 use crate::cached::Cached;
+use crate::object::{items, string};
 use crate::selectors::{FieldSelector, LabelSelector};
 use crate::webhook::WebhookClient;
 
@@ -85,7 +86,7 @@ pub fn configured(config: &Value, directory: &Path) -> Result<Vec<Member>, Strin
     let mut members = Vec::new();
     for (index, authorizer) in authorizers.iter().enumerate() {
         let path = format!("authorizers[{index}]");
-        let (kind, name) = (text(authorizer, "type"), text(authorizer, "name"));
+        let (kind, name) = (string(authorizer, "type"), string(authorizer, "name"));
         if name.is_empty() {
             return Err(format!("{path}.name: Required value"));
         }
@@ -137,7 +138,7 @@ impl Webhook {
         if !config.is_object() {
             return Err(format!("{path}: Required value: required when type=Webhook"));
         }
-        let one_of = |field: &str, allowed: &[&str]| match text(config, field) {
+        let one_of = |field: &str, allowed: &[&str]| match string(config, field) {
             "" => Err(format!("{path}.{field}: Required value")),
             given if !allowed.contains(&given) => {
                 let allowed: Vec<String> = allowed.iter().map(|value| format!("{value:?}")).collect();
@@ -153,19 +154,19 @@ impl Webhook {
             "Deny" => Decision::Deny,
             _ => Decision::NoOpinion,
         };
-        if text(config, "timeout").is_empty() {
+        if string(config, "timeout").is_empty() {
             return Err(format!("{path}.timeout: Required value"));
         }
         let patience = duration(config, "timeout", path, PATIENCE)?;
         if patience.is_zero() || patience > LONGEST_PATIENCE {
             return Err(format!(
                 "{path}.timeout: Invalid value: {:?}: must be > 0s and <= 30s",
-                text(config, "timeout")
+                string(config, "timeout")
             ));
         }
         let connection = &config["connectionInfo"];
-        let file = match text(connection, "type") {
-            "KubeConfigFile" => text(connection, "kubeConfigFile"),
+        let file = match string(connection, "type") {
+            "KubeConfigFile" => string(connection, "kubeConfigFile"),
             "" => return Err(format!("{path}.connectionInfo.type: Required value")),
             other => {
                 return Err(format!(
@@ -180,7 +181,7 @@ impl Webhook {
             .map_err(|why| format!("{path}.connectionInfo.kubeConfigFile: Invalid value: {file:?}: {why}"))?;
         let conditions = Conditions::compile(&config["matchConditions"], &["request"]);
         if let Some((index, why)) = conditions.first_mistake() {
-            let written = text(&config["matchConditions"][index], "expression");
+            let written = string(&config["matchConditions"][index], "expression");
             return Err(format!(
                 "{path}.matchConditions[{index}].expression: Invalid value: {written:?}: {why}"
             ));
@@ -232,7 +233,7 @@ impl Webhook {
         };
         let verdict = Verdict {
             decision,
-            reason: text(status, "reason").to_owned(),
+            reason: string(status, "reason").to_owned(),
         };
         let ttl = if allowed {
             self.authorized_ttl

@@ -10,7 +10,7 @@ use schema::cel::{self, Bindings, CelValue, Expression};
 use serde_json::{Value, json};
 
 use super::keys::{KeySet, Signed};
-use super::{items, text};
+use crate::object::{items, string};
 use crate::proxy::dial;
 
 /// What asymmetric algorithms there are; ES512 waits for a library that has its curve.
@@ -50,14 +50,14 @@ impl JwtAuthenticator {
     /// A `JWTAuthenticator`; the error begins with `path`.
     pub fn new(config: &Value, path: &str, api_audience: &str) -> Result<Self, String> {
         let issuer = &config["issuer"];
-        let url = text(issuer, "url");
+        let url = string(issuer, "url");
         check_url(url, &format!("{path}.issuer.url"))?;
         if url == api_audience {
             return Err(format!(
                 "{path}.issuer.url: Invalid value: {url:?}: URL must not overlap with disallowed issuers: [{api_audience}]"
             ));
         }
-        let discovery = text(issuer, "discoveryURL");
+        let discovery = string(issuer, "discoveryURL");
         if !discovery.is_empty() {
             check_url(discovery, &format!("{path}.issuer.discoveryURL"))?;
             if discovery.trim_end_matches('/') == url.trim_end_matches('/') {
@@ -76,13 +76,13 @@ impl JwtAuthenticator {
                 "{path}.issuer.audiences: Required value: at least one {path}.issuer.audiences is required"
             ));
         }
-        let policy = text(issuer, "audienceMatchPolicy");
+        let policy = string(issuer, "audienceMatchPolicy");
         if audiences.len() > 1 && policy != "MatchAny" {
             return Err(format!(
                 "{path}.issuer.audienceMatchPolicy: Invalid value: {policy:?}: audienceMatchPolicy must be MatchAny for multiple audiences"
             ));
         }
-        let ca = text(issuer, "certificateAuthority");
+        let ca = string(issuer, "certificateAuthority");
         let tls = match ca {
             "" => dial::system_config(None),
             ca => dial::client_config(Some(ca), None),
@@ -101,7 +101,7 @@ impl JwtAuthenticator {
         let mut extra = Vec::new();
         for (index, entry) in items(mappings, "extra").iter().enumerate() {
             let path = format!("{mappings_path}.extra[{index}]");
-            let key = text(entry, "key");
+            let key = string(entry, "key");
             if key.is_empty() {
                 return Err(format!("{path}.key: Required value"));
             }
@@ -143,7 +143,7 @@ impl JwtAuthenticator {
         let (Some(claims), Some(signed)) = (claims, Signed::parse(token)) else {
             return Ok(None);
         };
-        if text(&claims, "iss") != self.issuer {
+        if string(&claims, "iss") != self.issuer {
             return Ok(None);
         }
         self.verify(&claims, &signed)
@@ -310,7 +310,7 @@ fn check_url(url: &str, path: &str) -> Result<(), String> {
 }
 
 fn mapping(config: &Value, path: &str, has_prefix: bool) -> Result<Mapping, String> {
-    let (claim, expressed) = (text(config, "claim"), text(config, "expression"));
+    let (claim, expressed) = (string(config, "claim"), string(config, "expression"));
     let prefix = config["prefix"].as_str();
     match (claim, expressed) {
         ("", "") => Ok(Mapping::Nothing),
@@ -333,7 +333,7 @@ fn mapping(config: &Value, path: &str, has_prefix: bool) -> Result<Mapping, Stri
 }
 
 fn expression(config: &Value, field: &str, path: &str, variable: &str) -> Result<Expression, String> {
-    let written = text(config, field);
+    let written = string(config, field);
     if written.is_empty() {
         return Err(format!("{path}.{field}: Required value: {field} is required"));
     }
@@ -346,14 +346,14 @@ fn claim_rules(config: &Value, path: &str) -> Result<Vec<ClaimRule>, String> {
     rules
         .map(|(index, rule)| {
             let path = format!("{path}.claimValidationRules[{index}]");
-            match (text(rule, "claim"), text(rule, "expression")) {
+            match (string(rule, "claim"), string(rule, "expression")) {
                 ("", "") => Err(format!("{path}: Required value: claim or expression is required")),
                 (claim, "") => Ok(ClaimRule::Required {
                     claim: claim.to_owned(),
-                    value: text(rule, "requiredValue").to_owned(),
+                    value: string(rule, "requiredValue").to_owned(),
                 }),
                 ("", _) => expression(rule, "expression", &path, "claims")
-                    .map(|compiled| ClaimRule::Expression(compiled, text(rule, "message").to_owned())),
+                    .map(|compiled| ClaimRule::Expression(compiled, string(rule, "message").to_owned())),
                 _ => Err(format!(
                     "{path}: Invalid value: \"\": claim and expression can't both be set"
                 )),
@@ -369,7 +369,7 @@ fn user_rules(config: &Value, path: &str) -> Result<Vec<(Expression, String)>, S
             let path = format!("{path}.userValidationRules[{index}]");
             Ok((
                 expression(rule, "expression", &path, "user")?,
-                text(rule, "message").to_owned(),
+                string(rule, "message").to_owned(),
             ))
         })
         .collect()

@@ -11,6 +11,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::fetch;
+use crate::object;
 
 /// However many tokens name unknown keys.
 const REFETCH: Duration = Duration::from_secs(1);
@@ -146,6 +147,6 @@ impl KeySet {
         }
         let place = document["jwks_uri"].as_str().unwrap_or_default();
         let keys = fetch::json(place, &self.tls).await?;
-        Ok(super::items(&keys, "keys").to_vec())
+        Ok(object::items(&keys, "keys").to_vec())
     }
 }

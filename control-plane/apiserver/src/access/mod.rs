@@ -15,10 +15,81 @@ use std::time::Duration;
 use auth::{Authorizer, TokenAuthenticator};
 use serde_json::Value;
 
+use crate::configuration::Format;
+use crate::object;
+
 pub use authentication::{Anonymous, OidcOptions};
 pub use authorization::{AuthorizationWebhook, Mode};
 
 const GROUP: &str = "apiserver.config.k8s.io";
+const VERSIONS: &[&str] = &["v1", "v1beta1", "v1alpha1"];
+
+const AUTHENTICATION: Format = Format {
+    group: GROUP,
+    versions: VERSIONS,
+    kind: "AuthenticationConfiguration",
+    fields: &[
+        ("", &["apiVersion", "kind", "jwt", "anonymous"]),
+        (
+            "jwt",
+            &[
+                "issuer",
+                "claimValidationRules",
+                "claimMappings",
+                "userValidationRules",
+            ],
+        ),
+        (
+            "jwt.issuer",
+            &[
+                "url",
+                "discoveryURL",
+                "certificateAuthority",
+                "audiences",
+                "audienceMatchPolicy",
+            ],
+        ),
+        (
+            "jwt.claimValidationRules",
+            &["claim", "requiredValue", "expression", "message"],
+        ),
+        ("jwt.claimMappings", &["username", "groups", "uid", "extra"]),
+        ("jwt.claimMappings.username", &["claim", "prefix", "expression"]),
+        ("jwt.claimMappings.groups", &["claim", "prefix", "expression"]),
+        ("jwt.claimMappings.uid", &["claim", "expression"]),
+        ("jwt.claimMappings.extra", &["key", "valueExpression"]),
+        ("jwt.userValidationRules", &["expression", "message"]),
+        ("anonymous", &["enabled", "conditions"]),
+        ("anonymous.conditions", &["path"]),
+    ],
+};
+
+const AUTHORIZATION: Format = Format {
+    group: GROUP,
+    versions: VERSIONS,
+    kind: "AuthorizationConfiguration",
+    fields: &[
+        ("", &["apiVersion", "kind", "authorizers"]),
+        ("authorizers", &["type", "name", "webhook"]),
+        (
+            "authorizers.webhook",
+            &[
+                "authorizedTTL",
+                "cacheAuthorizedRequests",
+                "unauthorizedTTL",
+                "cacheUnauthorizedRequests",
+                "timeout",
+                "subjectAccessReviewVersion",
+                "matchConditionSubjectAccessReviewVersion",
+                "failurePolicy",
+                "connectionInfo",
+                "matchConditions",
+            ],
+        ),
+        ("authorizers.webhook.connectionInfo", &["type", "kubeConfigFile"]),
+        ("authorizers.webhook.matchConditions", &["expression"]),
+    ],
+};
 
 #[derive(Debug, Clone)]
 pub struct AccessOptions {
@@ -67,7 +138,7 @@ impl AccessOptions {
         let mut made = match (&self.authentication_config, &self.oidc) {
             (Some(path), _) => {
                 let named = |why: String| format!("--authentication-config {}: {why}", path.display());
-                let config = read(path, "AuthenticationConfiguration").map_err(named)?;
+                let config = AUTHENTICATION.read(path).map_err(named)?;
                 authentication::configured(&config, issuer).map_err(named)?
             }
             (None, Some(oidc)) => {
@@ -96,7 +167,7 @@ impl AccessOptions {
         let members = match &self.authorization_config {
             Some(path) => {
                 let named = |why: String| format!("--authorization-config {}: {why}", path.display());
-                let config = read(path, "AuthorizationConfiguration").map_err(named)?;
+                let config = AUTHORIZATION.read(path).map_err(named)?;
                 authorization::configured(&config, path.parent().unwrap_or(Path::new("."))).map_err(named)?
             }
             None => authorization::of_modes(&self.modes, self.authorization_webhook.as_ref())?,
@@ -106,34 +177,9 @@ impl AccessOptions {
     }
 }
 
-/// A configuration file of the group.
-fn read(path: &Path, kind: &str) -> Result<Value, String> {
-    let bytes = std::fs::read(path).map_err(|error| error.to_string())?;
-    let (config, _) =
-        schema::codec::parse_patch(schema::MediaType::Yaml, &bytes).map_err(|error| error.to_string())?;
-    let text = |field: &str| config[field].as_str().unwrap_or_default();
-    let (group, version) = text("apiVersion").split_once('/').unwrap_or_default();
-    if group != GROUP || !matches!(version, "v1" | "v1beta1" | "v1alpha1") || text("kind") != kind {
-        return Err(format!(
-            "no kind {:?} is registered for version {:?}: expected {kind} of {GROUP}/v1",
-            text("kind"),
-            text("apiVersion")
-        ));
-    }
-    Ok(config)
-}
-
-fn items<'a>(of: &'a Value, field: &str) -> &'a [Value] {
-    of[field].as_array().map(Vec::as_slice).unwrap_or_default()
-}
-
-fn text<'a>(of: &'a Value, field: &str) -> &'a str {
-    of[field].as_str().unwrap_or_default()
-}
-
 /// `30s`, or the default where nothing is written.
 fn duration(of: &Value, field: &str, path: &str, default: Duration) -> Result<Duration, String> {
-    match text(of, field) {
+    match object::string(of, field) {
         "" => Ok(default),
         given => given
             .parse::<jiff::SignedDuration>()

@@ -6,8 +6,9 @@ use async_trait::async_trait;
 use auth::{Known, TokenAuthenticator, UserInfo};
 use serde_json::{Value, json};
 
-use super::{TokenWebhook, items, text};
+use super::TokenWebhook;
 use crate::cached::Cached;
+use crate::object::{items, string};
 use crate::webhook::WebhookClient;
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -58,7 +59,7 @@ impl TokenAuthenticator for TokenReviewer {
         let status = &answer["status"];
         let known = read(status, audiences)?;
         self.known.put(&question, known.clone(), self.ttl);
-        match text(status, "error") {
+        match string(status, "error") {
             "" => Ok(known),
             why => Err(why.to_owned()),
         }
@@ -94,8 +95,8 @@ fn read(status: &Value, audiences: &[String]) -> Result<Option<Known>, String> {
         .map_err(decode)?;
     Ok(Some(Known {
         user: UserInfo {
-            name: text(user, "username").to_owned(),
-            uid: text(user, "uid").to_owned(),
+            name: string(user, "username").to_owned(),
+            uid: string(user, "uid").to_owned(),
             groups: groups.unwrap_or_default(),
             extra: extra.unwrap_or_default(),
         },

@@ -72,6 +72,10 @@ impl Log {
         if open.size > 0 && open.size.saturating_add(length) > megabytes.saturating_mul(MEGABYTE) {
             self.put_aside(jiff::Timestamp::now())?;
             *open = Open::new(&self.options.path)?;
+            // What is too old can be removed another time; this line cannot be written another time.
+            if let Err(error) = self.remove_old() {
+                tracing::warn!(%error, "cannot remove old audit logs");
+            }
         }
         open.size += length;
         open.file.write_all(line)
@@ -81,10 +85,13 @@ impl Log {
         let time = now.strftime("%Y-%m-%dT%H-%M-%S%.3f");
         let path = &self.options.path;
         let (prefix, suffix) = names(path);
-        fs::rename(path, path.with_file_name(format!("{prefix}{time}{suffix}")))?;
+        fs::rename(path, path.with_file_name(format!("{prefix}{time}{suffix}")))
+    }
+
+    fn remove_old(&self) -> io::Result<()> {
         let oldest = SystemTime::now()
             .checked_sub(DAY.saturating_mul(u32::try_from(self.options.max_age_days).unwrap_or(u32::MAX)));
-        for (index, backup) in backups(path)?.into_iter().enumerate() {
+        for (index, backup) in backups(&self.options.path)?.into_iter().enumerate() {
             let is_old = || {
                 let written = fs::metadata(&backup).and_then(|metadata| metadata.modified());
                 written.is_ok_and(|written| oldest.is_some_and(|oldest| written < oldest))
@@ -163,5 +170,27 @@ mod tests {
             log.write(&line).unwrap();
         }
         assert_eq!(backups(&path).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn what_cannot_be_removed_costs_no_line() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("audit.log");
+        // A directory is no file that could be removed.
+        fs::create_dir(directory.path().join("audit-2000-01-01T00-00-00.000.log")).unwrap();
+        let log = Log::open(LogOptions {
+            path: path.clone(),
+            max_backups: 1,
+            max_megabytes: 1,
+            ..LogOptions::default()
+        })
+        .unwrap();
+        let line = vec![b'x'; 600 * 1024];
+        for _ in 0..2 {
+            log.write(&line).unwrap();
+        }
+        log.write(b"last\n").unwrap();
+        let written = fs::metadata(&path).unwrap().len();
+        assert_eq!(written, line.len() as u64 + 5);
     }
 }

@@ -55,13 +55,16 @@ impl Auditor {
     /// None when nothing is to be told; the error names the flag.
     pub fn new(options: &AuditOptions, shutdown: &CancellationToken) -> Result<Option<Arc<Self>>, String> {
         let Some(path) = &options.policy_file else {
+            if options.log.is_some() || options.webhook.is_some() {
+                tracing::warn!("nothing is audited: there is no --audit-policy-file");
+            }
             return Ok(None);
         };
         let named = |why: String| format!("--audit-policy-file {}: {why}", path.display());
-        let text = std::fs::read(path).map_err(|error| named(error.to_string()))?;
-        let (policy, _) = schema::codec::parse_patch(schema::MediaType::Yaml, &text)
-            .map_err(|error| named(error.to_string()))?;
-        let policy = policy::Policy::parse(&policy).map_err(named)?;
+        let policy = policy::FILE
+            .read(path)
+            .and_then(|policy| policy::Policy::parse(&policy))
+            .map_err(named)?;
         let log = options.log.clone().map(|options| {
             let path = options.path.clone();
             Log::open(options).map_err(|error| format!("--audit-log-path {}: {error}", path.display()))

@@ -5,7 +5,42 @@ use auth::UserInfo;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::configuration::Format;
 use crate::request_info::RequestInfo;
+
+pub const FILE: Format = Format {
+    group: "audit.k8s.io",
+    versions: &["v1"],
+    kind: "Policy",
+    fields: &[
+        (
+            "",
+            &[
+                "apiVersion",
+                "kind",
+                "metadata",
+                "rules",
+                "omitStages",
+                "omitManagedFields",
+            ],
+        ),
+        (
+            "rules",
+            &[
+                "level",
+                "users",
+                "userGroups",
+                "verbs",
+                "resources",
+                "namespaces",
+                "nonResourceURLs",
+                "omitStages",
+                "omitManagedFields",
+            ],
+        ),
+        ("rules.resources", &["group", "resources", "resourceNames"]),
+    ],
+};
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Level {
@@ -69,14 +104,6 @@ struct Resources {
 impl Policy {
     /// The error names the field.
     pub fn parse(policy: &Value) -> Result<Self, String> {
-        let text = |field: &str| policy[field].as_str().unwrap_or_default();
-        if (text("apiVersion"), text("kind")) != ("audit.k8s.io/v1", "Policy") {
-            return Err(format!(
-                "no kind {:?} is registered for version {:?}: an audit policy is a Policy of audit.k8s.io/v1",
-                text("kind"),
-                text("apiVersion")
-            ));
-        }
         for (index, rule) in policy["rules"].as_array().into_iter().flatten().enumerate() {
             Rule::check(rule, &format!("rules[{index}]"))?;
         }
@@ -218,7 +245,7 @@ mod tests {
     use super::*;
 
     fn policy(rules: Value) -> Result<Policy, String> {
-        Policy::parse(&json!({"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "rules": rules}))
+        Policy::parse(&json!({"rules": rules}))
     }
 
     #[test]
@@ -318,6 +345,5 @@ mod tests {
             let told = policy(rules).unwrap_err();
             assert!(told.starts_with(expected), "{told}");
         }
-        assert!(Policy::parse(&json!({"kind": "Policy"})).is_err());
     }
 }

@@ -47,10 +47,7 @@ async fn renew(server: &ApiServer, name: &str, host: &str, holder: &str) -> Resu
             "labels": {"apiserver.kubernetes.io/identity": "kube-apiserver", "kubernetes.io/hostname": host}},
         "spec": {"holderIdentity": holder, "leaseDurationSeconds": DURATION_SECONDS, "renewTime": now()},
     });
-    // Creation names no object in its path.
-    let mut creation = own_request(server, GROUP, "leases", NAMESPACE, name)?;
-    creation.info.verb = "create".into();
-    if ensure_object(server, &creation, lease).await? {
+    if ensure_object(server, &request, lease).await? {
         return Ok(());
     }
     request.info.verb = "update".into();

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::own_request;
 use crate::cache::Selection;
 use crate::endpoints::{Intent, update_object};
-use crate::object;
+use crate::object::{self, items, string};
 use crate::state::ApiServer;
 use crate::status::ApiError;
 
@@ -79,14 +79,6 @@ async fn settle(server: &Arc<ApiServer>, policy: &Value) -> Result<(), ApiError>
     .map(drop)
 }
 
-fn text<'a>(of: &'a Value, field: &str) -> &'a str {
-    of[field].as_str().unwrap_or_default()
-}
-
-fn items<'a>(of: &'a Value, field: &str) -> &'a [Value] {
-    of[field].as_array().map(Vec::as_slice).unwrap_or_default()
-}
-
 /// The kinds that a policy is about, as far as it names them.
 fn kinds(catalog: &Catalog, spec: &Value) -> Vec<Arc<Kind>> {
     let mut found: BTreeMap<(String, String, String), Arc<Kind>> = BTreeMap::new();
@@ -129,7 +121,7 @@ fn warnings(catalog: &Catalog, spec: &Value) -> Vec<Value> {
     let mut warnings = Vec::new();
     for (index, validation) in items(spec, "validations").iter().enumerate() {
         for field in ["expression", "messageExpression"] {
-            let expression = text(validation, field).trim();
+            let expression = string(validation, field).trim();
             if expression.is_empty() {
                 continue;
             }
@@ -160,7 +152,7 @@ fn mistake(catalog: &Catalog, spec: &Value, kind: &Kind, expression: &str) -> Op
     ];
     if spec["paramKind"].is_object() {
         let of = &spec["paramKind"];
-        let gvk = GroupVersionKind::from_api_version(text(of, "apiVersion"), text(of, "kind"));
+        let gvk = GroupVersionKind::from_api_version(string(of, "apiVersion"), string(of, "kind"));
         let params = catalog.kind(&gvk).and_then(|kind| Type::of_kind(kind));
         scope.push(("params", params.unwrap_or(Type::Dyn)));
     }
@@ -168,9 +160,9 @@ fn mistake(catalog: &Catalog, spec: &Value, kind: &Kind, expression: &str) -> Op
     for variable in items(spec, "variables") {
         let known = Type::Object(Shape::Fixed(Arc::new(variables.clone())));
         scope.push(("variables", known));
-        let ty = typed(text(variable, "expression"), &scope).unwrap_or(Type::Dyn);
+        let ty = typed(string(variable, "expression"), &scope).unwrap_or(Type::Dyn);
         scope.pop();
-        variables.push((text(variable, "name").to_owned(), ty));
+        variables.push((string(variable, "name").to_owned(), ty));
     }
     scope.push(("variables", Type::Object(Shape::Fixed(Arc::new(variables)))));
     typed(expression, &scope).err()

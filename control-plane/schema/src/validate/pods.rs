@@ -47,6 +47,11 @@ pub(super) fn spec(spec: &Value, path: &str) -> Vec<Cause> {
                 &format!("{path}.{list}[{index}]"),
                 &volumes,
             ));
+            causes.extend(sleeps(
+                container,
+                spec,
+                &format!("{path}.{list}[{index}].lifecycle"),
+            ));
         }
     }
     let regular: HashSet<&str> = items(spec, "containers")
@@ -158,6 +163,24 @@ fn container(container: &Value, path: &str, volumes: &HashSet<&str>) -> Vec<Caus
     }
     causes.extend(resources(&container["resources"], &format!("{path}.resources")));
     causes
+}
+
+/// A hook's sleep ends before the pod's grace does (upstream: `validateSleepAction`).
+fn sleeps(container: &Value, spec: &Value, path: &str) -> Vec<Cause> {
+    let Some(grace) = spec["terminationGracePeriodSeconds"].as_i64() else {
+        return Vec::new();
+    };
+    let problem = format!("must be non-negative and less than terminationGracePeriodSeconds ({grace})");
+    let hooks = ["postStart", "preStop"].into_iter();
+    hooks
+        .filter_map(|hook| {
+            let seconds = &container["lifecycle"][hook]["sleep"]["seconds"];
+            let too_long = seconds
+                .as_i64()
+                .is_some_and(|seconds| !(0..=grace).contains(&seconds));
+            too_long.then(|| Cause::invalid(&format!("{path}.{hook}.sleep.seconds"), seconds, &problem))
+        })
+        .collect()
 }
 
 fn handler(value: &Value, path: &str) -> Vec<Cause> {
@@ -491,6 +514,15 @@ mod tests {
                 "spec.tolerations[0].operator: Invalid value: \"\": operator must be Exists when `key` is empty, which means \"match all values and all keys\"",
             ),
             (
+                json!({"spec": {"terminationGracePeriodSeconds": 5, "containers": [
+                    {"name": "a", "image": "i", "lifecycle": {"preStop": {"sleep": {"seconds": 6}}}}]}}),
+                "spec.containers[0].lifecycle.preStop.sleep.seconds: Invalid value: 6: must be non-negative and less than terminationGracePeriodSeconds (5)",
+            ),
+            (
+                pod(json!({"envFrom": [{"prefix": "a=b", "configMapRef": {"name": "c"}}]})),
+                "spec.containers[0].envFrom[0].prefix: Invalid value: \"a=b\": a valid environment variable name must consist only of printable ASCII characters other than '='",
+            ),
+            (
                 json!({"spec": {"containers": [{"name": "a", "image": "i"}], "terminationGracePeriodSeconds": -1}}),
                 "spec.terminationGracePeriodSeconds: Invalid value: -1: must be greater than or equal to 0",
             ),
@@ -501,15 +533,14 @@ mod tests {
                 "{expected}\n{text:#?}"
             );
         }
-        assert!(
-            refusals(
-                "",
-                "v1",
-                "pods",
-                pod(json!({"resources": {"limits": {"example.com/gpu": "1"}}}))
-            )
-            .is_empty()
-        );
+        for good in [
+            json!({"resources": {"limits": {"example.com/gpu": "1"}}}),
+            json!({"lifecycle": {"preStop": {"sleep": {"seconds": 0}}, "postStart": {"sleep": {"seconds": 30}}}}),
+            json!({"envFrom": [{"prefix": "", "configMapRef": {"name": "c"}}, {"prefix": "a.b-", "secretRef": {"name": "s"}}]}),
+        ] {
+            let text = refusals("", "v1", "pods", pod(good));
+            assert!(text.is_empty(), "{text:#?}");
+        }
     }
 
     #[test]
