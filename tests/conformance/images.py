@@ -30,7 +30,8 @@ set -e
 mkdir -p /var/run/apache2 /var/log/apache2
 . /etc/apache2/envvars
 echo 'ServerName localhost' >> /etc/apache2/apache2.conf
-echo '<html><body><h1>It works!</h1></body></html>' > /var/www/html/index.html
+rm -rf /var/www/html
+ln -s /usr/local/apache2/htdocs /var/www/html
 exec /usr/sbin/apache2 -DFOREGROUND
 """
 
@@ -99,7 +100,10 @@ def main():
         Cmd=["pause"],
     )
     image([OLD + "nautilus:1.0"], [base, agnhost, nautilus], Entrypoint=["/agnhost"], Cmd=["test-webserver"])
-    httpd = layer(("usr/local/bin/httpd-foreground", HTTPD, 0o755))
+    httpd = layer(
+        ("usr/local/bin/httpd-foreground", HTTPD, 0o755),
+        ("usr/local/apache2/htdocs/index.html", b"<html><body><h1>It works!</h1></body></html>", 0o644),
+    )
     image([HUB + f"httpd:2.4.{patch}-alpine" for patch in (38, 39)], [base, httpd], Cmd=["httpd-foreground"])
     image([HUB + f"nginx:1.{minor}-alpine" for minor in (14, 15)], [base], Cmd=["nginx", "-g", "daemon off;"])
     image([OLD + "jessie-dnsutils:1.0"], [base], Cmd=["sleep", "3600"])
@@ -108,8 +112,8 @@ def main():
     image(["k8s.gcr.io/pause:3.2"], [layer(("agnhost", BIN / "agnhost", 0o755))], Entrypoint=["/agnhost", "pause"])
     sample = layer(("sample-apiserver", BIN / "sample-apiserver", 0o755), ("tmp", 0o1777))
     image([OLD + "sample-apiserver:1.17"], [sample], Entrypoint=["/sample-apiserver"])
-    etcd = layer(("usr/local/bin/etcd", TOOLS / "etcd", 0o755), ("tmp", 0o1777))
-    image(["k8s.gcr.io/etcd:3.4.13-0"], [etcd], Cmd=["/usr/local/bin/etcd"])
+    etcd = layer(("usr/local/bin/etcd", TOOLS / "etcd", 0o755))
+    image(["k8s.gcr.io/etcd:3.4.13-0"], [base, etcd], Cmd=["/usr/local/bin/etcd"])
     busybox = TOOLS / "busybox"
     applets = subprocess.run([busybox, "--list"], check=True, stdout=subprocess.PIPE, text=True).stdout.split()
     links = [(f"bin/{applet}", "busybox") for applet in applets if applet != "busybox"]

@@ -2,6 +2,8 @@
 
 use crate::node::{IMAGE, Node};
 use cri_api::v1::*;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use tonic::Code;
 
 pub async fn a_container_runs_and_is_logged(node: &mut Node) {
@@ -95,6 +97,23 @@ pub async fn a_missing_program_is_a_start_error(node: &mut Node) {
         node.create(&sandbox, config).await.unwrap_err().code(),
         Code::NotFound
     );
+}
+
+pub async fn an_unrunnable_program_is_logged(node: &mut Node) {
+    let sandbox = node.sandbox().await;
+    let program = node.folder.join("program");
+    std::fs::write(&program, "#!/no/interpreter\n").unwrap();
+    std::fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
+    let mut config = node.script("c", "");
+    config.command = vec!["/program".into()];
+    config.mounts = vec![Mount {
+        container_path: "/program".into(),
+        host_path: program.display().to_string(),
+        ..Default::default()
+    }];
+    let id = node.run(&sandbox, config).await;
+    assert_eq!(node.wait(&id).await.exit_code, 255);
+    assert_eq!(node.lines("c"), ["exec /program: no such file or directory"]);
 }
 
 pub async fn commands_run_beside_a_container(node: &mut Node) {

@@ -22,7 +22,7 @@ macro_rules! cases {
 
 cases!(
     images: images_are_imported_once;
-    containers: a_container_runs_and_is_logged, a_missing_program_is_a_start_error, commands_run_beside_a_container, a_stop_asks_before_it_kills, the_servers_death_loses_nothing, volumes_and_pod_files_are_mounted, events_statistics_and_rotation;
+    containers: a_container_runs_and_is_logged, a_missing_program_is_a_start_error, an_unrunnable_program_is_logged, commands_run_beside_a_container, a_stop_asks_before_it_kills, the_servers_death_loses_nothing, volumes_and_pod_files_are_mounted, events_statistics_and_rotation;
     security: containers_are_confined, a_pod_can_share_its_processes, users_and_groups_follow_the_image;
     streams: exec_streams_over_websocket, exec_streams_over_spdy, attach_reaches_the_terminal_and_the_input, ports_are_forwarded;
     sandboxes: sandboxes_tell_their_state;
