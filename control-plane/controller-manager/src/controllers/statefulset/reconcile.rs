@@ -314,7 +314,8 @@ impl Step<'_> {
         self.delete(pod);
     }
 
-    /// Deletes pods beyond the wanted ones, highest ordinal first; false while some are left.
+    /// Deletes pods beyond the wanted ones, highest ordinal first; false while some are left. In order, an unhealthy
+    /// pod goes only when none below it is unhealthy: a set that lost its health does not lose its members.
     fn shrink(&mut self) -> bool {
         let wanted = self.wanted();
         let condemned: Vec<Arc<Pod>> = self
@@ -324,9 +325,12 @@ impl Step<'_> {
             .filter(|(n, _)| !wanted.contains(n))
             .map(|(_, pod)| pod.clone())
             .collect();
+        let lowest_unhealthy = condemned.iter().rev().find(|pod| !self.is_healthy(pod));
         let ordered = self.is_ordered();
         for pod in &condemned {
-            if !is_terminating(pod) {
+            let may_go =
+                self.is_healthy(pod) || lowest_unhealthy.is_some_and(|lowest| Arc::ptr_eq(lowest, pod));
+            if !is_terminating(pod) && (may_go || !ordered) {
                 self.delete(pod);
             }
             if ordered {
@@ -509,6 +513,32 @@ mod tests {
         world.settle();
         world.edit("a", json!({"replicas": 1}));
         assert_eq!(world.settle(), "-db-2 -db-1");
+    }
+
+    #[test]
+    fn shrinking_halts_when_an_unhealthy_pod_is_not_the_lowest_one() {
+        let mut world = World::new(json!({"replicas": 3}));
+        world.settle();
+        let healthy = world.0.pods.clone();
+        let sick = |pod: &Arc<Pod>| {
+            let mut pod = (**pod).clone();
+            pod.status.as_mut().unwrap().conditions = None;
+            Arc::new(pod)
+        };
+        world.0.pods = healthy.iter().map(sick).collect();
+        world.edit("a", json!({"replicas": 0}));
+        assert_eq!(world.settle(), "");
+        world.0.pods = vec![healthy[0].clone(), healthy[1].clone(), sick(&healthy[2])];
+        assert_eq!(world.step(), ["-db-2"]);
+        world.0.pods = vec![sick(&healthy[0]), healthy[1].clone()];
+        assert_eq!(world.settle(), "-db-1 -db-0");
+
+        let parallel = |replicas: i32| json!({"replicas": replicas, "podManagementPolicy": "Parallel"});
+        let mut world = World::new(parallel(2));
+        world.settle();
+        world.0.pods = world.0.pods.iter().map(sick).collect();
+        world.edit("a", parallel(0));
+        assert_eq!(world.step(), ["-db-1", "-db-0"]);
     }
 
     #[test]
