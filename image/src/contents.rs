@@ -147,6 +147,7 @@ pub const MODULES: &[ModuleSet] = &[
             "xt_physdev",
             "xt_pkttype",
             "xt_REDIRECT",
+            "xt_sctp",
             "xt_socket",
             "xt_state",
             "xt_TCPMSS",

@@ -240,25 +240,31 @@ pub async fn run(
         if facts == applied && !again {
             continue;
         }
-        put(&facts).await;
+        let in_place = put(&facts).await;
         if facts != applied {
-            info!(
-                nodes = facts.nodes.len(),
-                host_pods = facts.host_pods.len(),
-                "the node's firewall is in place"
-            );
+            if in_place {
+                info!(
+                    nodes = facts.nodes.len(),
+                    host_pods = facts.host_pods.len(),
+                    "the node's firewall is in place"
+                );
+            }
             facts.remember(&record);
             applied = facts;
         }
     }
 }
 
-async fn put(facts: &Facts) {
+/// False when a family's rules stay as they were, until the next time.
+async fn put(facts: &Facts) -> bool {
+    let mut in_place = true;
     for family in [Family::V4, Family::V6] {
         if let Err(error) = apply(family, facts).await {
             warn!(?family, %error, "cannot change the node's firewall");
+            in_place = false;
         }
     }
+    in_place
 }
 
 fn facts(pod_networks: Vec<IpNet>, nodes: &[Arc<Node>], pods: &[Arc<Pod>]) -> Facts {

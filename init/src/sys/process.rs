@@ -75,7 +75,7 @@ pub fn signal_all(signal: i32) {
     unsafe { libc::kill(-1, signal) };
 }
 
-/// Makes the child start in its own session and in a cgroup, with its out-of-memory score.
+/// Makes the child start in its own session and in a cgroup, with its out-of-memory score and no signal blocked.
 pub fn place(command: &mut Command, cgroup: Option<&Path>, oom_score_adj: i32) -> io::Result<()> {
     let cgroup = match cgroup {
         Some(dir) => Some(CString::new(dir.join("cgroup.procs").as_os_str().as_bytes())?),
@@ -89,6 +89,7 @@ pub fn place(command: &mut Command, cgroup: Option<&Path>, oom_score_adj: i32) -
         write_file(c"/proc/self/oom_score_adj".as_ptr(), score.as_bytes())?;
         // SAFETY: setsid has no memory effects.
         unsafe { libc::setsid() };
+        super::signals::unblock_all();
         Ok(())
     };
     // SAFETY: the closure only makes async-signal-safe calls on memory allocated before the fork.
@@ -111,5 +112,20 @@ fn write_file(path: *const libc::c_char, content: &[u8]) -> io::Result<()> {
         };
         libc::close(fd);
         result
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+
+    #[test]
+    fn a_child_can_be_told_to_end() {
+        super::super::signals::block();
+        let mut command = Command::new("sh");
+        command.args(["-c", "kill -TERM $$; exit 7"]);
+        place(&mut command, None, 0).unwrap();
+        assert_eq!(command.status().unwrap().signal(), Some(libc::SIGTERM));
     }
 }

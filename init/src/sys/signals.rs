@@ -18,10 +18,21 @@ fn taken() -> libc::sigset_t {
     }
 }
 
-/// Blocks them in this thread and all it starts. `std::process` unblocks them again in children.
+/// Blocks them in this thread and all it starts, children too: see [`unblock_all`].
 pub fn block() {
     // SAFETY: the set is initialised and the old one is not asked for.
     unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &taken(), ptr::null_mut()) };
+}
+
+/// Blocks none in this thread. Safe between fork and exec: a program starts with its parent's mask, and one that
+/// inherits ours could not be told to end.
+pub fn unblock_all() {
+    // SAFETY: sigemptyset initialises the set before it is read, and the old one is not asked for.
+    unsafe {
+        let mut none = mem::zeroed();
+        libc::sigemptyset(&mut none);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &none, ptr::null_mut());
+    }
 }
 
 /// Waits for the next of them.
