@@ -45,8 +45,10 @@ impl Counter {
         }
     }
 
+    /// In whole nanoseconds, as a kernel counts: an error of one more would show as another millicore.
     fn at(&self, now: Timestamp) -> f64 {
-        self.total + self.rate.cpu * now.duration_since(self.since).as_secs_f64().max(0.0)
+        let used = self.total + self.rate.cpu * now.duration_since(self.since).as_secs_f64().max(0.0);
+        (used * 1e9).round() / 1e9
     }
 
     fn change(&mut self, rate: Rate, now: Timestamp) {

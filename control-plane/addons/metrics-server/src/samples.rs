@@ -62,7 +62,7 @@ pub fn parse(text: &str, now: i128) -> Result<Scrape, Malformed> {
         };
         // Casts saturate; what is negative or no number counts as nothing.
         match family {
-            "cpu_usage_seconds_total" => (point.cpu, point.at) = ((sample.value * NANOS) as u64, at),
+            "cpu_usage_seconds_total" => (point.cpu, point.at) = ((sample.value * NANOS).round() as u64, at),
             "memory_working_set_bytes" => (point.memory, point.at) = (sample.value as u64, at),
             "swap_usage_bytes" => point.swap = sample.value as u64,
             "start_time_seconds" => point.start = (sample.value * NANOS) as i128,
