@@ -15,6 +15,8 @@ const FIRST_WORKER: u8 = 101;
 pub const MAX_NODES_PER_ROLE: u8 = 89;
 /// Where the guest's API server listens.
 pub const API_PORT: u16 = 6443;
+/// Where each guest's node API listens, for ironctl.
+pub const NODE_API_PORT: u16 = 10270;
 /// Interfaces in the order of their PCI slots.
 const LAB_INTERFACE: &str = "eth1";
 const OUTSIDE_INTERFACE: &str = "eth0";

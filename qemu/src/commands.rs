@@ -14,6 +14,7 @@ use anyhow::{Context, bail, ensure};
 use node_config::Role;
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::{
+    env,
     fs::{self, DirBuilder, File},
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
@@ -78,6 +79,13 @@ pub fn up(arguments: &Up, layout: &Layout) -> anyhow::Result<()> {
     let program = kubectl.program().display();
     println!("export KUBECONFIG={}", layout.kubeconfig().display());
     println!("{program} get nodes -o wide\n{program} get pods -A");
+    if let Some((node, port)) = record.node_api_ports.first_key_value() {
+        let ironctl = env::current_exe()?.with_file_name("ironctl");
+        println!(
+            "{} --node {node} --endpoint 127.0.0.1:{port} status",
+            ironctl.display()
+        );
+    }
     Ok(())
 }
 
@@ -138,12 +146,15 @@ fn plan(arguments: &Up, layout: &Layout) -> anyhow::Result<Record> {
         "--state {}: too long, sockets below it would not have a valid path",
         layout.directory.display()
     );
+    let mut ports = machines::free_ports(1 + nodes.len())?.into_iter();
+    let api_port = ports.next().unwrap_or_default();
     let accelerator = Accelerator::probe(&image.join(Role::Master.to_string()).join("vmlinuz"));
     Ok(Record {
         name: name.clone(),
         image: fs::canonicalize(image).with_context(|| format!("--image {}", image.display()))?,
         accelerator,
-        api_port: machines::free_port()?,
+        api_port,
+        node_api_ports: nodes.iter().map(|node| node.name.clone()).zip(ports).collect(),
         nodes,
         hub: None,
         machines: Default::default(),
@@ -197,11 +208,12 @@ pub fn status(layout: &Layout) -> anyhow::Result<()> {
             None => "stopped".to_owned(),
         };
         println!(
-            "  {:<12} {:<16} {:>5} MiB  {:<20} {}",
+            "  {:<12} {:<16} {:>5} MiB  {:<20} node API 127.0.0.1:{:<6} {}",
             node.name,
             node.lab_address,
             node.memory,
             state,
+            record.node_api_ports.get(&node.name).copied().unwrap_or_default(),
             layout.node(&node.name).log.display()
         );
     }

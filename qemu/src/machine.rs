@@ -1,10 +1,6 @@
 //! A machine as QEMU's arguments. Pure: what is decided here is only started elsewhere.
 
-use crate::{
-    accelerator::Accelerator,
-    cluster::{API_PORT, Node},
-    layout::NodeFiles,
-};
+use crate::{accelerator::Accelerator, cluster::Node, layout::NodeFiles};
 use node_config::Role;
 use std::path::Path;
 
@@ -23,8 +19,8 @@ pub struct Machine<'a> {
     /// The lab network's socket.
     pub hub: &'a Path,
     pub accelerator: Accelerator,
-    /// Port on 127.0.0.1 that leads to this machine's API server.
-    pub api_port: Option<u16>,
+    /// Ports on 127.0.0.1 and the guest's ports that they lead to.
+    pub forwards: &'a [(u16, u16)],
 }
 
 pub fn arguments(machine: &Machine<'_>) -> Vec<String> {
@@ -35,13 +31,12 @@ pub fn arguments(machine: &Machine<'_>) -> Vec<String> {
         files,
         hub,
         accelerator,
-        api_port,
+        forwards,
     } = machine;
     let [.., last] = node.lab_address.octets();
     let mac = |network: u8| format!("52:54:00:76:{network:02x}:{last:02x}");
-    let forward = api_port
-        .map(|port| format!(",hostfwd=tcp:127.0.0.1:{port}-:{API_PORT}"))
-        .unwrap_or_default();
+    let forward = |(host, guest): &(u16, u16)| format!(",hostfwd=tcp:127.0.0.1:{host}-:{guest}");
+    let forwards: String = forwards.iter().map(forward).collect();
     let mut words = Words::default();
     words.pair("-name", format!("ironlet-{cluster}-{}", node.name));
     words
@@ -87,7 +82,7 @@ pub fn arguments(machine: &Machine<'_>) -> Vec<String> {
     );
     words.pair("-device", "virtio-blk-pci,drive=state,serial=ironlet-state");
     // Fixed slots: the kernel names interfaces in this order, eth0 and eth1. No option ROMs: nothing boots from them.
-    words.pair("-netdev", format!("user,id=outside{forward}"));
+    words.pair("-netdev", format!("user,id=outside{forwards}"));
     words.pair(
         "-device",
         format!("virtio-net-pci,netdev=outside,mac={},addr=0x10,romfile=", mac(0)),
@@ -140,7 +135,7 @@ mod tests {
     use super::*;
     use std::net::Ipv4Addr;
 
-    fn render(role: Role, accelerator: Accelerator, api_port: Option<u16>) -> String {
+    fn render(role: Role, accelerator: Accelerator, forwards: &[(u16, u16)]) -> String {
         let node = Node {
             name: format!("{role}-1"),
             role,
@@ -157,7 +152,7 @@ mod tests {
             files: &files,
             hub: Path::new("/state/hub.socket"),
             accelerator,
-            api_port,
+            forwards,
         });
         // One option a line.
         words
@@ -173,11 +168,11 @@ mod tests {
         let goldens = [
             (
                 include_str!("../tests/golden/master-tcg.txt"),
-                render(Role::Master, Accelerator::Tcg, Some(40123)),
+                render(Role::Master, Accelerator::Tcg, &[(40123, 6443), (40124, 10270)]),
             ),
             (
                 include_str!("../tests/golden/worker-kvm.txt"),
-                render(Role::Worker, Accelerator::Kvm, None),
+                render(Role::Worker, Accelerator::Kvm, &[(40125, 10270)]),
             ),
         ];
         for (want, got) in goldens {

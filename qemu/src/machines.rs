@@ -1,7 +1,7 @@
 //! Starting and ending a cluster's processes: the hub and one QEMU a node.
 
 use crate::{
-    cluster::Node,
+    cluster::{API_PORT, NODE_API_PORT, Node},
     hub,
     layout::Layout,
     machine::{self, Machine},
@@ -32,10 +32,15 @@ const KILL_LIMIT: Duration = Duration::from_secs(30);
 /// The subcommand of our own executable that serves the lab network.
 pub const HUB_COMMAND: &str = "hub";
 
-/// A port of 127.0.0.1 that is free now.
-pub fn free_port() -> anyhow::Result<u16> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("find a free port on 127.0.0.1")?;
-    Ok(listener.local_addr()?.port())
+/// Different ports of 127.0.0.1 that are free now.
+pub fn free_ports(count: usize) -> anyhow::Result<Vec<u16>> {
+    let bind = |_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
+    let listeners: Vec<TcpListener> = (0..count)
+        .map(bind)
+        .collect::<io::Result<_>>()
+        .context("find free ports on 127.0.0.1")?;
+    let port = |listener: &TcpListener| Ok(listener.local_addr()?.port());
+    listeners.iter().map(port).collect()
 }
 
 /// Makes the node's state disk unless it is there.
@@ -79,9 +84,14 @@ pub fn start(record: &mut Record, layout: &Layout, node: &Node) -> anyhow::Resul
     }
     let files = layout.node(&node.name);
     let first_master = record.nodes.iter().find(|node| node.role == Role::Master);
-    let api_port = first_master
+    let api = first_master
         .filter(|first| first.name == node.name)
-        .map(|_| record.api_port);
+        .map(|_| (record.api_port, API_PORT));
+    let node_api = record
+        .node_api_ports
+        .get(&node.name)
+        .map(|port| (*port, NODE_API_PORT));
+    let forwards = Vec::from_iter(api.into_iter().chain(node_api));
     let hub = layout.hub();
     let arguments = machine::arguments(&Machine {
         cluster: &record.name,
@@ -90,7 +100,7 @@ pub fn start(record: &mut Record, layout: &Layout, node: &Node) -> anyhow::Resul
         files: &files,
         hub: &hub,
         accelerator: record.accelerator,
-        api_port,
+        forwards: &forwards,
     });
     // The serial console's log carries secrets when a founding master shows its generated token.
     OpenOptions::new()

@@ -13,6 +13,9 @@ pub struct Record {
     pub accelerator: Accelerator,
     /// Port on 127.0.0.1 that leads to the first master's API server.
     pub api_port: u16,
+    /// Port on 127.0.0.1 that leads to each node's own API.
+    #[serde(default)]
+    pub node_api_ports: BTreeMap<String, u16>,
     pub nodes: Vec<Node>,
     pub hub: Option<Process>,
     /// QEMU of each node that was started.
