@@ -136,6 +136,9 @@ pub struct NodeApi {
     /// Where init listens and keeps services' logs
     #[arg(long, value_name = "DIR", default_value = "/run/ironlet")]
     pub run_dir: PathBuf,
+    /// Show how the machine does on this terminal
+    #[arg(long, value_name = "TTY")]
+    pub screen: Option<PathBuf>,
     /// The installed system that was booted
     #[arg(long, value_name = "A|B|factory")]
     pub slot: Option<String>,

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use node_api::page::{self, Membership};
 use pki::Kubeconfig;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -31,6 +33,10 @@ struct Followed {
 pub async fn run(args: NodeApi) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     node::stop_on_signal(&stop, "stopping")?;
+    let (joined, membership) = watch::channel(None);
+    if let Some(settings) = page(&args) {
+        tokio::spawn(page::show(settings, membership));
+    }
     let appeared = async {
         let kubeconfig = appears(&args.kubeconfig, kubeconfig).await;
         let client = Followed::new(args.kubeconfig.clone(), client_certificate).await?;
@@ -46,6 +52,10 @@ pub async fn run(args: NodeApi) -> anyhow::Result<()> {
         &kubeconfig.ca_pem,
         client_identity.current.clone(),
     )?;
+    joined.send_replace(Some(Membership {
+        server: kubeconfig.server,
+        client: client.clone(),
+    }));
     let config = node_api::Config {
         node_name: args.node_name,
         listen: SocketAddr::new(args.address, args.port),
@@ -65,6 +75,16 @@ pub async fn run(args: NodeApi) -> anyhow::Result<()> {
     let result = node_api::run(client, config, stop).await;
     following.abort();
     Ok(result?)
+}
+
+fn page(args: &NodeApi) -> Option<page::Settings> {
+    Some(page::Settings {
+        screen: args.screen.clone()?,
+        node_name: args.node_name.clone(),
+        is_master: args.master,
+        slot: args.slot.clone(),
+        run_dir: args.run_dir.clone(),
+    })
 }
 
 fn kubeconfig(path: &Path) -> Result<Kubeconfig, String> {

@@ -1,8 +1,12 @@
 //! Every console hears the machine: lines go to a queue, and one thread writes them to all consoles in use.
 //!
+//! Where there is a screen, it shows them only until a service shows something better there; then they go to its
+//! second terminal, and come back when the machine ends.
+//!
 //! PID 1 must never wait for a terminal, so speaking only queues; when consoles are slower than speakers the
 //! oldest lines are dropped and counted.
 
+use crate::sys::screen;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fs::{Mode, OFlags},
@@ -12,8 +16,11 @@ use std::{
     fmt::Display,
     fs,
     io::Write,
-    os::fd::OwnedFd,
-    sync::{Condvar, Mutex, MutexGuard, PoisonError},
+    os::fd::{AsFd, OwnedFd},
+    sync::{
+        Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -25,6 +32,13 @@ const STUCK: Timespec = Timespec {
     tv_sec: 1,
     tv_nsec: 0,
 };
+
+/// The terminal in the foreground, as a console of the kernel.
+const SCREEN: &str = "tty0";
+/// Where lines go instead while the screen shows a page.
+const LOG_TERMINAL: u8 = 2;
+
+static SCREEN_LEFT: AtomicBool = AtomicBool::new(false);
 
 #[derive(Default)]
 struct Queue {
@@ -55,6 +69,16 @@ pub fn relay(service: &str, line: &str) {
     push(format!("{service}: {line}"));
 }
 
+/// Whether somebody may look at a screen, rather than at serial lines only.
+pub fn has_screen() -> bool {
+    active().iter().any(|name| name == SCREEN)
+}
+
+/// Leaves the screen to a page, or takes it back.
+pub fn leave_screen(left: bool) {
+    SCREEN_LEFT.store(left, Ordering::Release);
+}
+
 fn push(line: String) {
     let mut queue = lock();
     if queue.lines.len() >= QUEUE_LINES {
@@ -77,7 +101,8 @@ pub fn flush(limit: Duration) {
 
 /// Writes the queue to the consoles, for ever. Runs in a thread of its own once /dev and /sys are there.
 pub fn write_forever() {
-    let consoles = open_all();
+    let mut left = false;
+    let mut consoles = open_all(left);
     loop {
         let mut queue = CHANGED
             .wait_while(lock(), |queue| queue.lines.is_empty())
@@ -95,6 +120,10 @@ pub fn write_forever() {
         }
         queue.writing = true;
         drop(queue);
+        if left != SCREEN_LEFT.load(Ordering::Acquire) {
+            left = !left;
+            consoles = open_all(left);
+        }
         for console in &consoles {
             write_bounded(console, text.as_bytes());
         }
@@ -120,17 +149,30 @@ fn printable(line: &str) -> String {
     text
 }
 
-/// The consoles the kernel uses (every `console=` that exists), or whatever /dev/console is.
-fn open_all() -> Vec<OwnedFd> {
+/// Names of the consoles that the kernel uses: every `console=` that exists.
+fn active() -> Vec<String> {
     let active = fs::read_to_string("/sys/class/tty/console/active").unwrap_or_default();
+    active.split_whitespace().map(str::to_owned).collect()
+}
+
+/// The kernel's consoles, or whatever /dev/console is.
+fn open_all(screen_left: bool) -> Vec<OwnedFd> {
     let open = |path: String| {
         let flags = OFlags::WRONLY | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC;
         rustix::fs::open(path, flags, Mode::empty()).ok()
     };
-    let consoles: Vec<OwnedFd> = active
-        .split_whitespace()
-        .filter_map(|name| open(format!("/dev/{name}")))
-        .collect();
+    let open_console = |name: String| {
+        if name != SCREEN {
+            return open(format!("/dev/{name}"));
+        }
+        let terminal = if screen_left { LOG_TERMINAL } else { 0 };
+        let console = open(format!("/dev/tty{terminal}"))?;
+        if let Err(error) = screen::kernel_messages_to(console.as_fd(), terminal) {
+            say(format_args!("the kernel's messages stay on the screen: {error}"));
+        }
+        Some(console)
+    };
+    let consoles: Vec<OwnedFd> = active().into_iter().filter_map(open_console).collect();
     if consoles.is_empty() {
         open("/dev/console".to_owned()).into_iter().collect()
     } else {

@@ -319,6 +319,7 @@ impl Machine {
 
     fn end(&mut self, request: Request) -> ServiceEvent {
         self.ending = Some(request);
+        console::leave_screen(false);
         ServiceEvent::StopAll
     }
 
@@ -483,6 +484,9 @@ impl Machine {
                     "{name}: started as {pid}, {:.3}s after kernel start",
                     clock::since_boot().as_secs_f64()
                 ));
+                if name == table::NODE_API && self.facts.image.screen {
+                    console::leave_screen(true);
+                }
                 ServiceEvent::Started { name, pid }
             }
             Err(error) => ServiceEvent::StartFailed {

@@ -8,6 +8,7 @@ mod kernel_log;
 mod links;
 mod logs;
 mod machine;
+pub mod page;
 mod processes;
 mod server;
 mod service;

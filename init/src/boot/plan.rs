@@ -202,6 +202,7 @@ fn image(boot: &mut Boot) -> Result<(), StepError> {
         openapi_descriptions: Path::new(table::OPENAPI_DESCRIPTIONS).exists(),
         // Ports are announced while boot goes on.
         kubeconfig_port: false,
+        screen: console::has_screen(),
     };
     console::say(format_args!("role {}", table::role(&boot.config, &boot.image)));
     if let Some(slot) = &boot.config.slot {

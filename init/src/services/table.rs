@@ -10,6 +10,11 @@ pub const IMAGE_ARCHIVES: &str = "/usr/share/ironlet/images";
 pub const OPENAPI_DESCRIPTIONS: &str = "/usr/share/ironlet/openapi-descriptions.zst";
 pub const KUBECONFIG_PORT: &str = "/dev/virtio-ports/io.ironlet.kubeconfig";
 
+/// The service that shows how the machine does, where there is a screen.
+pub const NODE_API: &str = "node-api";
+/// The first virtual terminal.
+const SCREEN: &str = "/dev/tty1";
+
 const CRI_SOCKET: &str = "unix:///run/ironlet/cri.sock";
 const POD_CIDR: &str = "10.244.0.0/16";
 const SERVICE_CIDR: &str = "10.96.0.0/12";
@@ -37,6 +42,8 @@ pub struct ImageFacts {
     pub openapi_descriptions: bool,
     /// The port through which a VM's host gets the administrator's kubeconfig.
     pub kubeconfig_port: bool,
+    /// A screen that people may look at.
+    pub screen: bool,
 }
 
 /// Services that can run now, in order, and why others cannot yet.
@@ -185,7 +192,7 @@ fn agent(config: &NodeConfig, name: &str, ip: IpAddr, server: Option<&str>, afte
 
 /// Runs whatever becomes of the node: who looks after a machine whose kubelet fails needs it most.
 fn node_api(config: &NodeConfig, image: &ImageFacts, name: &str) -> Service {
-    let mut args = Args::new(&["node-api"])
+    let mut args = Args::new(&[NODE_API])
         .flag("node-name", name)
         .flag("kubeconfig", format!("{STATE}/agent/kubeconfig"))
         .flag(
@@ -197,7 +204,8 @@ fn node_api(config: &NodeConfig, image: &ImageFacts, name: &str) -> Service {
     if role(config, image) == Role::Master {
         args.0.push("--master".to_owned());
     }
-    daemon("node-api", "/usr/bin/agent", args, &[], 8 * MIB, -998)
+    let args = args.each("screen", image.screen.then_some(SCREEN));
+    daemon(NODE_API, "/usr/bin/agent", args, &[], 8 * MIB, -998)
 }
 
 fn control_plane(config: &NodeConfig, facts: &Facts, name: &str, ip: IpAddr) -> Vec<Service> {
@@ -336,6 +344,7 @@ mod tests {
                 control_plane,
                 openapi_descriptions: true,
                 kubeconfig_port: true,
+                screen: false,
             },
         }
     }
@@ -498,6 +507,15 @@ mod tests {
         );
         assert_eq!(names(&plan), ["cri", "node-api", "agent"]);
         assert!(!line(&plan, "agent").contains("bootstrap"));
+    }
+
+    #[test]
+    fn a_screen_gets_a_page() {
+        let server = config("ironlet.server=10.0.0.1");
+        let mut facts = ready(false);
+        assert!(!line(&plan(&server, &facts), NODE_API).contains("--screen"));
+        facts.image.screen = true;
+        assert!(line(&plan(&server, &facts), NODE_API).contains("--screen /dev/tty1"));
     }
 
     #[test]

@@ -6,5 +6,6 @@ pub mod entropy;
 pub mod loop_device;
 pub mod packet_socket;
 pub mod process;
+pub mod screen;
 pub mod signals;
 pub mod watchdog;
