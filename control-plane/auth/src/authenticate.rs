@@ -7,14 +7,14 @@ use async_trait::async_trait;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jiff::Timestamp;
-use pki::{BootstrapToken, CertificateInfo, ServiceAccountVerifier, looks_like_jwt};
+use pki::{BootstrapToken, CertificateInfo, LEGACY_ISSUER, ServiceAccountVerifier, looks_like_jwt};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
 use crate::lookup::{LookupError, ObjectLookup};
 use crate::user::{ANONYMOUS, AUTHENTICATED, UserInfo};
-use crate::{bootstrap_token, service_account};
+use crate::{bootstrap_token, legacy_token, service_account};
 
 /// Good tokens are believed again without a look-up this long (upstream's success TTL).
 const CACHE_SECONDS: i64 = 10;
@@ -117,7 +117,10 @@ impl Authenticator {
             return Err(Unauthenticated::Rejected("invalid bearer token".into()));
         };
         user.join(AUTHENTICATED);
-        self.believe(id, &user, now);
+        // Each use of a token kept in a Secret counts, and it ends with its Secret.
+        if issuer_of(&token).as_deref() != Some(LEGACY_ISSUER) {
+            self.believe(id, &user, now);
+        }
         Ok(user)
     }
 
@@ -149,7 +152,7 @@ impl Authenticator {
         }
     }
 
-    /// Bootstrap tokens and service-account tokens.
+    /// Bootstrap tokens and service-account tokens, bound ones and those kept in Secrets.
     async fn own_token(
         &self,
         token: &str,
@@ -170,10 +173,24 @@ impl Authenticator {
             let user = secret.and_then(|secret| bootstrap_token::user(&token, &secret, now));
             return Ok(user.map(|user| Known { user, audiences }));
         }
-        if !looks_like_jwt(token) || issuer_of(token).as_deref() != Some(&self.issuer) {
-            return Ok(None);
-        }
         let reject = |why: String| Unauthenticated::Rejected(why);
+        match issuer_of(token).filter(|_| looks_like_jwt(token)) {
+            Some(issuer) if issuer == self.issuer => {}
+            Some(issuer) if issuer == LEGACY_ISSUER => {
+                // Such tokens name no audience: they are for the API.
+                let audiences = common(&self.audiences, audiences);
+                if audiences.is_empty() {
+                    return Err(reject("token audiences do not match".into()));
+                }
+                let claims = self
+                    .verifier
+                    .verify_legacy(token)
+                    .map_err(|error| reject(error.to_string()))?;
+                let user = legacy_token::user(token, &claims, lookup, now).await?;
+                return Ok(Some(Known { user, audiences }));
+            }
+            _ => return Ok(None),
+        }
         let claims = self
             .verifier
             .verify(token)
@@ -452,6 +469,36 @@ mod tests {
         assert!(setup.bearer(&token, &gone, 1509).await.is_ok());
         assert!(reads > 0 && gone.reads.load(Ordering::Relaxed) == 0);
         assert!(setup.bearer(&token, &gone, 1510).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_token_kept_in_a_secret_ends_with_it_at_once() {
+        let setup = Setup::new();
+        let claims = pki::LegacyClaims {
+            iss: LEGACY_ISSUER.into(),
+            namespace: "ns".into(),
+            secret_name: "s".into(),
+            service_account_name: "sa".into(),
+            service_account_uid: "sa-uid".into(),
+            sub: "system:serviceaccount:ns:sa".into(),
+        };
+        let token = setup.key.sign_legacy(&claims).unwrap();
+        let mut objects = world();
+        let data = base64::engine::general_purpose::STANDARD.encode(&token);
+        let secret = json!({"metadata": {"name": "s", "namespace": "ns"}, "data": {"token": data}});
+        objects.list.push(("secrets", secret));
+        let user = setup.bearer(&token, &objects, 1500).await.unwrap();
+        assert_eq!(user.name, "system:serviceaccount:ns:sa");
+        assert_eq!(user.uid, "sa-uid");
+        let elsewhere = ["vault".to_owned()];
+        let known = setup
+            .authenticator
+            .token_user(&token, &elsewhere, &objects, at(1500))
+            .await;
+        assert!(matches!(known, Err(Unauthenticated::Rejected(_))));
+        objects.list.pop();
+        let outcome = setup.bearer(&token, &objects, 1500).await;
+        assert!(matches!(outcome, Err(Unauthenticated::Rejected(_))));
     }
 
     #[tokio::test]

@@ -9,6 +9,7 @@ mod bootstrap_token;
 mod escalation;
 mod front_proxy;
 mod impersonate;
+mod legacy_token;
 mod lookup;
 mod node;
 mod rbac;
@@ -25,7 +26,7 @@ pub use authorize::{Authorizer, Member, RemoteAuthorizer};
 pub use bootstrap::{BootstrapObject, bootstrap_policy};
 pub use front_proxy::{FrontProxyHeaders, front_proxy_headers};
 pub use impersonate::{Impersonation, ImpersonationError, impersonate};
-pub use lookup::{LookupError, ObjectLookup};
+pub use lookup::{LookupError, ObjectLookup, SecretTokenFate, SecretTokenUse};
 pub use node::node_name;
 pub use rbac::{ResourceRules, Rule};
 pub use review::{

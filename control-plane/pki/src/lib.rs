@@ -20,7 +20,7 @@ pub use kubeconfig::{Credentials, Kubeconfig, KubeconfigError};
 pub use names::{Subject, SubjectAltNames, Usage};
 pub use request::{CertificateRequest, RequestError};
 pub use service_account::{
-    BoundObject, JwtError, KubernetesClaims, ServiceAccountKey, ServiceAccountVerifier, TokenClaims,
-    looks_like_jwt,
+    BoundObject, JwtError, KubernetesClaims, LEGACY_ISSUER, LegacyClaims, ServiceAccountKey,
+    ServiceAccountVerifier, TokenClaims, looks_like_jwt,
 };
 pub use token::{BootstrapToken, TokenError};

@@ -7,6 +7,7 @@ use ring::rand::SystemRandom;
 use ring::signature::{
     ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, UnparsedPublicKey,
 };
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use thiserror::Error;
@@ -85,6 +86,25 @@ fn one_or_many<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<
     })
 }
 
+/// The claims of a token that is kept in a Secret and lives as long as it (upstream's `LegacyClaims`).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LegacyClaims {
+    pub iss: String,
+    #[serde(rename = "kubernetes.io/serviceaccount/namespace")]
+    pub namespace: String,
+    #[serde(rename = "kubernetes.io/serviceaccount/secret.name")]
+    pub secret_name: String,
+    #[serde(rename = "kubernetes.io/serviceaccount/service-account.name")]
+    pub service_account_name: String,
+    #[serde(rename = "kubernetes.io/serviceaccount/service-account.uid")]
+    pub service_account_uid: String,
+    pub sub: String,
+}
+
+/// The issuer of [`LegacyClaims`].
+pub const LEGACY_ISSUER: &str = "kubernetes/serviceaccount";
+
 /// The signing half.
 #[derive(Debug)]
 pub struct ServiceAccountKey {
@@ -114,6 +134,14 @@ impl ServiceAccountKey {
     }
 
     pub fn sign(&self, claims: &TokenClaims) -> Result<String, JwtError> {
+        self.sign_claims(claims)
+    }
+
+    pub fn sign_legacy(&self, claims: &LegacyClaims) -> Result<String, JwtError> {
+        self.sign_claims(claims)
+    }
+
+    fn sign_claims(&self, claims: &impl Serialize) -> Result<String, JwtError> {
         let claims = serde_json::to_vec(claims).map_err(|error| JwtError::Claims(error.to_string()))?;
         let header = format!(r#"{{"alg":"ES256","kid":"{}"}}"#, self.key_id);
         let input = format!(
@@ -168,6 +196,15 @@ impl ServiceAccountVerifier {
 
     /// Checks the signature alone; issuer, audience and times are the authenticator's to judge.
     pub fn verify(&self, token: &str) -> Result<TokenClaims, JwtError> {
+        self.verify_claims(token)
+    }
+
+    /// Checks the signature alone, of a token kept in a Secret.
+    pub fn verify_legacy(&self, token: &str) -> Result<LegacyClaims, JwtError> {
+        self.verify_claims(token)
+    }
+
+    fn verify_claims<T: DeserializeOwned>(&self, token: &str) -> Result<T, JwtError> {
         let (input, signature) = token.rsplit_once('.').ok_or(JwtError::Format)?;
         let (header, claims) = input.split_once('.').ok_or(JwtError::Format)?;
         let header: Value = decode(header)?;
@@ -289,6 +326,36 @@ mod tests {
         for garbage in ["", "a.b", "a.b.c", "..", "....."] {
             assert!(verifier.verify(garbage).is_err(), "{garbage:?}");
         }
+    }
+
+    #[test]
+    fn legacy_claims_carry_upstreams_names() {
+        let (private, public) = ServiceAccountKey::generate_pem().unwrap();
+        let claims = LegacyClaims {
+            iss: LEGACY_ISSUER.into(),
+            namespace: "default".into(),
+            secret_name: "s".into(),
+            service_account_name: "builder".into(),
+            service_account_uid: "u".into(),
+            sub: "system:serviceaccount:default:builder".into(),
+        };
+        let key = ServiceAccountKey::from_pem(&private).unwrap();
+        let token = key.sign_legacy(&claims).unwrap();
+        let verifier = ServiceAccountVerifier::from_pem(&public).unwrap();
+        assert_eq!(verifier.verify_legacy(&token), Ok(claims));
+        assert!(matches!(verifier.verify(&token), Err(JwtError::Claims(_))));
+        let wire: Value = decode(token.split('.').nth(1).unwrap()).unwrap();
+        assert_eq!(
+            wire,
+            json!({
+                "iss": "kubernetes/serviceaccount",
+                "kubernetes.io/serviceaccount/namespace": "default",
+                "kubernetes.io/serviceaccount/secret.name": "s",
+                "kubernetes.io/serviceaccount/service-account.name": "builder",
+                "kubernetes.io/serviceaccount/service-account.uid": "u",
+                "sub": "system:serviceaccount:default:builder",
+            })
+        );
     }
 
     #[test]
