@@ -30,6 +30,7 @@ mod state;
 pub mod status;
 mod warnings;
 mod webhook;
+mod wire;
 
 use std::sync::Arc;
 

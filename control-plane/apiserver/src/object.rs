@@ -5,6 +5,8 @@ use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 use store::Revision;
 
+use crate::wire;
+
 /// Text at a JSON pointer, empty when absent.
 pub fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
     object
@@ -113,7 +115,7 @@ pub fn encode(object: &Value) -> Bytes {
         metadata(&mut copy).remove("resourceVersion");
         &copy
     };
-    Bytes::from(object.to_string())
+    Bytes::from(wire::text(object))
 }
 
 /// Parses stored bytes and sets the resourceVersion.
@@ -267,7 +269,7 @@ mod tests {
             let mut expected = object.clone();
             expected["metadata"]["resourceVersion"] = json!("42");
             let spliced = with_revision(&encode(&object), 42);
-            assert_eq!(String::from_utf8_lossy(&spliced), expected.to_string());
+            assert_eq!(String::from_utf8_lossy(&spliced), wire::text(&expected));
             assert_eq!(encode(&expected), encode(&object), "and back");
             assert_eq!(decode(&encode(&object), 42).unwrap(), expected);
         }

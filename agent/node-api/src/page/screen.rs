@@ -51,7 +51,7 @@ impl Screen {
 
     /// In one write, so that no half page is seen.
     pub fn draw(&mut self, lines: &[String]) -> io::Result<()> {
-        let page = format!("{CLEAR}{}", lines.join("\r\n"));
+        let page = format!("{CLEAR}{}\r\n", lines.join("\r\n"));
         self.terminal.write_all(page.as_bytes())
     }
 }

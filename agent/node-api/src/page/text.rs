@@ -70,11 +70,23 @@ fn title(facts: &Facts) -> String {
 
 fn sections(facts: &Facts) -> Vec<(&'static str, Vec<String>)> {
     let status = &facts.status;
-    let joined = facts
-        .server
-        .clone()
-        .unwrap_or_else(|| "none joined yet".to_owned());
-    let link = |link: &Link| format!("{} {}", link.name, link.addresses.join(" "));
+    let joined = match &facts.server {
+        Some(server) if server.contains("//127.0.0.1:") => "served by this machine".to_owned(),
+        Some(server) => server.clone(),
+        None => "none joined yet".to_owned(),
+    };
+    let link = |link: &Link| {
+        let reachable = link
+            .addresses
+            .iter()
+            .filter(|address| !address.starts_with("fe80:"));
+        let words: Vec<&str> = [&link.name]
+            .into_iter()
+            .chain(reachable)
+            .map(String::as_str)
+            .collect();
+        words.join(" ")
+    };
     let disk = match status.state_device.as_str() {
         "" => "none: the state is in memory".to_owned(),
         device => format!("{device}, {}", used(status.state_available, status.state_total)),
@@ -122,7 +134,7 @@ mod tests {
         let link = |name: &str, kind: &str| Link {
             name: name.into(),
             kind: kind.into(),
-            addresses: vec!["10.0.2.15/24".into()],
+            addresses: vec!["10.0.2.15/24".into(), "fe80::1/64".into()],
             ..Link::default()
         };
         let service = |name: &str, state: &str, failures, last_end: &str| Service {

@@ -13,6 +13,7 @@ use crate::negotiate::{self, Wanted, header};
 use crate::request_info::{RequestInfo, query_pairs};
 use crate::state::ApiServer;
 use crate::status::ApiError;
+use crate::wire;
 
 const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
 const PATHS: &[&str] = &[
@@ -46,13 +47,10 @@ pub async fn answer(
     match segments.as_slice() {
         [] => Ok(document(&catalog, &json!({"paths": PATHS}), wanted)),
         ["healthz" | "livez" | "readyz", rest @ ..] => health(server, segments[0], rest, query).await,
-        ["version"] => Ok(document(
-            &catalog,
-            &version(),
-            Wanted {
-                media: schema::MediaType::Json,
-                ..wanted
-            },
+        ["version"] => Ok(respond::plain(
+            StatusCode::OK,
+            "application/json",
+            wire::version(&version()),
         )),
         ["metrics"] => {
             let mut text = server.metrics.render();

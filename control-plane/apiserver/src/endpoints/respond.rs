@@ -18,6 +18,7 @@ use crate::flow_control::Classified;
 use crate::negotiate::{View, Wanted, header};
 use crate::request_info::query_values;
 use crate::status::ApiError;
+use crate::wire;
 
 /// Upstream compresses bodies larger than this.
 const GZIP_FROM: usize = 128 * 1024;
@@ -69,7 +70,7 @@ pub fn value(catalog: &Catalog, status: StatusCode, value: &Value, wanted: Wante
         audit::response_object(|| Some(value.clone()));
     }
     match wanted.media {
-        MediaType::Json => finish(status, "application/json", value.to_string().into(), wanted),
+        MediaType::Json => finish(status, "application/json", wire::text(value).into(), wanted),
         MediaType::Yaml => finish(
             status,
             "application/yaml",
@@ -84,13 +85,13 @@ pub fn value(catalog: &Catalog, status: StatusCode, value: &Value, wanted: Wante
                 wanted,
             ),
             // A kind without a protobuf form is answered in JSON, as the content type says.
-            Err(_) => finish(status, "application/json", value.to_string().into(), wanted),
+            Err(_) => finish(status, "application/json", wire::text(value).into(), wanted),
         },
     }
 }
 
 pub fn error(error: &ApiError) -> Response<Body> {
-    let mut response = plain(error.code, "application/json", error.to_value().to_string());
+    let mut response = plain(error.code, "application/json", wire::text(&error.to_value()));
     if let Some(seconds) = error.details.get("retryAfterSeconds").and_then(Value::as_u64) {
         response
             .headers_mut()

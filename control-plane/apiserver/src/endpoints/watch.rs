@@ -24,6 +24,7 @@ use crate::options::ListOptions;
 use crate::registry::conversion;
 use crate::state::ApiServer;
 use crate::status::ApiError;
+use crate::wire;
 
 const BOOKMARK_INTERVAL: Duration = Duration::from_secs(60);
 /// Without `timeoutSeconds` a watch ends after this, up to twice as long.
@@ -187,7 +188,7 @@ impl Watcher {
                     }
                     let gone = ApiError::expired(format!("too old resource version: {last} ({oldest})"));
                     return self
-                        .send_raw("ERROR", gone.to_value().to_string().as_bytes())
+                        .send_raw("ERROR", wire::text(&gone.to_value()).as_bytes())
                         .await;
                 }
             }
@@ -255,7 +256,7 @@ impl Watcher {
         match self.render(entry, revision) {
             Ok(object) => self.send_raw(seen.name(), &object).await,
             Err(error) => {
-                self.send_raw("ERROR", error.to_value().to_string().as_bytes())
+                self.send_raw("ERROR", wire::text(&error.to_value()).as_bytes())
                     .await
             }
         }
@@ -267,7 +268,7 @@ impl Watcher {
             return Ok(bytes);
         }
         let object: Value = serde_json::from_slice(&bytes).map_err(ApiError::internal)?;
-        Ok(self.view(&object)?.to_string().into())
+        Ok(wire::text(&self.view(&object)?).into())
     }
 
     fn view(&mut self, object: &Value) -> Result<Value, ApiError> {
@@ -303,7 +304,7 @@ impl Watcher {
             Ok(object) => object,
             Err(_) => bookmark,
         };
-        self.send_raw("BOOKMARK", object.to_string().as_bytes()).await
+        self.send_raw("BOOKMARK", wire::text(&object).as_bytes()).await
     }
 
     async fn send_raw(&self, kind: &str, object: &[u8]) -> Result<(), Ended> {

@@ -34,7 +34,7 @@ pub async fn update(server: &ApiServer, request: &ResourceRequest) -> Result<Res
         dry_run: options.dry_run,
     };
     let result = update_object(server, intent, |_| {
-        if strategy::needs_revision(&request.resource) && object::resource_version(&object).is_empty() {
+        if strategy::needs_revision(&request.resource) && wanted_revision(&object).is_empty() {
             let cause = Cause {
                 reason: "FieldValueInvalid",
                 message: "Invalid value: 0: must be specified for an update".into(),
@@ -85,6 +85,14 @@ pub async fn update_as(
     Err(exhausted(intent))
 }
 
+/// The revision an update insists on: "0" is none, as upstream reads it.
+fn wanted_revision(object: &Value) -> &str {
+    match object::resource_version(object) {
+        "0" => "",
+        given => given,
+    }
+}
+
 async fn try_update(
     server: &ApiServer,
     intent: Intent<'_>,
@@ -101,7 +109,7 @@ async fn try_update(
     let old = conversion::to_current(resource, found)?;
     let is_moved = old["apiVersion"] != found_as;
     let mut object = make(&old)?;
-    let given = object::resource_version(&object).to_owned();
+    let given = wanted_revision(&object).to_owned();
     if !given.is_empty() && given != object::resource_version(&old) {
         return Err(ApiError::modified(&qualified, name));
     }
