@@ -3,7 +3,7 @@
 use std::sync::{Arc, PoisonError};
 
 use async_trait::async_trait;
-use auth::{Authenticator, Authorizer, LookupError, ObjectLookup, TokenIssuer};
+use auth::{Authenticator, Authorizer, LookupError, ObjectLookup, SecretTokenUse, TokenIssuer};
 use schema::Catalog;
 use schema::openapi::OpenApi;
 use serde_json::Value;
@@ -17,6 +17,7 @@ use crate::aggregation::Aggregator;
 use crate::audit::Auditor;
 use crate::cache::{Selection, WatchCache, store_error};
 use crate::config::Config;
+use crate::endpoints::secret_token;
 use crate::flow_control::FlowControl;
 use crate::metrics::Metrics;
 use crate::object;
@@ -159,5 +160,9 @@ impl ObjectLookup for ApiServer {
         ObjectReader::get(self, group, resource, namespace, name)
             .await
             .map_err(|error| LookupError(error.message))
+    }
+
+    async fn secret_token_used(&self, usage: SecretTokenUse<'_>) {
+        secret_token::record(self, usage).await;
     }
 }

@@ -9,6 +9,7 @@ mod read;
 mod respond;
 mod reviews;
 mod scale;
+pub mod secret_token;
 mod subresources;
 mod watch;
 mod write;
