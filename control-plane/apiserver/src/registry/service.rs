@@ -132,7 +132,11 @@ impl Allocator {
     fn assign_addresses(&self, service: &mut Value, old: Option<&Value>) -> Result<(), Vec<Cause>> {
         let mut addresses = strings(&service["spec"]["clusterIPs"]);
         let first = text(service, "/spec/clusterIP").to_owned();
-        if addresses.is_empty() && !first.is_empty() {
+        let before = old.map(|old| strings(&old["spec"]["clusterIPs"])).unwrap_or_default();
+        if !addresses.is_empty() && !first.is_empty() && addresses == before {
+            // Who writes only clusterIP means both, as upstream's normalizeClusterIPs has it.
+            addresses[0] = first;
+        } else if addresses.is_empty() && !first.is_empty() {
             addresses.push(first);
         } else if !first.is_empty() && addresses[0] != first {
             return Err(invalid(
@@ -141,10 +145,8 @@ impl Allocator {
                 "first value must match `clusterIP`",
             ));
         }
-        if let Some(before) = old
-            .map(|old| strings(&old["spec"]["clusterIPs"]))
-            .filter(|b| !b.is_empty())
-            && addresses.first().is_some_and(|now| *now != before[0])
+        if let Some(before) = before.first()
+            && addresses.first().is_some_and(|now| now != before)
         {
             return Err(invalid(
                 "spec.clusterIPs[0]",
@@ -439,8 +441,11 @@ mod tests {
         let old = assigned(json!({"type": "ClusterIP", "clusterIP": "10.96.0.10"}));
         let mut new = old.clone();
         new["spec"]["clusterIP"] = json!("10.96.0.11");
-        new["spec"]["clusterIPs"] = json!(["10.96.0.11"]);
-        assert!(allocator().assign(&mut new, Some(&old)).is_err());
+        for addresses in [json!(["10.96.0.11"]), json!(["10.96.0.10"])] {
+            new["spec"]["clusterIPs"] = addresses;
+            let causes = allocator().assign(&mut new.clone(), Some(&old)).unwrap_err();
+            assert_eq!(causes[0].message, r#"Invalid value: ["10.96.0.11"]: may not change once set"#);
+        }
     }
 
     #[test]
