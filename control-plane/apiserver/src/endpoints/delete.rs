@@ -15,6 +15,7 @@ use crate::registry::deletion::{self, Decision, DeleteOptions};
 use crate::registry::{self, service, strategy};
 use crate::state::ApiServer;
 use crate::status::ApiError;
+use crate::warnings;
 
 const ATTEMPTS: usize = 16;
 
@@ -37,7 +38,12 @@ fn options(server: &ApiServer, request: &ResourceRequest) -> Result<DeleteOption
     if !body.is_null() {
         audit::request_object(&body);
     }
-    DeleteOptions::parse(&body, &request.query)
+    let options = DeleteOptions::parse(&body, &request.query)?;
+    let resource = &request.resource;
+    if let Some(warning) = deletion::warning(&resource.group, &resource.plural, &options) {
+        warnings::add(warning);
+    }
+    Ok(options)
 }
 
 pub async fn one(server: &ApiServer, request: &ResourceRequest) -> Result<Response<Body>, ApiError> {

@@ -128,7 +128,7 @@ pub fn decide(current: &Value, options: &DeleteOptions, graceful: bool, now: Tim
     let current = held.as_ref().unwrap_or(current);
     let grace = if graceful { pod_grace(current, options) } else { 0 };
     let mut next = current.clone();
-    let finalizers = finalizers_for(object::finalizers(current), options.propagation);
+    let finalizers = finalizers_for(current, options.propagation);
     object::set_finalizers(&mut next, &finalizers);
     let terminating = object::is_terminating(current);
     if terminating && grace > 0 {
@@ -194,8 +194,30 @@ fn pod_grace(pod: &Value, options: &DeleteOptions) -> i64 {
     }
 }
 
-fn finalizers_for(mut finalizers: Vec<String>, propagation: Option<Propagation>) -> Vec<String> {
-    let Some(propagation) = propagation else {
+/// What is said to those who delete a job without a word on its pods.
+const JOB_WARNING: &str = "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background \
+    to remove them or set propagationPolicy=Orphan to suppress this warning";
+
+/// The warning that goes with a deletion.
+pub fn warning(group: &str, plural: &str, options: &DeleteOptions) -> Option<&'static str> {
+    let is_job = (group, plural) == ("batch", "jobs");
+    (is_job && options.propagation.is_none()).then_some(JOB_WARNING)
+}
+
+/// Objects whose dependents stay unless the request says otherwise, as they did before there was a garbage collector
+/// (upstream: `DefaultGarbageCollectionPolicy`).
+fn orphans_by_default(object: &Value) -> bool {
+    let kind = (text(object, "/apiVersion"), text(object, "/kind"));
+    matches!(kind, ("v1", "ReplicationController") | ("batch/v1", "Job"))
+}
+
+fn finalizers_for(object: &Value, propagation: Option<Propagation>) -> Vec<String> {
+    let mut finalizers = object::finalizers(object);
+    let decided = finalizers
+        .iter()
+        .any(|finalizer| finalizer == ORPHAN || finalizer == FOREGROUND);
+    let by_default = (!decided && orphans_by_default(object)).then_some(Propagation::Orphan);
+    let Some(propagation) = propagation.or(by_default) else {
         return finalizers;
     };
     finalizers.retain(|finalizer| finalizer != ORPHAN && finalizer != FOREGROUND);
@@ -344,6 +366,33 @@ mod tests {
                 now()
             ),
             Decision::Remove
+        );
+    }
+
+    #[test]
+    fn what_has_kept_its_dependents_always_keeps_them() {
+        let finalizers = |version: &str, kind: &str, finalizers: Value, propagation| {
+            let object = json!({"apiVersion": version, "kind": kind, "metadata": {"finalizers": finalizers}});
+            match decide(&object, &options(None, propagation), false, now()) {
+                Decision::Update(object) => object::finalizers(&object),
+                _ => Vec::new(),
+            }
+        };
+        let none = Vec::<String>::new();
+        assert_eq!(
+            finalizers("v1", "ReplicationController", json!([]), None),
+            [ORPHAN]
+        );
+        assert_eq!(finalizers("batch/v1", "Job", json!([]), None), [ORPHAN]);
+        assert_eq!(finalizers("batch/v1", "CronJob", json!([]), None), none);
+        assert_eq!(finalizers("example.com/v1", "Job", json!([]), None), none);
+        assert_eq!(
+            finalizers("batch/v1", "Job", json!([FOREGROUND]), None),
+            [FOREGROUND]
+        );
+        assert_eq!(
+            finalizers("batch/v1", "Job", json!([]), Some(Propagation::Background)),
+            none
         );
     }
 
