@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use apiserver::ServiceAccountKeys;
-use controller_manager::Signer;
+use controller_manager::{KeyPem, Signer};
 use pki::BootstrapToken;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -132,6 +132,7 @@ async fn start(
         key_pem: read("pki/ca.key")?,
     });
     config.root_ca_pem = Some(ca_pem.clone());
+    config.service_account_private_key_pem = Some(KeyPem(read(files::SERVICE_ACCOUNT_KEY)?));
     let stop = shutdown.clone();
     tasks.spawn(async move {
         controller_manager::run(manager_client, config, stop.clone())

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use apiserver::{KeyPair, ServiceAccountKeys};
-use controller_manager::Signer;
+use controller_manager::{KeyPem, Signer};
 use jiff::SignedDuration;
 use tokio_util::sync::CancellationToken;
 
@@ -311,6 +311,9 @@ pub async fn controller_manager(flags: flags::ControllerManager) -> anyhow::Resu
     }
     if let Some(path) = &flags.root_ca_file {
         config.root_ca_pem = Some(files::read(path)?);
+    }
+    if let Some(path) = &flags.service_account_private_key_file {
+        config.service_account_private_key_pem = Some(KeyPem(files::read(path)?));
     }
     Ok(controller_manager::run(client(&flags.kubeconfig).await?, config, shutdown).await?)
 }

@@ -365,6 +365,9 @@ pub struct ControllerManager {
     /// CA certificate published to pods in kube-root-ca.crt
     #[arg(long, value_name = "FILE")]
     pub root_ca_file: Option<PathBuf>,
+    /// Private key that signs the tokens kept in Secrets
+    #[arg(long, value_name = "FILE")]
+    pub service_account_private_key_file: Option<PathBuf>,
 }
 
 fn cidr(text: &str) -> Result<String, String> {

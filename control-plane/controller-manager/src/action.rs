@@ -166,6 +166,18 @@ impl Action {
         }
     }
 
+    /// Writes the whole object, provided nobody else changed it. Caches that hold a part of its kind wait for their
+    /// watches: this write would enter them all.
+    pub fn replace<K: Resource<DynamicType = ()> + Serialize + 'static>(object: &K) -> Self {
+        Self::Replace {
+            at: Path {
+                kind: None,
+                ..Path::object(object)
+            },
+            body: body(object),
+        }
+    }
+
     pub fn replace_sub<K: Resource<DynamicType = ()> + Serialize + 'static>(
         object: &K,
         subresource: &str,

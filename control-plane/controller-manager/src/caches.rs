@@ -56,6 +56,8 @@ caches! {
     cluster_info: ConfigMap = Config::default().fields("metadata.name=cluster-info,metadata.namespace=kube-public"), |_| {};
     /// Bootstrap tokens.
     token_secrets: Secret = Config::default().fields("type=bootstrap.kubernetes.io/token,metadata.namespace=kube-system"), |_| {};
+    /// Service accounts' tokens.
+    account_tokens: Secret = Config::default().fields("type=kubernetes.io/service-account-token"), |_| {};
     services: Service = Config::default(), |_| {};
     endpoint_slices: EndpointSlice = Config::default(), |_| {};
     endpoints: Endpoints = Config::default(), |_| {};

@@ -26,6 +26,8 @@ pub struct Config {
     pub cluster_signing_duration: Duration,
     /// `--root-ca-file`: content of `kube-root-ca.crt`; without it the ConfigMap isn't published.
     pub root_ca_pem: Option<String>,
+    /// `--service-account-private-key-file`; without it Secrets for service accounts' tokens stay empty.
+    pub service_account_private_key_pem: Option<KeyPem>,
     /// `--terminated-pod-gc-threshold`.
     pub terminated_pod_gc_threshold: usize,
     pub autoscaling: Autoscaling,
@@ -62,6 +64,16 @@ impl Default for Autoscaling {
     }
 }
 
+/// A private key as PEM text.
+#[derive(Clone)]
+pub struct KeyPem(pub String);
+
+impl std::fmt::Debug for KeyPem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("KeyPem").finish_non_exhaustive()
+    }
+}
+
 /// A certificate authority as PEM text.
 #[derive(Clone)]
 pub struct Signer {
@@ -90,6 +102,7 @@ impl Default for Config {
             cluster_signing: None,
             cluster_signing_duration: Duration::from_secs(365 * 24 * 3600),
             root_ca_pem: None,
+            service_account_private_key_pem: None,
             terminated_pod_gc_threshold: 12_500,
             autoscaling: Autoscaling::default(),
             leader_elect: true,
@@ -116,4 +129,7 @@ pub enum Error {
     /// The signing certificate authority cannot be used.
     #[error("--cluster-signing-cert-file, --cluster-signing-key-file: {reason}")]
     InvalidSigner { reason: String },
+    /// Service accounts' tokens cannot be signed with this key.
+    #[error("--service-account-private-key-file: {reason}")]
+    InvalidServiceAccountKey { reason: String },
 }

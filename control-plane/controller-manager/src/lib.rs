@@ -12,7 +12,7 @@ mod queue;
 mod runner;
 mod scale;
 
-pub use config::{Autoscaling, Config, Error, Signer};
+pub use config::{Autoscaling, Config, Error, KeyPem, Signer};
 
 use api_client::{Election, Recorder};
 use caches::Caches;

@@ -29,6 +29,7 @@ mod resourcequota;
 mod root_ca_publisher;
 mod service_cidr;
 mod serviceaccount;
+mod serviceaccount_token;
 mod statefulset;
 mod taint_eviction;
 mod token_cleaner;
@@ -124,6 +125,7 @@ const CONTROLLERS: &[(&str, Start)] = &[
     ),
     ("service-cidr-controller", service_cidr::start),
     ("serviceaccount-controller", serviceaccount::start),
+    ("serviceaccount-token-controller", serviceaccount_token::start),
     ("statefulset-controller", statefulset::start),
     ("taint-eviction-controller", taint_eviction::start),
     ("token-cleaner-controller", token_cleaner::start),
