@@ -114,6 +114,7 @@ impl ImagePuller {
                 "BackOff",
                 format!("Back-off pulling image \"{name}\""),
             );
+            events.warning(about.clone(), "Failed", "Error: ImagePullBackOff");
             return Err(waiting(
                 "ImagePullBackOff",
                 format!("Back-off pulling image \"{name}\": {message}"),

@@ -35,6 +35,7 @@ mod pod_worker;
 mod probes;
 mod resize;
 mod resources;
+mod retries;
 mod runtime;
 mod runtime_pod;
 mod sandbox_config;

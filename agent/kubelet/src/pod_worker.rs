@@ -1,6 +1,7 @@
 //! One task a pod: compares specification and runtime, acts, reports, until the pod is gone.
 
 mod resize;
+mod restart_all;
 mod termination;
 
 use std::collections::{BTreeMap, HashMap};
@@ -23,6 +24,7 @@ use crate::pod_actions::{PodActions, Verdicts, compute_pod_actions};
 use crate::pod_executor::{self, ContainerStart, Kill};
 use crate::pod_status::{EVICTED, Inputs, OWN_CONDITIONS, Resize, Waiting, pod_status};
 use crate::probes::Target;
+use crate::retries::{self, Retries};
 use crate::runtime::RuntimeError;
 use crate::runtime_pod::{ContainerState, RuntimePod};
 use crate::{ephemeral, static_pods, status_writer, termination_message, volumes};
@@ -69,6 +71,7 @@ pub struct PodWorker {
     written: Option<PodStatus>,
     waiting: HashMap<String, Waiting>,
     back_off: BackOff,
+    retries: Retries,
     volumes: Volumes,
     volumes_at: Option<Instant>,
     /// Labels and annotations that downward API volumes show.
@@ -107,6 +110,7 @@ impl PodWorker {
             written: None,
             waiting: HashMap::new(),
             back_off,
+            retries: Retries::default(),
             volumes: Volumes::new(),
             volumes_at: None,
             shown: Metadata::default(),
@@ -212,6 +216,7 @@ impl PodWorker {
         let pod = settled.as_ref();
         let observed = context.runtime.pod(uid(pod)).await?;
         self.observe(pod, &observed);
+        self.retries.note(pod);
         let plan = self.resize_plan(pod, &observed);
         self.resize.under_way |= !plan.is_empty();
         if !plan.in_place.is_empty() || plan.pod {
@@ -342,6 +347,10 @@ impl PodWorker {
         if !actions.starts_something() {
             return Duration::ZERO;
         }
+        let waits = self.retries.left(retries::SANDBOX, Instant::now());
+        if let (Some(left), Some(_)) = (waits, actions.create_sandbox) {
+            return left;
+        }
         if let Err(error) = context.cgroups.create(pod) {
             let message = format!("error determining status: failed to create pod cgroup: {error}");
             context
@@ -372,7 +381,9 @@ impl PodWorker {
                 .await
                 .is_err()
             {
-                return RETRY;
+                return self
+                    .retries
+                    .failed(retries::SANDBOX, Instant::now(), rand::random());
             }
         }
         let observed = match context.runtime.pod(uid(pod)).await {
@@ -408,48 +419,6 @@ impl PodWorker {
         pause
     }
 
-    /// Ends and forgets all containers, so that the pod begins anew in its sandbox.
-    async fn restart_all(&mut self, pod: &Pod, observed: &RuntimePod, cause: &str) -> Duration {
-        let context = self.context.clone();
-        let now = Timestamp::now();
-        let ended = observed.container(cause).map_or(now, |ended| ended.finished_at);
-        if let Some(left) = self.back_off.remaining("", ended, now) {
-            return left;
-        }
-        self.back_off.advance("", ended, now);
-        let message = format!("Container {cause} ended, restarting all containers");
-        context
-            .events
-            .normal(pod_reference(pod), "RestartAllContainers", message.clone());
-        let grace = Duration::from_secs(pod_executor::grace_seconds(pod, None));
-        let ip = self.addresses(pod, observed).pod.first().copied();
-        let kills = observed.running_containers().map(|running| {
-            let order = Kill {
-                message: &message,
-                grace,
-            };
-            pod_executor::kill_container(&context, pod, running, ip, order)
-        });
-        futures::future::join_all(kills).await;
-        // How they ended must be told before the runtime forgets them.
-        match context.runtime.pod(uid(pod)).await {
-            Ok(ended) => {
-                self.report(pod, &ended).await;
-            }
-            Err(error) => {
-                warn!(pod = name(pod), %error, "pod not readable from CRI");
-                return RETRY;
-            }
-        }
-        for container in &observed.containers {
-            if let Err(error) = context.runtime.remove_container(&container.id).await {
-                warn!(pod = name(pod), container = container.name, %error, "container not removed");
-                return RETRY;
-            }
-        }
-        Duration::ZERO
-    }
-
     async fn start(
         &mut self,
         pod: &Pod,
@@ -458,6 +427,9 @@ impl PodWorker {
         container: &Container,
     ) -> Duration {
         let context = self.context.clone();
+        if let Some(left) = self.retries.left(&container.name, Instant::now()) {
+            return left;
+        }
         let now = Timestamp::now();
         let previous = observed.container(&container.name);
         if let Some(ended) = previous.filter(|previous| previous.state == ContainerState::Exited) {
@@ -526,7 +498,13 @@ impl PodWorker {
                 IDLE
             }
             Err(waiting) => {
+                let timed = retries::applies(&waiting.reason);
                 self.waiting.insert(container.name.clone(), waiting);
+                if timed {
+                    return self
+                        .retries
+                        .failed(&container.name, Instant::now(), rand::random());
+                }
                 context.images.retry_in(pod, container).unwrap_or(RETRY * 2)
             }
         }

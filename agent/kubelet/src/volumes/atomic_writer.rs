@@ -15,6 +15,8 @@ use super::SetUpError;
 pub struct FileProjection {
     pub data: Vec<u8>,
     pub mode: u32,
+    /// Whom the file belongs to, unless to root.
+    pub user: Option<u32>,
 }
 
 /// Files by path relative to the volume.
@@ -89,8 +91,9 @@ fn write_file(path: &Path, file: &FileProjection, fs_group: Option<i64>) -> Resu
         file.mode
     };
     set_mode(path, mode)?;
-    if let Some(group) = fs_group.and_then(|group| u32::try_from(group).ok()) {
-        std::os::unix::fs::chown(path, None, Some(group)).map_err(SetUpError::file("chown", path))?;
+    let group = fs_group.and_then(|group| u32::try_from(group).ok());
+    if file.user.or(group).is_some() {
+        std::os::unix::fs::chown(path, file.user, group).map_err(SetUpError::file("chown", path))?;
     }
     Ok(())
 }
@@ -154,6 +157,7 @@ mod tests {
                     FileProjection {
                         data: data.as_bytes().into(),
                         mode: 0o640,
+                        user: None,
                     },
                 )
             })
@@ -194,6 +198,31 @@ mod tests {
         assert_eq!(names(&volume), ["a", "c"]);
         assert_eq!(fs::read_to_string(volume.join("a")).unwrap(), "3");
         assert!(!volume.join(before).exists(), "the old directory is gone");
+    }
+
+    #[test]
+    fn files_belong_to_the_group_and_user_that_are_named() {
+        use std::os::unix::fs::MetadataExt;
+        let dir = TempDir::new("atomic-owner");
+        let own =
+            |path: &Path| fs::metadata(path).map(|found| (found.uid(), found.gid(), found.mode() & 0o777));
+        let (root, group, _) = own(dir.path()).unwrap();
+        for (name, user, fs_group, expected) in [
+            ("plain", None, None, (root, group, 0o600)),
+            ("user", Some(root), None, (root, group, 0o600)),
+            ("group", None, Some(group), (root, group, 0o640)),
+            ("both", Some(root), Some(group), (root, group, 0o640)),
+        ] {
+            let file = FileProjection {
+                data: b"t".to_vec(),
+                mode: 0o600,
+                user,
+            };
+            let volume = dir.path().join(name);
+            let payload = Payload::from([("token".to_owned(), file)]);
+            write(&volume, &payload, fs_group.map(i64::from)).unwrap();
+            assert_eq!(own(&volume.join("token")).unwrap(), expected, "{name}");
+        }
     }
 
     #[test]

@@ -109,9 +109,11 @@ async fn project(
         let audience = source.audience.as_deref().unwrap_or_default();
         let seconds = source.expiration_seconds.unwrap_or(DEFAULT_TOKEN_SECONDS);
         let token = context.objects.token(pod, audience, seconds).await?;
+        let (mode, user) = token_access(pod, mode(None, default_mode));
         let file = FileProjection {
             data: token.into_bytes(),
-            mode: mode(None, default_mode),
+            mode,
+            user,
         };
         return Ok(Payload::from([(source.path.clone(), file)]));
     }
@@ -147,6 +149,7 @@ fn project_keys(
         let file = |data| FileProjection {
             data,
             mode: mode(None, default_mode),
+            user: None,
         };
         return Ok(data.into_iter().map(|(key, data)| (key, file(data))).collect());
     }
@@ -157,6 +160,7 @@ fn project_keys(
                 let file = FileProjection {
                     data: data.clone(),
                     mode: mode(item.mode, default_mode),
+                    user: None,
                 };
                 files.insert(item.path.clone(), file);
             }
@@ -200,10 +204,33 @@ fn downward(
         let file = FileProjection {
             data: value.into_bytes(),
             mode: mode(item.mode, default_mode),
+            user: None,
         };
         files.insert(item.path.clone(), file);
     }
     Ok(files)
+}
+
+/// Only the user that all containers run as reads a token, or the pod's `fsGroup`; where neither is known, everybody
+/// whom the volume's own mode lets (upstream's `FsUserFrom` and `collectData`).
+fn token_access(pod: &Pod, default: u32) -> (u32, Option<u32>) {
+    let spec = pod.spec.as_ref();
+    let of_pod = spec.and_then(|spec| spec.security_context.as_ref());
+    let containers = spec
+        .into_iter()
+        .flat_map(|spec| spec.init_containers.iter().flatten().chain(&spec.containers));
+    let mut users = containers.map(|container| {
+        let own = container
+            .security_context
+            .as_ref()
+            .and_then(|own| own.run_as_user);
+        own.or(of_pod.and_then(|of_pod| of_pod.run_as_user))
+    });
+    let first = users.next().flatten();
+    let user = first.filter(|_| users.all(|user| user == first));
+    let user = user.and_then(|user| u32::try_from(user).ok());
+    let private = user.is_some() || of_pod.is_some_and(|of_pod| of_pod.fs_group.is_some());
+    (if private { 0o600 } else { default }, user)
 }
 
 #[cfg(test)]
@@ -223,7 +250,8 @@ mod tests {
             all["b"],
             FileProjection {
                 data: b"2".to_vec(),
-                mode: 0o600
+                mode: 0o600,
+                user: None,
             }
         );
         let some = project_keys(data(), Some(&[item("a", "x/y")]), None, None, "config").unwrap();
@@ -233,7 +261,8 @@ mod tests {
                 "x/y".into(),
                 FileProjection {
                     data: b"1".to_vec(),
-                    mode: 0o400
+                    mode: 0o400,
+                    user: None,
                 }
             )])
         );
@@ -245,5 +274,42 @@ mod tests {
                 .unwrap()
                 .is_empty()
         );
+    }
+    #[test]
+    fn who_may_read_a_token() {
+        let pod = |of_pod: serde_json::Value, users: &[Option<i64>]| -> Pod {
+            let container =
+                |user: &Option<i64>| serde_json::json!({"name": "c", "securityContext": {"runAsUser": user}});
+            let (init, containers) = users.split_at(users.len() / 2);
+            let lists = [init, containers].map(|list| list.iter().map(container).collect::<Vec<_>>());
+            let [init, containers] = lists;
+            let spec = serde_json::json!({"securityContext": of_pod, "initContainers": init, "containers": containers});
+            serde_json::from_value(serde_json::json!({"spec": spec})).unwrap()
+        };
+        let none = || serde_json::json!({});
+        for (of_pod, users, expected) in [
+            (none(), &[None][..], (0o644, None)),
+            (none(), &[Some(7)], (0o600, Some(7))),
+            (none(), &[Some(0)], (0o600, Some(0))),
+            (none(), &[Some(7), Some(7)], (0o600, Some(7))),
+            (none(), &[Some(7), Some(8)], (0o644, None)),
+            (none(), &[Some(7), None], (0o644, None)),
+            (none(), &[None, Some(7)], (0o644, None)),
+            (
+                serde_json::json!({"runAsUser": 7}),
+                &[None, Some(7)],
+                (0o600, Some(7)),
+            ),
+            (
+                serde_json::json!({"runAsUser": 7}),
+                &[None, Some(8)],
+                (0o644, None),
+            ),
+            (serde_json::json!({"fsGroup": 9}), &[None], (0o600, None)),
+            (serde_json::json!({"fsGroup": 9}), &[Some(7)], (0o600, Some(7))),
+        ] {
+            let found = token_access(&pod(of_pod.clone(), users), 0o644);
+            assert_eq!(found, expected, "{of_pod} {users:?}");
+        }
     }
 }
