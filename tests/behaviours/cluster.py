@@ -162,6 +162,8 @@ class Watch:
         return self
 
     def __exit__(self, *_):
+        # The reader holds the connection's lock until something comes; this ends its wait.
+        self.response.raw.shutdown()
         self.response.close()
 
     def until(self, kind, wanted=lambda _: True, limit=SOON):
@@ -213,6 +215,12 @@ class Namespace:
     def run(self, name, *command, **spec):
         """A pod of one container, created; what it says is read with `log`."""
         return self.cluster.create(self.pods(), pod(name, *command, **spec))
+
+    def says(self, *command, name="says", **spec):
+        """What a pod of one container wrote by the time it succeeded."""
+        self.run(name, *command, **spec)
+        self.pod_is(name, "Succeeded")
+        return self.log(name)
 
     def log(self, name, **query):
         return self.cluster.request("GET", self.pods(name, "log"), **query)
