@@ -136,6 +136,13 @@ pub fn controllers_config(
         node_cidr_mask_size_ipv6: flags.node_cidr_mask_size_ipv6,
         node_monitor_period: flags.node_monitor_period,
         node_monitor_grace_period: flags.node_monitor_grace_period,
+        node_startup_grace_period: flags.node_startup_grace_period,
+        node_eviction: controller_manager::NodeEviction {
+            rate: flags.node_eviction_rate,
+            secondary_rate: flags.secondary_node_eviction_rate,
+            unhealthy_zone_threshold: flags.unhealthy_zone_threshold,
+            large_cluster_size_threshold: flags.large_cluster_size_threshold,
+        },
         cluster_signing_duration: flags.cluster_signing_duration,
         terminated_pod_gc_threshold: flags.terminated_pod_gc_threshold,
         autoscaling: controller_manager::Autoscaling {

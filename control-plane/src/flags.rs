@@ -198,6 +198,21 @@ pub struct Controllers {
     /// Silence after which a node counts as unreachable
     #[arg(long, value_name = "DURATION", default_value = "50s", value_parser = duration)]
     pub node_monitor_grace_period: Duration,
+    /// The same for a node that never reported
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = duration)]
+    pub node_startup_grace_period: Duration,
+    /// Nodes a second that may lose their pods, in a zone that is well
+    #[arg(long, value_name = "NUMBER", default_value_t = 0.1)]
+    pub node_eviction_rate: f64,
+    /// Nodes a second that may lose their pods, in a large zone that is not well
+    #[arg(long, value_name = "NUMBER", default_value_t = 0.01)]
+    pub secondary_node_eviction_rate: f64,
+    /// Share of nodes that are not ready from which a zone is not well
+    #[arg(long, value_name = "NUMBER", default_value_t = 0.55)]
+    pub unhealthy_zone_threshold: f64,
+    /// Nodes up to which a zone that is not well loses no pods
+    #[arg(long, value_name = "COUNT", default_value_t = 50)]
+    pub large_cluster_size_threshold: usize,
     /// Lifetime of the certificates that are signed
     #[arg(long, value_name = "DURATION", default_value = "8760h", value_parser = duration)]
     pub cluster_signing_duration: Duration,

@@ -20,6 +20,9 @@ pub struct Config {
     pub node_monitor_period: Duration,
     /// `--node-monitor-grace-period`: silence after which a node's conditions become Unknown.
     pub node_monitor_grace_period: Duration,
+    /// `--node-startup-grace-period`: the same for a node that never reported.
+    pub node_startup_grace_period: Duration,
+    pub node_eviction: NodeEviction,
     /// `--cluster-signing-cert-file`, `--cluster-signing-key-file`; without it no request is signed.
     pub cluster_signing: Option<Signer>,
     /// `--cluster-signing-duration`.
@@ -36,6 +39,30 @@ pub struct Config {
     pub leader_elect: bool,
     /// This instance's name in the Lease; must differ between masters.
     pub identity: String,
+}
+
+/// How fast the nodes of a zone may lose their pods.
+#[derive(Clone, Copy, Debug)]
+pub struct NodeEviction {
+    /// `--node-eviction-rate`: nodes a second in a zone that is well.
+    pub rate: f64,
+    /// `--secondary-node-eviction-rate`: the same in a large zone that is not.
+    pub secondary_rate: f64,
+    /// `--unhealthy-zone-threshold`: the share of nodes that are not ready from which a zone is not well.
+    pub unhealthy_zone_threshold: f64,
+    /// `--large-cluster-size-threshold`: up to this size nobody is evicted in a zone that is not well.
+    pub large_cluster_size_threshold: usize,
+}
+
+impl Default for NodeEviction {
+    fn default() -> Self {
+        Self {
+            rate: 0.1,
+            secondary_rate: 0.01,
+            unhealthy_zone_threshold: 0.55,
+            large_cluster_size_threshold: 50,
+        }
+    }
 }
 
 /// `--horizontal-pod-autoscaler-…`.
@@ -99,6 +126,8 @@ impl Default for Config {
             node_cidr_mask_size_ipv6: 64,
             node_monitor_period: Duration::from_secs(5),
             node_monitor_grace_period: Duration::from_secs(50),
+            node_startup_grace_period: Duration::from_secs(60),
+            node_eviction: NodeEviction::default(),
             cluster_signing: None,
             cluster_signing_duration: Duration::from_secs(365 * 24 * 3600),
             root_ca_pem: None,
@@ -119,6 +148,11 @@ pub enum Error {
     /// A name in `--controllers` is not one of ours.
     #[error("--controllers: {name:?} is not a controller; known: {known}")]
     UnknownController { name: String, known: String },
+    /// A name in `--controllers` is one of upstream's that we do not have.
+    #[error(
+        "--controllers: {name:?} is a controller of Kubernetes that this controller manager does not have"
+    )]
+    LackingController { name: String },
     /// A network in `--cluster-cidr` or `--service-cluster-ip-range` cannot be read.
     #[error("{flag}: {value:?} is not a CIDR: {reason}")]
     InvalidCidr {

@@ -12,7 +12,7 @@ mod queue;
 mod runner;
 mod scale;
 
-pub use config::{Autoscaling, Config, Error, KeyPem, Signer};
+pub use config::{Autoscaling, Config, Error, KeyPem, NodeEviction, Signer};
 
 use api_client::{Election, Recorder};
 use caches::Caches;

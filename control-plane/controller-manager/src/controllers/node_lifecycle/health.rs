@@ -31,6 +31,11 @@ impl Health {
         }
     }
 
+    /// As if it had been heard of now.
+    pub fn begin_anew(&mut self, now: Timestamp) {
+        self.heard = now;
+    }
+
     pub fn silent_for(&self, now: Timestamp) -> Duration {
         Duration::try_from(now.duration_since(self.heard)).unwrap_or_default()
     }
@@ -58,5 +63,9 @@ mod tests {
         assert_eq!(renewed.silent_for(at(120)), Duration::ZERO);
         let beaten = Health::observe(Some(&same), &node(late), Some(&lease(early)), at(130));
         assert_eq!(beaten.silent_for(at(130)), Duration::ZERO);
+        let mut anew = same;
+        anew.begin_anew(at(140));
+        let silent = Health::observe(Some(&anew), &node(early), Some(&lease(early)), at(145));
+        assert_eq!(silent.silent_for(at(145)), Duration::from_secs(5));
     }
 }

@@ -17,9 +17,6 @@ use serde_json::json;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A node that never reported is given longer (`--node-startup-grace-period`).
-const STARTUP_GRACE: Duration = Duration::from_secs(60);
-
 /// Conditions the kubelet answers for.
 const KUBELET_CONDITIONS: [&str; 4] = ["Ready", "MemoryPressure", "DiskPressure", "PIDPressure"];
 
@@ -37,9 +34,13 @@ pub struct Observed<'a> {
     pub node: &'a Node,
     pub silent_for: Duration,
     pub grace_period: Duration,
+    /// For a node that never reported.
+    pub startup_grace_period: Duration,
     pub monitor_period: Duration,
     /// Not one node of the cluster is ready: the fault is likely ours, nobody is evicted.
-    pub all_silent: bool,
+    pub disrupted: bool,
+    /// The node may lose its pods now; it is silent, or says itself that it is not ready.
+    pub may_evict: &'a dyn Fn(bool) -> bool,
     /// This process sees the node for the first time.
     pub registered: bool,
     /// The node's pods, if they matter.
@@ -58,7 +59,7 @@ pub fn reconcile(observed: &Observed, now: Timestamp) -> Vec<Action> {
     let grace = if reported.is_some() {
         observed.grace_period
     } else {
-        STARTUP_GRACE
+        observed.startup_grace_period
     };
     let mut conditions: Vec<NodeCondition> = node
         .status
@@ -154,17 +155,23 @@ fn wanted_taints(observed: &Observed, conditions: &[NodeCondition], now: Timesta
     if node::is_unschedulable(observed.node) {
         wanted.push(taint(TAINT_UNSCHEDULABLE, NO_SCHEDULE));
     }
-    if !observed.all_silent {
-        for (status, key) in [("False", TAINT_NOT_READY), ("Unknown", TAINT_UNREACHABLE)] {
-            if holds("Ready", status) {
-                wanted.push(Taint {
-                    time_added: Some(Time(now)),
-                    ..taint(key, NO_EXECUTE)
-                });
-            }
+    let current = node::taints(observed.node);
+    // By what the server knows: how many nodes share the fate is seen after the condition is written.
+    let reported = node::condition(observed.node, "Ready").map(|c| c.status.as_str());
+    let evicting = match reported {
+        Some("False") => Some(TAINT_NOT_READY),
+        Some("Unknown") => Some(TAINT_UNREACHABLE),
+        _ => None,
+    };
+    if let Some(key) = evicting.filter(|_| !observed.disrupted) {
+        let is_evicted = current.iter().any(|t| t.effect == NO_EXECUTE && is_ours(t));
+        if is_evicted || (observed.may_evict)(reported == Some("Unknown")) {
+            wanted.push(Taint {
+                time_added: Some(Time(now)),
+                ..taint(key, NO_EXECUTE)
+            });
         }
     }
-    let current = node::taints(observed.node);
     let kept = current
         .iter()
         .filter(|t| !is_ours(t) || wanted.iter().any(|w| same(w, t)));
@@ -197,7 +204,11 @@ mod tests {
             .unwrap()
     }
 
-    fn run(node: &Node, silent: u64, all_silent: bool) -> Vec<Action> {
+    fn run(node: &Node, silent: u64, disrupted: bool) -> Vec<Action> {
+        run_at_pace(node, silent, disrupted, true)
+    }
+
+    fn run_at_pace(node: &Node, silent: u64, disrupted: bool, may_evict: bool) -> Vec<Action> {
         let pod: Arc<Pod> = Arc::new(
             from_value(
                 json!({"metadata": {"name": "p", "namespace": "x"}, "status": {"conditions": [
@@ -211,7 +222,9 @@ mod tests {
             silent_for: Duration::from_secs(silent),
             grace_period: Duration::from_secs(50),
             monitor_period: Duration::from_secs(5),
-            all_silent,
+            disrupted,
+            may_evict: &|_| may_evict,
+            startup_grace_period: Duration::from_secs(60),
             registered: false,
             pods: &pods,
         };
@@ -252,13 +265,7 @@ mod tests {
         let list = patch["status"]["conditions"].as_array().unwrap();
         assert_eq!(list.len(), 4);
         assert_eq!(list[0]["reason"], "NodeStatusUnknown");
-        assert_eq!(
-            taints(&plan),
-            [
-                "node.kubernetes.io/unreachable:NoSchedule",
-                "node.kubernetes.io/unreachable:NoExecute"
-            ]
-        );
+        assert_eq!(taints(&plan), ["node.kubernetes.io/unreachable:NoSchedule"]);
         assert!(
             plan.iter()
                 .any(|a| matches!(a, Action::StrategicPatch { at, .. } if at.key.name == "p"))
@@ -276,9 +283,37 @@ mod tests {
     }
 
     #[test]
-    fn when_all_nodes_are_silent_nobody_is_evicted() {
+    fn pods_are_evicted_once_the_condition_is_known_and_its_turn_has_come() {
+        let scheduled = |key: &str| json!({"key": key, "effect": "NoSchedule"});
+        for (status, key) in [("Unknown", TAINT_UNREACHABLE), ("False", TAINT_NOT_READY)] {
+            let node = node(status, json!({"taints": [scheduled(key)]}));
+            let expected = [format!("{key}:NoSchedule"), format!("{key}:NoExecute")];
+            assert_eq!(taints(&run(&node, 0, false)), expected);
+            let held = run_at_pace(&node, 0, false, false);
+            assert!(
+                !held.iter().any(|a| matches!(a, Action::Patch { .. })),
+                "{held:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_tainted_node_changes_its_taint_without_waiting() {
+        let spec = json!({"taints": [{"key": TAINT_NOT_READY, "effect": "NoExecute"}]});
         assert_eq!(
-            taints(&run(&node("True", json!({})), 51, true)),
+            taints(&run_at_pace(&node("Unknown", spec), 51, false, false)),
+            [
+                "node.kubernetes.io/unreachable:NoSchedule",
+                "node.kubernetes.io/unreachable:NoExecute"
+            ]
+        );
+    }
+
+    #[test]
+    fn when_all_nodes_are_silent_nobody_is_evicted() {
+        let spec = json!({"taints": [{"key": TAINT_UNREACHABLE, "effect": "NoExecute"}]});
+        assert_eq!(
+            taints(&run(&node("Unknown", spec), 51, true)),
             ["node.kubernetes.io/unreachable:NoSchedule"]
         );
     }
