@@ -133,6 +133,24 @@ const CONTROLLERS: &[(&str, Start)] = &[
     ("ttl-after-finished-controller", ttl_after_finished::start),
 ];
 
+/// Upstream's others: they may be disabled, and cannot be asked for.
+const LACKING: &[&str] = &[
+    "cloud-node-lifecycle-controller",
+    "device-taint-eviction-controller",
+    "kube-apiserver-serving-clustertrustbundle-publisher-controller",
+    "legacy-serviceaccount-token-cleaner-controller",
+    "node-route-controller",
+    "podcertificaterequest-cleaner-controller",
+    "podgroup-protection-controller",
+    "resourceclaim-controller",
+    "resourcepoolstatusrequest-controller",
+    "selinux-warning-controller",
+    "service-lb-controller",
+    "storage-version-migrator-controller",
+    "storageversion-garbage-collector-controller",
+    "validatingadmissionpolicy-status-controller",
+];
+
 /// Every enabled controller, its handlers attached to the caches.
 pub fn all(context: &Context) -> Result<Vec<Running>, Error> {
     CONTROLLERS
@@ -146,16 +164,19 @@ pub fn all(context: &Context) -> Result<Vec<Running>, Error> {
 pub fn check_names(wanted: &[String]) -> Result<(), Error> {
     for name in wanted {
         let plain = name.strip_prefix('-').unwrap_or(name);
-        if plain != "*" && !CONTROLLERS.iter().any(|(known, _)| *known == plain) {
-            let known = CONTROLLERS
-                .iter()
-                .map(|(name, _)| *name)
-                .collect::<Vec<_>>()
-                .join(", ");
-            return Err(Error::UnknownController {
-                name: plain.into(),
-                known,
-            });
+        if plain == "*" || CONTROLLERS.iter().any(|(known, _)| *known == plain) {
+            continue;
+        }
+        match LACKING.contains(&plain) {
+            true if plain != name => {}
+            true => return Err(Error::LackingController { name: plain.into() }),
+            false => {
+                let known: Vec<&str> = CONTROLLERS.iter().map(|(name, _)| *name).collect();
+                return Err(Error::UnknownController {
+                    name: plain.into(),
+                    known: known.join(", "),
+                });
+            }
         }
     }
     Ok(())
@@ -224,5 +245,10 @@ mod tests {
         ));
         assert!(check_names(&list(&["*", "-nonsense"])).is_err());
         assert!(check_names(&list(&["*", "-deployment-controller"])).is_ok());
+        for name in LACKING {
+            assert!(check_names(&list(&["*", &format!("-{name}")])).is_ok(), "{name}");
+            let refused = check_names(&list(&["*", name]));
+            assert!(matches!(refused, Err(Error::LackingController { .. })), "{name}");
+        }
     }
 }
