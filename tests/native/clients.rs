@@ -7,9 +7,14 @@ use std::time::Duration;
 
 use support::{ControlPlane, Program, TempDir, output};
 
+#[path = "clients/kube_rs.rs"]
+mod kube_rs;
+
 /// Majors that speak our version of the API.
 const PYTHON: &str = "kubernetes==37.*";
 const JAVASCRIPT: &str = "@kubernetes/client-node@1";
+/// Helm 4 as a library; Debian has no helm.
+const HELM: &str = "helm-python-sdk==0.2.*";
 const PATIENCE: Duration = Duration::from_secs(120);
 
 fn script(name: &str) -> PathBuf {
@@ -30,7 +35,7 @@ fn installed(name: &str, install: impl Fn(&Path)) -> PathBuf {
     root
 }
 
-fn works(name: &str, client: &mut Command) {
+fn cluster(name: &str) -> (TempDir, ControlPlane) {
     let dir = TempDir::new(name);
     let plane = ControlPlane::start(&dir.join("data"), &["--store", "embedded"]);
     plane.kubectl.wait_for(
@@ -39,22 +44,39 @@ fn works(name: &str, client: &mut Command) {
         "default",
         PATIENCE,
     );
+    (dir, plane)
+}
+
+fn works(name: &str, client: &mut Command) {
+    let (dir, _plane) = cluster(name);
     client.arg(dir.join("data").join("admin.kubeconfig"));
     let mut run = Program::start(client, dir.join("client.log"));
     run.succeeds(PATIENCE);
     assert!(run.output().contains("all of it works"), "{}", run.output());
 }
 
+fn works_in_python(name: &str, package: &str, file: &str) {
+    let root = installed(&format!("{name}-client"), |root| {
+        output(Command::new("python3").args(["-m", "venv"]).arg(root));
+        output(Command::new(root.join("bin/pip")).args(["install", "--quiet", package]));
+    });
+    works(name, Command::new(root.join("bin/python")).arg(script(file)));
+}
+
 #[test]
 fn the_python_client_works() {
-    let root = installed("python-client", |root| {
-        output(Command::new("python3").args(["-m", "venv"]).arg(root));
-        output(Command::new(root.join("bin/pip")).args(["install", "--quiet", PYTHON]));
-    });
-    works(
-        "python",
-        Command::new(root.join("bin/python")).arg(script("client.py")),
-    );
+    works_in_python("python", PYTHON, "client.py");
+}
+
+#[test]
+fn helm_works() {
+    works_in_python("helm", HELM, "helm.py");
+}
+
+#[tokio::test]
+async fn kube_rs_works() {
+    let (dir, _plane) = cluster("kube-rs");
+    kube_rs::all_of_it(&dir.join("data").join("admin.kubeconfig")).await;
 }
 
 #[test]

@@ -5,7 +5,14 @@ use serde_json::{Map, Value};
 
 const OBJECT: &[&str] = &["kind", "apiVersion", "groupVersion", "metadata"];
 const STATUS: &[&str] = &[
-    "kind", "apiVersion", "metadata", "status", "message", "reason", "details", "code",
+    "kind",
+    "apiVersion",
+    "metadata",
+    "status",
+    "message",
+    "reason",
+    "details",
+    "code",
 ];
 const GROUP: &[&str] = &["kind", "apiVersion", "name", "versions", "preferredVersion"];
 const RESOURCE: &[&str] = &[
@@ -80,8 +87,14 @@ struct Fields<'a> {
 impl Serialize for Fields<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(Some(self.fields.len()))?;
-        let known = self.first.iter().filter_map(|key| self.fields.get_key_value(*key));
-        let others = self.fields.iter().filter(|(key, _)| !self.first.contains(&key.as_str()));
+        let known = self
+            .first
+            .iter()
+            .filter_map(|key| self.fields.get_key_value(*key));
+        let others = self
+            .fields
+            .iter()
+            .filter(|(key, _)| !self.first.contains(&key.as_str()));
         for (key, value) in known.chain(others) {
             match value {
                 Value::Array(items) if matches!(key.as_str(), "items" | "groups" | "resources") => {

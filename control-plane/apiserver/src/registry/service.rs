@@ -132,7 +132,9 @@ impl Allocator {
     fn assign_addresses(&self, service: &mut Value, old: Option<&Value>) -> Result<(), Vec<Cause>> {
         let mut addresses = strings(&service["spec"]["clusterIPs"]);
         let first = text(service, "/spec/clusterIP").to_owned();
-        let before = old.map(|old| strings(&old["spec"]["clusterIPs"])).unwrap_or_default();
+        let before = old
+            .map(|old| strings(&old["spec"]["clusterIPs"]))
+            .unwrap_or_default();
         if !addresses.is_empty() && !first.is_empty() && addresses == before {
             // Who writes only clusterIP means both, as upstream's normalizeClusterIPs has it.
             addresses[0] = first;
@@ -444,7 +446,10 @@ mod tests {
         for addresses in [json!(["10.96.0.11"]), json!(["10.96.0.10"])] {
             new["spec"]["clusterIPs"] = addresses;
             let causes = allocator().assign(&mut new.clone(), Some(&old)).unwrap_err();
-            assert_eq!(causes[0].message, r#"Invalid value: ["10.96.0.11"]: may not change once set"#);
+            assert_eq!(
+                causes[0].message,
+                r#"Invalid value: ["10.96.0.11"]: may not change once set"#
+            );
         }
     }
 
