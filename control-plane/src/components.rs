@@ -144,6 +144,7 @@ pub fn controllers_config(
             large_cluster_size_threshold: flags.large_cluster_size_threshold,
         },
         cluster_signing_duration: flags.cluster_signing_duration,
+        legacy_service_account_token_clean_up_period: flags.legacy_service_account_token_clean_up_period,
         terminated_pod_gc_threshold: flags.terminated_pod_gc_threshold,
         autoscaling: controller_manager::Autoscaling {
             sync_period: flags.horizontal_pod_autoscaler_sync_period,

@@ -216,6 +216,9 @@ pub struct Controllers {
     /// Lifetime of the certificates that are signed
     #[arg(long, value_name = "DURATION", default_value = "8760h", value_parser = duration)]
     pub cluster_signing_duration: Duration,
+    /// How long a generated token kept in a Secret may be unused before it is marked, and after that before it goes
+    #[arg(long, value_name = "DURATION", default_value = "8760h", value_parser = duration)]
+    pub legacy_service_account_token_clean_up_period: Duration,
     /// Ended pods kept before the garbage collector deletes some
     #[arg(long, value_name = "COUNT", default_value_t = 12_500)]
     pub terminated_pod_gc_threshold: usize,

@@ -166,16 +166,29 @@ impl Action {
         }
     }
 
-    /// Writes the whole object, provided nobody else changed it. Caches that hold a part of its kind wait for their
-    /// watches: this write would enter them all.
+    /// Writes the whole object, provided nobody else changed it.
     pub fn replace<K: Resource<DynamicType = ()> + Serialize + 'static>(object: &K) -> Self {
         Self::Replace {
-            at: Path {
-                kind: None,
-                ..Path::object(object)
-            },
+            at: Path::object(object),
             body: body(object),
         }
+    }
+
+    /// Several caches hold a part of the kind each: they wait for their watches, as this write would enter them all.
+    pub fn unobserved(mut self) -> Self {
+        if let Self::Replace { at, .. } | Self::Patch { at, .. } = &mut self {
+            at.kind = None;
+        }
+        self
+    }
+
+    /// Deletes the object only while it is as we saw it.
+    pub fn delete_as_seen<K: Resource<DynamicType = ()> + 'static>(object: &K) -> Self {
+        let mut action = Self::delete(object);
+        if let Self::Delete { options, .. } = &mut action {
+            options["preconditions"]["resourceVersion"] = json!(object.meta().resource_version);
+        }
+        action
     }
 
     pub fn replace_sub<K: Resource<DynamicType = ()> + Serialize + 'static>(

@@ -31,6 +31,8 @@ pub struct Config {
     pub root_ca_pem: Option<String>,
     /// `--service-account-private-key-file`; without it Secrets for service accounts' tokens stay empty.
     pub service_account_private_key_pem: Option<KeyPem>,
+    /// `--legacy-service-account-token-clean-up-period`.
+    pub legacy_service_account_token_clean_up_period: Duration,
     /// `--terminated-pod-gc-threshold`.
     pub terminated_pod_gc_threshold: usize,
     pub autoscaling: Autoscaling,
@@ -132,6 +134,7 @@ impl Default for Config {
             cluster_signing_duration: Duration::from_secs(365 * 24 * 3600),
             root_ca_pem: None,
             service_account_private_key_pem: None,
+            legacy_service_account_token_clean_up_period: Duration::from_secs(365 * 24 * 3600),
             terminated_pod_gc_threshold: 12_500,
             autoscaling: Autoscaling::default(),
             leader_elect: true,

@@ -10,6 +10,7 @@ mod endpoints;
 mod flow_control;
 mod front_proxy;
 mod identity;
+mod token_tracking;
 mod type_checking;
 
 use std::sync::Arc;
@@ -47,6 +48,7 @@ pub async fn run(server: Arc<ApiServer>, port: u16) {
             endpoints::keep(&server, port),
             compaction::keep(&server),
             front_proxy::publish(&server),
+            token_tracking::publish(&server),
             flow_control::keep(&server),
             availability::keep(&server),
             registration::keep(&server),

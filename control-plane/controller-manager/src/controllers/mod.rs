@@ -18,6 +18,7 @@ mod garbage_collector;
 mod history;
 mod horizontal_pod_autoscaler;
 mod job;
+mod legacy_token_cleaner;
 mod namespace;
 mod node_ipam;
 mod node_lifecycle;
@@ -90,6 +91,10 @@ const CONTROLLERS: &[(&str, Start)] = &[
         horizontal_pod_autoscaler::start,
     ),
     ("job-controller", job::start),
+    (
+        "legacy-serviceaccount-token-cleaner-controller",
+        legacy_token_cleaner::start,
+    ),
     ("namespace-controller", namespace::start),
     ("node-ipam-controller", node_ipam::start),
     ("node-lifecycle-controller", node_lifecycle::start),
@@ -138,7 +143,6 @@ const LACKING: &[&str] = &[
     "cloud-node-lifecycle-controller",
     "device-taint-eviction-controller",
     "kube-apiserver-serving-clustertrustbundle-publisher-controller",
-    "legacy-serviceaccount-token-cleaner-controller",
     "node-route-controller",
     "podcertificaterequest-cleaner-controller",
     "podgroup-protection-controller",

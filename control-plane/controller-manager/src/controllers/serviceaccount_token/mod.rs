@@ -15,7 +15,8 @@ use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
 use k8s_openapi::jiff::Timestamp;
 use kube::Api;
 use pki::ServiceAccountKey;
-use reconcile::{Observed, belongs, reconcile, refers_to};
+use reconcile::{Observed, reconcile};
+pub use reconcile::{belongs, refers_to};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -30,7 +30,7 @@ pub fn reconcile(
         match observed.account {
             Some(account) if belongs(secret, Some(account)) => {
                 if let Some(filled) = filled(secret, account, observed.root_ca_pem, &sign)? {
-                    plan.push(Action::replace(&filled));
+                    plan.push(Action::replace(&filled).unobserved());
                 }
             }
             _ => plan.push(Action::delete(&**secret)),
