@@ -71,24 +71,34 @@ pub struct ScalePaths {
 }
 
 impl Custom {
-    /// Metadata in canonical form, unknown fields gone; `Ok` lists strict problems.
+    /// Metadata in canonical form, that of embedded resources too; unknown fields gone. `Ok` lists strict problems.
     pub(crate) fn check(&self, object: &mut Value) -> Result<Vec<String>, String> {
         let Value::Object(fields) = object else {
             return Err("json: cannot unmarshal array into Go value of type map[string]interface {}".into());
         };
-        let mut envelope = Map::new();
-        for name in ["apiVersion", "kind", "metadata"] {
-            if let Some(value) = fields.remove(name) {
-                envelope.insert(name.to_owned(), value);
-            }
-        }
-        let mut envelope = Value::Object(envelope);
-        let mut problems = fields::check(&self.envelope, &mut envelope)?;
+        let mut problems = self.check_envelope(fields)?;
+        prune::embedded(object, &self.schema, "", &mut |path, resource| {
+            let found = self.check_envelope(resource)?;
+            problems.extend(
+                found
+                    .iter()
+                    .map(|problem| problem.replacen('"', &format!("\"{path}."), 1)),
+            );
+            Ok::<_, String>(())
+        })?;
+        let gone = prune::prune(object, &self.schema, true);
+        problems.extend(gone.iter().map(|path| format!("unknown field \"{path}\"")));
+        Ok(problems)
+    }
+
+    fn check_envelope(&self, fields: &mut Map<String, Value>) -> Result<Vec<String>, String> {
+        let names = ["apiVersion", "kind", "metadata"];
+        let taken = names.iter().filter_map(|name| fields.remove_entry(*name));
+        let mut envelope = Value::Object(taken.collect());
+        let problems = fields::check(&self.envelope, &mut envelope)?;
         if let Value::Object(envelope) = envelope {
             fields.extend(envelope);
         }
-        let gone = prune::prune(object, &self.schema, true);
-        problems.extend(gone.iter().map(|path| format!("unknown field \"{path}\"")));
         Ok(problems)
     }
 

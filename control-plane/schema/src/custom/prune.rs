@@ -93,6 +93,39 @@ pub(super) fn property<'a>(schema: &'a Value, name: &str) -> Option<Option<&'a V
     }
 }
 
+/// Shows `visit` every object that the schema calls a resource, with its path.
+pub(super) fn embedded<E>(
+    value: &mut Value,
+    schema: &Value,
+    path: &str,
+    visit: &mut impl FnMut(&str, &mut Map<String, Value>) -> Result<(), E>,
+) -> Result<(), E> {
+    match value {
+        Value::Object(fields) => {
+            if embeds(schema) {
+                visit(path, fields)?;
+            }
+            for (name, value) in fields.iter_mut() {
+                let Some(inner) = property(schema, name).flatten() else {
+                    continue;
+                };
+                let dot = if path.is_empty() { "" } else { "." };
+                embedded(value, inner, &format!("{path}{dot}{name}"), visit)?;
+            }
+        }
+        Value::Array(items) => {
+            let Some(inner) = schema.get("items") else {
+                return Ok(());
+            };
+            for (index, item) in items.iter_mut().enumerate() {
+                embedded(item, inner, &format!("{path}[{index}]"), visit)?;
+            }
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
 fn is_stray_null(value: &Value, schema: &Value) -> bool {
     value.is_null() && !flag(schema, "nullable")
 }
@@ -144,6 +177,26 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn embedded_resources_are_found_wherever_the_schema_has_them() {
+        let resource = json!({"type": "object", "x-kubernetes-embedded-resource": true,
+            "x-kubernetes-preserve-unknown-fields": true});
+        let schema = json!({"properties": {"spec": {"properties": {"one": resource,
+            "many": {"items": resource}, "by": {"additionalProperties": resource}}}}});
+        let mut object =
+            json!({"spec": {"one": {"metadata": {}}, "many": [{}, {}], "by": {"name": {}}, "none": {}}});
+        let mut paths = Vec::new();
+        let visited = embedded(&mut object, &schema, "", &mut |path, _| {
+            paths.push(path.to_owned());
+            Ok::<_, ()>(())
+        });
+        assert_eq!(visited, Ok(()));
+        assert_eq!(
+            paths,
+            ["spec.by.name", "spec.many[0]", "spec.many[1]", "spec.one"]
+        );
+    }
 
     #[test]
     fn unknown_fields_go_unless_preserved() {
