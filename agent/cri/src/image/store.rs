@@ -48,15 +48,13 @@ impl ImageStore {
                 continue;
             }
             match state::load::<ImageRecord>(&path) {
-                Ok(Some(image))
-                    if image
-                        .layers
-                        .iter()
-                        .all(|layer| layout.layer_record(layer).exists()) =>
-                {
+                Ok(Some(image)) if layers_are_whole(&layout, &image) => {
                     images.insert(image.id.clone(), image);
                 }
-                Ok(_) => drop(fs::remove_file(&path)),
+                Ok(_) => {
+                    tracing::warn!(record = %path.display(), "dropping an image whose layers are damaged");
+                    drop(fs::remove_file(&path));
+                }
                 Err(error) => {
                     tracing::warn!(%error, "dropping an unreadable image record");
                     drop(fs::remove_file(&path));
@@ -217,17 +215,20 @@ impl ImageStore {
             }
         };
         let target = self.layout.layer(diff_id);
+        let record = self.layout.layer_record(diff_id);
+        state::remove_record(&record).map_err(at(&record))?;
         remove_tree(&target).map_err(at(&target))?;
         fs::rename(&folder, &target).map_err(at(&target))?;
         // The record is the proof that the layer is whole; it reaches the disk after the files.
         let layers = fs::File::open(self.layout.layers()).map_err(at(&target))?;
         rustix::fs::syncfs(&layers).map_err(|error| at(&target)(error.into()))?;
-        let record = LayerRecord {
+        let layer = LayerRecord {
             diff_id: diff_id.into(),
             bytes: unpacked.bytes,
             inodes: unpacked.inodes,
+            names: names_in(&target),
         };
-        Ok(state::save(&self.layout.layer_record(diff_id), &record)?)
+        Ok(state::save(&record, &layer)?)
     }
 
     /// Forgets an image with all its names; layers that no image needs go with it.
@@ -244,6 +245,24 @@ impl ImageStore {
     pub fn collect(&self, keep: &BTreeSet<String>) -> Result<(), ImageError> {
         let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         self.drop_layers_but(keep)
+    }
+
+    /// Forgets an image whose layers are not whole, so that it is fetched or imported again. Containers that
+    /// stand on the layers keep what is left of them.
+    pub fn forget_damaged(&self, image: &ImageRecord) -> Result<bool, ImageError> {
+        if layers_are_whole(&self.layout, image) {
+            return Ok(false);
+        }
+        // Perhaps another import is mending it.
+        let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        if layers_are_whole(&self.layout, image) {
+            return Ok(false);
+        }
+        if self.images().remove(&image.id).is_some() {
+            let path = self.record_path(&image.id);
+            fs::remove_file(&path).map_err(|source| ImageError::Io { path, source })?;
+        }
+        Ok(true)
     }
 
     fn drop_half_made_layers(&self) -> Result<(), ImageError> {
@@ -293,7 +312,7 @@ impl ImageStore {
     }
 
     pub fn has_layer(&self, diff_id: &str) -> bool {
-        self.layout.layer_record(diff_id).exists()
+        layer_is_whole(&self.layout, diff_id)
     }
 
     /// The folders of an image's layers, lowest first.
@@ -304,6 +323,27 @@ impl ImageStore {
             .map(|layer| self.layout.layer(layer))
             .collect()
     }
+}
+
+/// The names in a folder; none when it cannot be read.
+fn names_in(folder: &Path) -> Option<BTreeSet<String>> {
+    let names = fs::read_dir(folder)
+        .ok()?
+        .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+    names.collect::<std::io::Result<_>>().ok()
+}
+
+/// Whether a layer has its record and, at the top at least, what was unpacked.
+fn layer_is_whole(layout: &Layout, diff_id: &str) -> bool {
+    let Ok(Some(record)) = state::load::<LayerRecord>(&layout.layer_record(diff_id)) else {
+        return false;
+    };
+    let found = names_in(&layout.layer(diff_id));
+    found.is_some() && (record.names.is_none() || record.names == found)
+}
+
+fn layers_are_whole(layout: &Layout, image: &ImageRecord) -> bool {
+    image.layers.iter().all(|layer| layer_is_whole(layout, layer))
 }
 
 fn by_name<'a>(images: &'a BTreeMap<String, ImageRecord>, wanted: &str) -> Option<&'a ImageRecord> {

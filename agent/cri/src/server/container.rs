@@ -30,8 +30,8 @@ impl Runtime {
         for image in config.mounts.iter_mut().filter_map(|mount| mount.image.as_mut()) {
             // ContainerStatus tells which image a volume's name stood for (KEP-5365).
             image.image_ref = self
-                .images
-                .find(&image.image)
+                .find_whole_image(&image.image)
+                .await?
                 .map(|found| found.id)
                 .unwrap_or_default();
         }
@@ -56,8 +56,8 @@ impl Runtime {
             .map(|image| image.image.clone())
             .unwrap_or_default();
         let image = self
-            .images
-            .find(&wanted)
+            .find_whole_image(&wanted)
+            .await?
             .ok_or_else(|| Status::not_found(format!("failed to resolve image {wanted:?}: not found")))?;
         let id = new_id().map_err(unknown)?;
         let log_folder = PathBuf::from(&sandbox.config.log_directory);

@@ -2,8 +2,8 @@
 
 use super::{Runtime, blocking, convert, unknown};
 use crate::image::registry::Credentials;
-use crate::image::{ImageError, Reference};
-use crate::state::now_nanos;
+use crate::image::{ImageError, Reference, archive};
+use crate::state::{ImageRecord, now_nanos};
 use cri_api::v1;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -22,9 +22,33 @@ impl Runtime {
         }
     }
 
-    pub fn image_status(&self, request: v1::ImageStatusRequest) -> Result<v1::ImageStatusResponse, Status> {
+    /// Finds an image that can be run. One whose layers are damaged is imported again when it came with the
+    /// machine; otherwise it is not there, and the kubelet pulls it.
+    pub async fn find_whole_image(self: &Arc<Self>, wanted: &str) -> Result<Option<ImageRecord>, Status> {
+        let Some(found) = self.images.find(wanted) else {
+            return Ok(None);
+        };
+        let runtime = Arc::clone(self);
+        let wanted = wanted.to_owned();
+        blocking(move || {
+            if !runtime.images.forget_damaged(&found)? {
+                return Ok::<_, ImageError>(Some(found));
+            }
+            tracing::warn!(image = found.id, "an image's layers are damaged: it is forgotten");
+            if let Some(folder) = &runtime.image_archives {
+                archive::import_all(&runtime.images, folder)?;
+            }
+            Ok(runtime.images.find(&wanted))
+        })
+        .await
+    }
+
+    pub async fn image_status(
+        self: &Arc<Self>,
+        request: v1::ImageStatusRequest,
+    ) -> Result<v1::ImageStatusResponse, Status> {
         let wanted = request.image.map(|image| image.image).unwrap_or_default();
-        let found = self.images.find(&wanted);
+        let found = self.find_whole_image(&wanted).await?;
         let mut info = HashMap::new();
         if let Some(image) = found.as_ref().filter(|_| request.verbose) {
             let text = serde_json::to_string(

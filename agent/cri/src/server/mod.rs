@@ -23,6 +23,7 @@ use crate::streaming::Tokens;
 use crate::{Config, RunError};
 use cri_api::v1;
 use memory::Memory;
+use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::broadcast;
 use tonic::Status;
@@ -33,6 +34,8 @@ const EVENT_BACKLOG: usize = 1024;
 pub struct Runtime {
     layout: Layout,
     images: Arc<ImageStore>,
+    /// Images that come with the machine.
+    image_archives: Option<PathBuf>,
     registry: Registry,
     network: Arc<dyn PodNetwork>,
     host: Host,
@@ -66,7 +69,8 @@ pub async fn run(config: Config) -> Result<(), RunError> {
             .map_err(|error| start("open the image store", &error))?
     };
     let images = Arc::new(images);
-    if let Some(folder) = config.image_archives.clone().filter(|folder| folder.is_dir()) {
+    let image_archives = config.image_archives.clone().filter(|folder| folder.is_dir());
+    if let Some(folder) = image_archives.clone() {
         let images = Arc::clone(&images);
         let imported =
             tokio::task::spawn_blocking(move || crate::image::archive::import_all(&images, &folder)).await;
@@ -85,6 +89,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let runtime = Arc::new(Runtime {
         layout,
         images,
+        image_archives,
         registry: Registry::new(config.registry_mirrors.clone()),
         network: Arc::clone(&config.network),
         host,

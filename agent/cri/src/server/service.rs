@@ -519,7 +519,7 @@ impl ImageService for Service {
     }
 
     async fn image_status(&self, request: Request<ImageStatusRequest>) -> Answer<ImageStatusResponse> {
-        ok(self.0.image_status(request.into_inner())?)
+        ok(self.0.image_status(request.into_inner()).await?)
     }
 
     async fn pull_image(&self, request: Request<PullImageRequest>) -> Answer<PullImageResponse> {

@@ -2,6 +2,7 @@
 
 use cri_api::v1;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -110,4 +111,7 @@ pub struct LayerRecord {
     pub diff_id: String,
     pub bytes: u64,
     pub inodes: u64,
+    /// The names at its top: a folder that lacks one is not whole. Older records know none.
+    #[serde(default)]
+    pub names: Option<BTreeSet<String>>,
 }
