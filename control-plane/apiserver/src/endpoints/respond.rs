@@ -214,12 +214,29 @@ impl<'a> Viewer<'a> {
     }
 
     pub fn table(&self, objects: &[Value], metadata: Value, headers: bool) -> Value {
-        let options = TableOptions {
+        let options = self.table_options(headers);
+        self.versioned(schema::table::render(self.resource, objects, metadata, options))
+    }
+
+    /// The Scale of an object of this resource.
+    pub fn scale(&self, scale: &Value) -> Response<Body> {
+        if self.wanted.view != View::Table || self.resource.kind.custom.is_some() {
+            return value(self.catalog, StatusCode::OK, scale, self.wanted);
+        }
+        let metadata = json!({"resourceVersion": crate::object::resource_version(scale)});
+        let table = schema::table::of_scale(scale, metadata, self.table_options(true));
+        value(self.catalog, StatusCode::OK, &self.versioned(table), self.wanted)
+    }
+
+    fn table_options(&self, headers: bool) -> TableOptions {
+        TableOptions {
             include_object: self.include,
             headers,
             now: jiff::Timestamp::now(),
-        };
-        let mut table = schema::table::render(self.resource, objects, metadata, options);
+        }
+    }
+
+    fn versioned(&self, mut table: Value) -> Value {
         if self.wanted.beta {
             table["apiVersion"] = "meta.k8s.io/v1beta1".into();
         }

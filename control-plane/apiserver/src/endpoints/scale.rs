@@ -75,12 +75,8 @@ pub async fn answer(server: &ApiServer, request: &ResourceRequest) -> Result<Res
             of(resource, kind, &written.object)?
         }
     };
-    Ok(respond::value(
-        &server.registry.catalog(),
-        StatusCode::OK,
-        &scale,
-        request.wanted,
-    ))
+    let catalog = server.registry.catalog();
+    Ok(respond::Viewer::new(&catalog, resource, request.wanted, &request.query)?.scale(&scale))
 }
 
 /// The change is one of the workload's spec, so it counts as a new generation.

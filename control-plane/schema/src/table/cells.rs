@@ -49,6 +49,13 @@ pub(super) fn of(resource: &Resource, object: &Value, now: Timestamp) -> Vec<Val
     }
 }
 
+pub(super) fn of_scale(scale: &Value, now: Timestamp) -> Vec<Value> {
+    [Name, Int("/spec/replicas"), Int("/status/replicas"), Age]
+        .iter()
+        .map(|cell| cell.of(scale, now))
+        .collect()
+}
+
 impl Cell {
     fn of(&self, object: &Value, now: Timestamp) -> Value {
         match self {

@@ -62,8 +62,27 @@ pub fn render<'a>(
     table
 }
 
+/// The Table of a built-in kind's Scale.
+pub fn of_scale(scale: &Value, list_metadata: Value, options: TableOptions) -> Value {
+    let columns = json!([
+        column("Name", "string", "name", 0),
+        column("Desired", "integer", "", 0),
+        column("Available", "integer", "", 0),
+        column("Age", "string", "", 0),
+    ]);
+    let row = with_object(
+        json!({"cells": cells::of_scale(scale, options.now)}),
+        scale,
+        options,
+    );
+    json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": list_metadata, "columnDefinitions": columns, "rows": [row]})
+}
+
+fn column(name: &str, ty: &str, format: &str, priority: u8) -> Value {
+    json!({"name": name, "type": ty, "format": format, "description": "", "priority": priority})
+}
+
 fn columns(resource: &Resource) -> Value {
-    let column = |name: &str, ty: &str, format: &str, priority: u8| json!({"name": name, "type": ty, "format": format, "description": "", "priority": priority});
     if resource.columns.is_empty() {
         return json!([column("Name", "string", "name", 0), column("Age", "date", "", 0)]);
     }
@@ -81,6 +100,10 @@ fn row(resource: &Resource, object: &Value, options: TableOptions) -> Value {
     {
         row["conditions"] = json!([condition]);
     }
+    with_object(row, object, options)
+}
+
+fn with_object(mut row: Value, object: &Value, options: TableOptions) -> Value {
     match options.include_object {
         IncludeObject::None => {}
         IncludeObject::Object => row["object"] = object.clone(),
@@ -111,6 +134,28 @@ mod tests {
             },
         );
         table["rows"][0]["cells"].as_array().expect("cells").clone()
+    }
+
+    #[test]
+    fn a_scale_has_its_own_columns() {
+        let scale = json!({
+            "metadata": {"name": "d", "creationTimestamp": "2026-01-01T11:59:00Z"},
+            "spec": {"replicas": 3}, "status": {"replicas": 2},
+        });
+        let options = TableOptions {
+            include_object: IncludeObject::None,
+            headers: true,
+            now: "2026-01-01T12:00:00Z".parse().expect("time"),
+        };
+        let table = of_scale(&scale, json!({}), options);
+        let names: Vec<&Value> = table["columnDefinitions"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|column| &column["name"])
+            .collect();
+        assert_eq!(names, ["Name", "Desired", "Available", "Age"]);
+        assert_eq!(table["rows"][0]["cells"], json!(["d", 3, 2, "60s"]));
     }
 
     /// kubectl pairs cells with columns by position: one too few shifts every later column.
