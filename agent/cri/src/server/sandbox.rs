@@ -120,10 +120,11 @@ impl Runtime {
             folder.join("hosts"),
             fs::read_to_string("/etc/hosts").unwrap_or_default(),
         )?;
-        let resolv_conf = match &record.config.dns_config {
-            Some(dns) => resolv_conf(dns),
-            None => fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
-        };
+        let mut resolv_conf = resolv_conf(record.config.dns_config.as_ref());
+        if resolv_conf.is_empty() {
+            // Nothing asked for is the host's own, as containerd has it.
+            resolv_conf = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+        }
         fs::write(folder.join("resolv.conf"), resolv_conf)?;
         if options.ipc() != NamespaceMode::Node {
             let target = self.layout.shared_memory(&record.id);
@@ -363,7 +364,12 @@ fn user_namespace(config: &v1::PodSandboxConfig) -> Option<v1::UserNamespace> {
     options
         .userns_options
         .clone()
-        .filter(|userns| userns.mode() == NamespaceMode::Pod && !userns.uids.is_empty())
+        .filter(|userns| match userns.mode() {
+            NamespaceMode::Node => false,
+            // The zero value of a field that says nothing else is no wish.
+            NamespaceMode::Pod => !userns.uids.is_empty(),
+            NamespaceMode::Container | NamespaceMode::Target => true,
+        })
 }
 
 fn attachment(record: &SandboxRecord, netns: &Path) -> Result<PodAttachment, Status> {
@@ -406,8 +412,9 @@ fn attachment(record: &SandboxRecord, netns: &Path) -> Result<PodAttachment, Sta
 }
 
 /// resolv.conf(5) of a pod.
-fn resolv_conf(dns: &v1::DnsConfig) -> String {
+fn resolv_conf(dns: Option<&v1::DnsConfig>) -> String {
     let mut text = String::new();
+    let Some(dns) = dns else { return text };
     if !dns.searches.is_empty() {
         text += &format!("search {}\n", dns.searches.join(" "));
     }
@@ -433,10 +440,10 @@ mod tests {
             options: own(&["ndots:5"]),
         };
         assert_eq!(
-            resolv_conf(&dns),
+            resolv_conf(Some(&dns)),
             "search default.svc.cluster.local svc.cluster.local\nnameserver 10.96.0.10\nnameserver ::1\noptions ndots:5\n"
         );
-        assert_eq!(resolv_conf(&v1::DnsConfig::default()), "");
+        assert_eq!(resolv_conf(Some(&v1::DnsConfig::default())), "");
     }
 
     #[test]

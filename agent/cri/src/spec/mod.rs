@@ -1,5 +1,6 @@
 //! The OCI runtime spec of a container, from CRI's configuration and the image's.
 
+pub mod apparmor;
 pub mod capabilities;
 pub mod mounts;
 pub mod resources;
@@ -19,6 +20,8 @@ use user::User;
 pub enum SpecError {
     #[error("linux.security_context.capabilities: {0}")]
     Capability(#[from] UnknownCapability),
+    #[error("linux.security_context.apparmor: {0}")]
+    Apparmor(#[from] apparmor::ApparmorError),
     #[error("no command specified")]
     NoCommand,
     #[error("linux.security_context.seccomp.localhost_ref {path:?}: {source}")]
@@ -109,7 +112,8 @@ pub fn generate(input: &Input) -> Result<(Value, Vec<&'static str>), SpecError> 
         // Only when true: libcontainer takes a present `false` for true when it orders seccomp.
         process["noNewPrivileges"] = json!(true);
     }
-    if let Some(profile) = apparmor_profile(&security, input.host) {
+    let loaded = || std::fs::read_to_string(apparmor::LOADED).unwrap_or_default();
+    if let Some(profile) = apparmor::profile(&security, input.host.apparmor, loaded)? {
         process["apparmorProfile"] = json!(profile);
     }
     let mut out = json!({
@@ -243,15 +247,6 @@ fn devices(host: &[DeviceNode], asked: &[DeviceNode]) -> Vec<Value> {
             })
         })
         .collect()
-}
-
-fn apparmor_profile(security: &v1::LinuxContainerSecurityContext, host: &Host) -> Option<String> {
-    use v1::security_profile::ProfileType;
-    let profile = security
-        .apparmor
-        .as_ref()
-        .filter(|_| host.apparmor && !security.privileged)?;
-    (profile.profile_type() == ProfileType::Localhost).then(|| profile.localhost_ref.clone())
 }
 
 /// No profile at all means unconfined, as CRI says.

@@ -64,6 +64,28 @@ pub async fn namespaces_are_the_hosts_or_the_pods(node: &mut Node) {
             assert_eq!(values, "1\n100");
         }
     }
+    // Only the pod has a user namespace of its own, if at all.
+    for mode in [NamespaceMode::Container, NamespaceMode::Target] {
+        let mut config = node.sandbox_config(NamespaceMode::Container);
+        let linux = config.linux.as_mut().unwrap();
+        let security = linux.security_context.as_mut().unwrap();
+        security.namespace_options.as_mut().unwrap().userns_options = Some(UserNamespace {
+            mode: mode as i32,
+            ..Default::default()
+        });
+        let request = RunPodSandboxRequest {
+            config: Some(config),
+            ..Default::default()
+        };
+        let error = node.runtime().run_pod_sandbox(request).await.unwrap_err();
+        assert!(error.message().contains("user namespaces"), "{error}");
+    }
+    let mut config = node.sandbox_config(NamespaceMode::Container);
+    config.dns_config = Some(DnsConfig::default());
+    let sandbox = node.sandbox_with(config).await;
+    let id = sleeper(node, &sandbox, "dns", |_| {}).await;
+    let own = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    assert_eq!(said(node, &id, &["cat", "/etc/resolv.conf"]).await, own.trim());
 }
 
 /// "SeccompProfilePath"
