@@ -193,7 +193,7 @@ CONTEXT = "should support {}.RunAsUser And {}.RunAsGroup [LinuxOnly]"
     [
         ({"runAsUser": 1001, "runAsGroup": 2002}, {}, "1001 2002"),
         ({"runAsUser": 1001, "runAsGroup": 2002}, {"runAsUser": 1002, "runAsGroup": 2003}, "1002 2003"),
-        ({}, {"runAsUser": 65534}, "65534 0"),
+        ({}, {"runAsUser": 65534, "runAsGroup": 0}, "65534 0"),
         ({}, {"runAsUser": 0}, "0 0"),
     ],
 )

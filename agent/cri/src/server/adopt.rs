@@ -64,11 +64,11 @@ impl Runtime {
                 for container in runtime.memory.containers_of(&sandbox_id) {
                     let id = &container.record.id;
                     match load::<ProcessRecord>(&runtime.layout.process_record(id)) {
-                        Some(process) if process.running() => runtime.began(id, process),
-                        Some(process) if container.process.as_ref() != Some(&process) => {
-                            runtime.exited(id, process);
+                        Some(process) if process.running() => {
+                            runtime.memory.set_process(id, process);
                         }
-                        _ => {}
+                        Some(process) => runtime.exited(id, process),
+                        None => {}
                     }
                 }
                 while let Ok(reply) = connection.receive().await {
@@ -76,7 +76,9 @@ impl Runtime {
                         Reply::Began {
                             container_id,
                             process,
-                        } => runtime.began(&container_id, process),
+                        } => {
+                            runtime.memory.set_process(&container_id, process);
+                        }
                         Reply::Exited {
                             container_id,
                             process,
@@ -97,25 +99,10 @@ impl Runtime {
         });
     }
 
-    /// News of a start, unless whoever ordered it has told already.
-    fn began(&self, container_id: &str, process: ProcessRecord) {
-        let unknown = self
-            .memory
-            .container(container_id)
-            .is_ok_and(|container| container.process.is_none());
-        if unknown {
-            self.memory.set_process(container_id, process);
-        }
-    }
-
     fn exited(&self, container_id: &str, process: ProcessRecord) {
-        tracing::info!(
-            container = container_id,
-            exit_code = process.exit_code,
-            reason = process.reason(),
-            "container ended"
-        );
-        if self.memory.set_process(container_id, process).is_some() {
+        let (exit_code, reason) = (process.exit_code, process.reason());
+        if self.memory.set_process(container_id, process) {
+            tracing::info!(container = container_id, exit_code, reason, "container ended");
             self.announce(container_id, ContainerEventType::ContainerStoppedEvent);
         }
     }

@@ -134,10 +134,7 @@ impl Runtime {
         let request = self.start_request(&container.record);
         match shim::ask(&self.layout.sandbox(&sandbox.id), &Request::Start(request)).await {
             Ok(Reply::Started { process }) => {
-                // The exit may have been heard of before this answer.
-                if self.memory.container(&id)?.process.is_none() {
-                    self.memory.set_process(&id, process);
-                }
+                self.memory.set_process(&id, process);
                 self.announce(&id, ContainerEventType::ContainerStartedEvent);
                 Ok(())
             }
@@ -266,7 +263,7 @@ impl Runtime {
             &container.record,
         )
         .map_err(unknown)?;
-        self.memory.put_container(container);
+        self.memory.put_container_record(container.record);
         Ok(())
     }
 

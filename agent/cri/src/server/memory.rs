@@ -62,16 +62,30 @@ impl Memory {
         self.changes.send_modify(|generation| *generation += 1);
     }
 
-    /// `None` when the container is unknown.
-    pub fn set_process(&self, id: &str, process: ProcessRecord) -> Option<Container> {
-        let changed = {
+    /// The container as it was updated; its process is whatever has been heard of it by now.
+    pub fn put_container_record(&self, record: ContainerRecord) {
+        if let Some(container) = self.inner().containers.get_mut(&record.id) {
+            container.record = record;
+        }
+    }
+
+    /// Takes news of a known container's process. It begins once and ends once, and either may be heard of late:
+    /// says whether it was news.
+    pub fn set_process(&self, id: &str, process: ProcessRecord) -> bool {
+        {
             let mut inner = self.inner();
-            let container = inner.containers.get_mut(id)?;
+            let Some(container) = inner.containers.get_mut(id) else {
+                return false;
+            };
+            if let Some(known) = &container.process
+                && (process.running() || !known.running())
+            {
+                return false;
+            }
             container.process = Some(process);
-            container.clone()
-        };
+        }
         self.changes.send_modify(|generation| *generation += 1);
-        Some(changed)
+        true
     }
 
     pub fn forget_sandbox(&self, id: &str) {
@@ -153,6 +167,43 @@ fn find<'a, T>(map: &'a BTreeMap<String, T>, id: &str) -> Option<&'a T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_that_ended_does_not_run_again() {
+        let running = ProcessRecord {
+            started_at: 1,
+            ..ProcessRecord::default()
+        };
+        let ended = ProcessRecord {
+            finished_at: 2,
+            ..running.clone()
+        };
+        let record = ContainerRecord {
+            id: "a".into(),
+            ..ContainerRecord::default()
+        };
+        let cases: [(&[&ProcessRecord], &[bool], &ProcessRecord); 4] = [
+            (&[&running], &[true], &running),
+            (&[&running, &running, &ended], &[true, false, true], &ended),
+            (&[&ended, &running], &[true, false], &ended),
+            (&[&running, &ended, &ended], &[true, true, false], &ended),
+        ];
+        for (news, accepted, expected) in cases {
+            let memory = Memory::default();
+            assert!(!memory.set_process("a", running.clone()));
+            memory.put_container(Container {
+                record: record.clone(),
+                process: None,
+            });
+            let told: Vec<bool> = news
+                .iter()
+                .map(|process| memory.set_process("a", (*process).clone()))
+                .collect();
+            memory.put_container_record(record.clone());
+            assert_eq!(told, accepted);
+            assert_eq!(memory.container("a").unwrap().process.as_ref(), Some(expected));
+        }
+    }
 
     #[test]
     fn a_beginning_finds_only_what_is_unique() {

@@ -19,7 +19,7 @@ pub struct SandboxRecord {
     pub network_released: bool,
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct ContainerRecord {
     pub id: String,
     pub sandbox_id: String,
