@@ -154,6 +154,20 @@ impl Action {
         }
     }
 
+    /// The same, provided nobody else changed the object.
+    pub fn patch_status_as_seen<K: Resource<DynamicType = ()> + 'static, S: Serialize>(
+        object: &K,
+        old: &S,
+        new: &S,
+    ) -> Self {
+        let mut action = Self::patch_status(object, old, new);
+        if let Self::Patch { patch, .. } = &mut action {
+            let meta = object.meta();
+            patch["metadata"] = json!({"resourceVersion": meta.resource_version, "uid": meta.uid});
+        }
+        action
+    }
+
     /// Changes `old` into `new`, provided nobody else changed it.
     pub fn update<K: Resource<DynamicType = ()> + Serialize + 'static>(old: &K, new: &K) -> Self {
         Self::patch_as_seen(old, difference(&json!(old), &json!(new)))

@@ -14,6 +14,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::{IPAddress, ServiceCIDR};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::ClusterRole;
+use k8s_openapi::api::resource::v1::ResourceClaim;
 use k8s_openapi::api::storage::v1::{CSIDriver, StorageClass, VolumeAttachment, VolumeAttributesClass};
 use kube::runtime::watcher::Config;
 use kube::{Api, Client};
@@ -79,6 +80,7 @@ caches! {
     disruption_budgets: PodDisruptionBudget = Config::default(), |_| {};
     daemon_sets: DaemonSet = Config::default(), |_| {};
     controller_revisions: ControllerRevision = Config::default(), |_| {};
+    resource_claims: ResourceClaim = Config::default(), |_| {};
     resource_quotas: ResourceQuota = Config::default(), |_| {};
     cluster_roles: ClusterRole = Config::default(), |_| {};
     signing_requests: CertificateSigningRequest = Config::default(), |_| {};

@@ -26,6 +26,7 @@ mod owned;
 mod persistentvolume_binder;
 mod pod_garbage_collector;
 mod replicaset;
+mod resource_claim;
 mod resourcequota;
 mod root_ca_publisher;
 mod service_cidr;
@@ -123,6 +124,7 @@ const CONTROLLERS: &[(&str, Start)] = &[
         "replicationcontroller-controller",
         replicaset::start_replication_controllers,
     ),
+    ("resourceclaim-controller", resource_claim::start),
     ("resourcequota-controller", resourcequota::start),
     (
         "root-ca-certificate-publisher-controller",
@@ -146,7 +148,6 @@ const LACKING: &[&str] = &[
     "node-route-controller",
     "podcertificaterequest-cleaner-controller",
     "podgroup-protection-controller",
-    "resourceclaim-controller",
     "resourcepoolstatusrequest-controller",
     "selinux-warning-controller",
     "service-lb-controller",
