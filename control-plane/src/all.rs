@@ -3,9 +3,11 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use anyhow::Context as _;
-use apiserver::ServiceAccountKeys;
+use apiserver::{Companion, ServiceAccountKeys};
 use controller_manager::{KeyPem, Signer};
 use pki::BootstrapToken;
 use tokio::task::JoinSet;
@@ -28,8 +30,12 @@ pub async fn run(flags: flags::All) -> anyhow::Result<()> {
     let request = |server| founding::request(&flags.founding, &flags.cluster, advertise_address, server);
     founding::found(&flags.founding, &request(None)?)?;
 
-    let server =
-        apiserver::run(server_config(&flags, &directory, advertise_address, &shutdown).await?).await?;
+    let companions = ["scheduler", "controller-manager"].map(|name| Companion {
+        name,
+        is_running: Arc::default(),
+    });
+    let config = server_config(&flags, &directory, advertise_address, &companions, &shutdown).await?;
+    let server = apiserver::run(config).await?;
     let port = server.address.port();
     // The kubeconfigs name the port, and port 0 is known only now.
     founding::found(
@@ -48,6 +54,9 @@ pub async fn run(flags: flags::All) -> anyhow::Result<()> {
             &mut tasks,
         )
         .await?;
+        for companion in &companions {
+            companion.is_running.store(true, Ordering::Relaxed);
+        }
         anyhow::Ok(())
     };
     tokio::select! {
@@ -200,6 +209,7 @@ async fn server_config(
     flags: &flags::All,
     directory: &Path,
     advertise_address: IpAddr,
+    companions: &[Companion],
     shutdown: &CancellationToken,
 ) -> anyhow::Result<apiserver::Config> {
     let read = |name: String| disk::read(&directory.join(name));
@@ -229,6 +239,7 @@ async fn server_config(
         cluster_domain: flags.cluster.cluster_domain.clone(),
         openapi_descriptions: flags.serving.openapi_descriptions.clone(),
         event_ttl_seconds: i64::try_from(flags.serving.event_ttl.as_secs()).unwrap_or(i64::MAX),
+        companions: companions.to_vec(),
         audit: flags.serving.audit.options(),
         access: flags.serving.access.options(),
         shutdown_delay: flags.serving.shutdown_delay_duration,

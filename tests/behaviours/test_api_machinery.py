@@ -1,10 +1,11 @@
 """The API server's machinery: discovery, field validation, chunks, namespaces, quotas."""
 
 import json
+import re
 
 import pytest
 
-from cluster import Refused, at, condition, container, eventually
+from cluster import Refused, at, condition, container, eventually, pod
 
 conformance = pytest.mark.conformance
 
@@ -16,7 +17,10 @@ DISCOVERY = "[sig-api-machinery] AggregatedDiscovery "
 def definition(group, kind, versions=("v1",), **version):
     """A CustomResourceDefinition of one kind; `version` are fields of each of its versions."""
     plural = kind.lower() + "s"
-    fields = {"schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}, **version}
+    fields = {
+        "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}},
+        **version,
+    }
     listed = [{"name": name, "served": True, "storage": name == versions[-1], **fields} for name in versions]
     names = {"plural": plural, "singular": kind.lower(), "kind": kind, "listKind": kind + "List"}
     return {
@@ -34,7 +38,9 @@ def defined(cluster, ns):
     group = f"{ns.name}.example.com"
 
     def define(kind="Noxu", **more):
-        body = cluster.create("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", definition(group, kind, **more))
+        body = cluster.create(
+            "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", definition(group, kind, **more)
+        )
         path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/" + body["metadata"]["name"]
         made.append(path)
 
@@ -75,7 +81,10 @@ def test_one_document_tells_of_all_groups(cluster, root):
     if root == "/api":
         [core] = found["items"]
         pods = next(each for each in core["versions"][0]["resources"] if each["resource"] == "pods")
-        assert pods["responseKind"] == {"group": "", "version": "v1", "kind": "Pod"} or pods["responseKind"]["kind"] == "Pod"
+        assert (
+            pods["responseKind"] == {"group": "", "version": "v1", "kind": "Pod"}
+            or pods["responseKind"]["kind"] == "Pod"
+        )
         assert {"status", "log", "exec"} <= {each["subresource"] for each in pods["subresources"]}
     kind, plain = discovery(cluster, root, "application/json")
     assert kind.startswith("application/json") and "as=" not in kind
@@ -151,7 +160,10 @@ DEPLOYMENT = {
 def strictly(ns, path, text, code, *says):
     """What is refused under Strict and only warned of under Warn; Ignore takes it silently."""
     url = ns.cluster.server + path + "?dryRun=All&fieldManager=f&fieldValidation="
-    answers = {mode: ns.cluster.http.post(url + mode, data=text, headers={"Content-Type": "application/json"}) for mode in ("Strict", "Warn", "Ignore")}
+    answers = {
+        mode: ns.cluster.http.post(url + mode, data=text, headers={"Content-Type": "application/json"})
+        for mode in ("Strict", "Warn", "Ignore")
+    }
     assert answers["Strict"].status_code == code, answers["Strict"].text
     for words in says:
         assert words in answers["Strict"].json()["message"]
@@ -193,7 +205,11 @@ SCHEMA = {
                     "type": "object",
                     "properties": {
                         "foo": {"type": "string"},
-                        "embedded": {"type": "object", "x-kubernetes-embedded-resource": True, "x-kubernetes-preserve-unknown-fields": True},
+                        "embedded": {
+                            "type": "object",
+                            "x-kubernetes-embedded-resource": True,
+                            "x-kubernetes-preserve-unknown-fields": True,
+                        },
                     },
                 }
             },
@@ -248,7 +264,15 @@ def test_custom_objects_are_selected_by_their_fields(ns, defined):
     path = at(f"{group}/v1", "noxus", ns.name)
 
     def put(name, host, port):
-        ns.cluster.create(path, {"apiVersion": f"{group}/v1", "kind": "Noxu", "metadata": {"name": name}, "spec": {"host": host, "port": port}})
+        ns.cluster.create(
+            path,
+            {
+                "apiVersion": f"{group}/v1",
+                "kind": "Noxu",
+                "metadata": {"name": name},
+                "spec": {"host": host, "port": port},
+            },
+        )
 
     put("one", "host1", "80")
     put("two", "host1", "8080")
@@ -298,7 +322,9 @@ def test_namespaces_are_updated_finalized_and_told(cluster, ns):
 
     assert finalize(let_go) == ["kubernetes"]
     told = {"type": "StatusPatch", "status": "True", "reason": "Test", "message": "by hand"}
-    patched = cluster.patch(path + "/status", {"metadata": {"annotations": {"patched": "true"}}, "status": {"conditions": [told]}})
+    patched = cluster.patch(
+        path + "/status", {"metadata": {"annotations": {"patched": "true"}}, "status": {"conditions": [told]}}
+    )
     assert patched["metadata"]["annotations"]["patched"] == "true" and condition(patched, "StatusPatch") == "True"
 
     def more(found):
@@ -314,7 +340,13 @@ def test_a_namespace_loses_its_pods_first(cluster):
     eventually("its account", lambda: cluster.get(at("v1", "serviceaccounts", made, "default")))
     cluster.create(maps, {"metadata": {"name": "kept"}, "data": {"a": "b"}})
     held = {"name": "held", "finalizers": ["e2e.example.com/held"]}
-    cluster.create(pods, {"metadata": held, "spec": {"terminationGracePeriodSeconds": 0, "containers": [container("c", "sleep", "1000000")]}})
+    cluster.create(
+        pods,
+        {
+            "metadata": held,
+            "spec": {"terminationGracePeriodSeconds": 0, "containers": [container("c", "sleep", "1000000")]},
+        },
+    )
     cluster.delete(f"/api/v1/namespaces/{made}")
 
     def waits():
@@ -335,7 +367,9 @@ def test_a_namespace_loses_its_pods_first(cluster):
 QUOTA = "[sig-api-machinery] ResourceQuota "
 
 
-@conformance(QUOTA + "should manage the lifecycle of a ResourceQuota", QUOTA + "should apply changes to a resourcequota status")
+@conformance(
+    QUOTA + "should manage the lifecycle of a ResourceQuota", QUOTA + "should apply changes to a resourcequota status"
+)
 def test_a_quota_s_life_and_status(ns):
     cluster = ns.cluster
     quotas = ns.at("v1", "resourcequotas")
@@ -353,7 +387,9 @@ def test_a_quota_s_life_and_status(ns):
     counted(hard)
     selector = f"e2e={ns.name}"
     assert len(cluster.items("/api/v1/resourcequotas", labelSelector=selector)) == 1
-    cluster.patch(path, {"metadata": {"labels": {"patched": "true"}}, "spec": {"hard": {"memory": "750Mi"}}}, "strategic")
+    cluster.patch(
+        path, {"metadata": {"labels": {"patched": "true"}}, "spec": {"hard": {"memory": "750Mi"}}}, "strategic"
+    )
     counted({"cpu": "1", "memory": "750Mi"})
     with cluster.watch(quotas, labelSelector=selector) as watch:
 
@@ -365,3 +401,39 @@ def test_a_quota_s_life_and_status(ns):
         cluster.delete(quotas, labelSelector=selector)
         watch.until("DELETED")
     assert cluster.items(quotas) == []
+
+
+def advice(response):
+    """The texts of the `Warning` headers (RFC 9110 has several in one line)."""
+    assert response.ok, response.text
+    found = response.headers.get("Warning", "")
+    return [json.loads(f'"{text}"') for text in re.findall(r'299 - "((?:[^"\\]|\\.)*)"', found)]
+
+
+def test_what_is_accepted_may_be_advised_against(cluster, ns):
+    twice = [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]
+    body = json.dumps(pod("a.b", container={"env": twice}))
+    assert advice(cluster.response("POST", ns.pods(), body, dryRun="All")) == [
+        "metadata.name: this is used in the Pod's hostname, which can result in surprising behavior; "
+        "a DNS label is recommended: [must not contain dots]",
+        'spec.containers[0].env[1]: hides previous definition of "A", which may be dropped when using apply',
+    ]
+    assert not advice(cluster.response("POST", ns.pods(), json.dumps(pod("ab")), dryRun="All"))
+    assert advice(cluster.response("GET", ns.at("v1", "endpoints"))) == [
+        "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"
+    ]
+
+
+def test_old_versions_of_a_kind_say_so(cluster, ns, defined):
+    group = defined("Dusty", versions=("v1", "v2"), deprecated=True)
+    response = cluster.response("GET", at(f"{group}/v1", "dustys", ns.name))
+    assert advice(response) == [f"{group}/v1 Dusty is deprecated"]
+
+
+def test_components_say_how_they_are(cluster):
+    path = "/api/v1/componentstatuses"
+    found = {one["metadata"]["name"]: one["conditions"] for one in cluster.items(path)}
+    healthy = [{"type": "Healthy", "status": "True", "message": "ok"}]
+    assert found == dict.fromkeys(["controller-manager", "etcd-0", "scheduler"], healthy)
+    assert cluster.get(path + "/scheduler")["conditions"] == healthy
+    assert cluster.kubectl("get", "cs", "etcd-0", "--no-headers").split() == ["etcd-0", "Healthy", "ok"]

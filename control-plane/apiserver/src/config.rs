@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use auth::FrontProxyHeaders;
@@ -46,6 +47,14 @@ pub struct FrontProxy {
     pub client: Option<KeyPair>,
 }
 
+/// Another component of the control plane in the server's process.
+#[derive(Clone)]
+pub struct Companion {
+    /// `scheduler`, `controller-manager`
+    pub name: &'static str,
+    pub is_running: Arc<AtomicBool>,
+}
+
 /// Everything [`crate::run`] needs.
 #[derive(Clone)]
 pub struct Config {
@@ -70,6 +79,8 @@ pub struct Config {
     /// The compressed prose of OpenAPI; documents carry no descriptions without it.
     pub openapi_descriptions: Option<PathBuf>,
     pub event_ttl_seconds: i64,
+    /// Who else runs in this process, for `componentstatuses`.
+    pub companions: Vec<Companion>,
     pub audit: AuditOptions,
     pub access: AccessOptions,
     /// How long requests are still accepted once the server is to stop, while `/readyz` says that it leaves.

@@ -44,7 +44,7 @@ use tokio_util::sync::CancellationToken;
 pub use access::AccessOptions;
 pub use audit::AuditOptions;
 pub use auth::FrontProxyHeaders;
-pub use config::{Config, FrontProxy, Handle, KeyPair, ServiceAccountKeys};
+pub use config::{Companion, Config, FrontProxy, Handle, KeyPair, ServiceAccountKeys};
 pub use status::ApiError;
 
 use registry::Registry;

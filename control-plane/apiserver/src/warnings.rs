@@ -18,6 +18,10 @@ pub fn add(text: impl Into<String>) {
     });
 }
 
+pub fn add_all(texts: impl IntoIterator<Item = String>) {
+    texts.into_iter().for_each(add);
+}
+
 /// Runs the work on a request, and gives what was added meanwhile.
 pub async fn collecting<T>(work: impl Future<Output = T>) -> (T, Vec<String>) {
     WARNINGS

@@ -9,12 +9,14 @@
 //! | [`fields`] | strict field checking, pruning, canonical form |
 //! | [`defaults`] | what upstream fills in |
 //! | [`validate`] | what upstream refuses, with its texts |
+//! | [`advice`] | what it accepts and advises against |
 //! | [`cel`] | what an admission expression says about an object |
 //! | [`apply`] | server-side apply: who owns which field |
 //! | [`patch`] | JSON, merge and strategic merge patches |
 //! | [`table`] | server-side tables |
 //! | [`discovery`], [`openapi`] | the documents clients learn the API from |
 
+pub mod advice;
 pub mod apply;
 pub mod catalog;
 pub mod cel;

@@ -1,6 +1,7 @@
 //! From an HTTP request to its answer: who, may they, what, and then the verb's own module.
 
 mod body;
+mod component_status;
 mod connect;
 mod delete;
 mod meta;
@@ -249,10 +250,14 @@ async fn dispatch(server: &Arc<ApiServer>, request: ResourceRequest) -> Result<R
     if !fits || !verbs.contains(&request.info.verb) {
         return Err(ApiError::method_not_allowed());
     }
+    warnings::add_all(schema::advice::of_use(&request.resource));
     if reviews::is_review(&request.resource) {
         return reviews::answer(server, &request).await;
     }
     match (request.info.subresource.as_str(), request.info.verb.as_str()) {
+        ("", "get" | "list") if component_status::is_about(&request.resource) => {
+            component_status::answer(server, &request).await
+        }
         ("", "get") => read::get(server, &request).await,
         ("", "list") => read::list(server, &request).await,
         ("", "watch") => watch::start(server, request).await,

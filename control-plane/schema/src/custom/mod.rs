@@ -46,6 +46,8 @@ pub struct Custom {
     pub converts: bool,
     /// Who makes one version of another; without, only their names differ.
     pub converter: Option<Arc<dyn Converter>>,
+    /// What users of the version are told.
+    pub deprecation: Option<String>,
     pub has_status: bool,
     pub scale: Option<ScalePaths>,
     /// `.spec.color`: what field selectors may ask about.
@@ -237,6 +239,7 @@ fn resource(
         stored_as: group_version(group, text(storage, "name")),
         converts: changed || versions.len() > 1 || schema.to_string().contains("\"default\":"),
         converter,
+        deprecation: deprecation(version, &format!("{group}/{name} {}", text(accepted, "kind"))),
         has_status: subresources["status"].is_object(),
         scale,
         selectable: version["selectableFields"]
@@ -308,6 +311,13 @@ fn resource(
         categories: texts(&accepted["categories"]),
         subresources,
         columns,
+    })
+}
+
+fn deprecation(version: &Value, what: &str) -> Option<String> {
+    (version["deprecated"] == true).then(|| match text(version, "deprecationWarning") {
+        "" => format!("{what} is deprecated"),
+        warning => warning.to_owned(),
     })
 }
 

@@ -9,7 +9,7 @@ mod certificates;
 mod cluster;
 mod immutable;
 mod metadata;
-mod names;
+pub(crate) mod names;
 mod net;
 mod pods;
 mod rbac;

@@ -33,7 +33,18 @@ pub fn dns_label_problem(text: &str) -> Option<String> {
     if text.len() > 63 {
         return Some(too_long(63));
     }
-    (!is_label(text)).then(|| LABEL_FORM.to_owned())
+    if is_label(text) {
+        return None;
+    }
+    let is_subdomain = dns_subdomain_problem(text).is_none();
+    Some(
+        if is_subdomain {
+            "must not contain dots"
+        } else {
+            LABEL_FORM
+        }
+        .to_owned(),
+    )
 }
 
 /// RFC 1123 subdomain: most objects' names.

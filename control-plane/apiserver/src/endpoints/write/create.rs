@@ -124,6 +124,7 @@ async fn try_create(
     if !causes.is_empty() {
         return Err(intent.invalid(&name, causes));
     }
+    warnings::add_all(schema::advice::of_creation(&stored, &object));
     server.admission.validate(&context, Some(&object)).await?;
     let claims = if intent.is_service() {
         service::claims(&object)

@@ -26,6 +26,7 @@ use crate::registry::strategy::{self, Strategy};
 use crate::registry::{self, deletion, names};
 use crate::state::ApiServer;
 use crate::status::{ApiError, Cause};
+use crate::warnings;
 
 pub use apply::apply_through;
 pub use create::{create, create_object};

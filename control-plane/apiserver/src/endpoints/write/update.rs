@@ -162,6 +162,9 @@ async fn try_update(
     if !problems.is_empty() {
         return Err(intent.invalid(name, problems));
     }
+    if info.subresource.is_empty() {
+        warnings::add_all(schema::advice::of_update(&stored, &object, &old));
+    }
     server.admission.validate(&context, Some(&object)).await?;
     let finished = deletion::is_complete(&object);
     let value = object::encode(&object);
