@@ -369,10 +369,21 @@ KINDS = [
         "ConfigMap",
         {"data": {"a": "1"}},
         {"data": {"a": "2"}},
-        names=["[sig-node] ConfigMap should run through a ConfigMap lifecycle"],
+        names=[
+            "[sig-node] ConfigMap should run through a ConfigMap lifecycle",
+            "[sig-node] ConfigMap should update ConfigMap successfully [NodeConformance]",
+        ],
         namespaced=True,
     ),
-    Kind("v1", "secrets", "Secret", {"data": {"a": "MQ=="}}, {"data": {"a": "Mg=="}}, namespaced=True),
+    Kind(
+        "v1",
+        "secrets",
+        "Secret",
+        {"data": {"a": "MQ=="}},
+        {"data": {"a": "Mg=="}},
+        names=["[sig-node] Secrets should patch a secret"],
+        namespaced=True,
+    ),
     Kind(
         "scheduling.k8s.io/v1",
         "priorityclasses",
@@ -504,3 +515,33 @@ def test_life(cluster, ns, kind):
         life.gone()
         watch.until("DELETED")
     assert not cluster.items(everything, **life.selector)
+
+
+@conformance(
+    "[sig-node] ConfigMap should fail to create ConfigMap with empty key",
+    "[sig-node] Secrets should fail to create secret due to empty secret key",
+)
+@pytest.mark.parametrize(("resource", "value"), [("configmaps", "1"), ("secrets", "MQ==")])
+def test_keys_have_names(cluster, ns, refused, resource, value):
+    with refused(422, "Invalid") as error:
+        cluster.create(ns.at("v1", resource), {"metadata": {"name": "empty"}, "data": {"": value}})
+    [cause] = error.error.status["details"]["causes"]
+    assert (cause["field"], cause["reason"]) == ("data[]", "FieldValueInvalid")
+
+
+@conformance(
+    "[sig-storage] ConfigMap should be immutable if `immutable` field is set",
+    "[sig-storage] Secrets should be immutable if `immutable` field is set",
+)
+@pytest.mark.parametrize(("resource", "values"), [("configmaps", ["1", "2"]), ("secrets", ["MQ==", "Mg=="])])
+def test_what_is_immutable_stays(cluster, ns, refused, resource, values):
+    path = ns.at("v1", resource, "fixed")
+    cluster.create(ns.at("v1", resource), {"metadata": {"name": "fixed"}, "data": {"a": values[0]}})
+    cluster.patch(path, {"data": {"a": values[1]}})
+    cluster.patch(path, {"immutable": True})
+    for change, field in [({"data": {"a": values[0]}}, "data"), ({"immutable": False}, "immutable")]:
+        with refused(422, "Invalid") as error:
+            cluster.patch(path, change)
+        assert [cause["field"] for cause in error.error.status["details"]["causes"]] == [field]
+    assert cluster.patch(path, LABELLED)["metadata"]["labels"] == {"changed": "true"}
+    cluster.delete(path)

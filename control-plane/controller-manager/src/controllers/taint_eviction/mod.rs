@@ -13,12 +13,18 @@ use api::event::NORMAL;
 use api::taint::{NO_EXECUTE, tolerates};
 use k8s_openapi::api::core::v1::{Node, Pod, PodCondition, Taint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use serde_json::json;
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-struct TaintEviction(Arc<Caches>);
+struct TaintEviction {
+    caches: Arc<Caches>,
+    /// Since when pods endure their nodes' taints, with their UIDs. As upstream counts it: a taint's `timeAdded` is
+    /// the word of whoever set it, and older than pods that came later.
+    enduring: Mutex<HashMap<Key, (Option<String>, Timestamp)>>,
+}
 
 pub fn start(context: &Context) -> Result<Running, StartError> {
     let queue = Arc::new(Queue::default());
@@ -35,11 +41,8 @@ pub fn start(context: &Context) -> Result<Running, StartError> {
     let (to, pods) = (queue.clone(), context.caches.pods.clone());
     context.caches.nodes.on(move |change| {
         let Some(new) = change.new else { return };
-        if no_execute(new).next().is_some()
-            && change
-                .old
-                .is_none_or(|old| api::node::taints(old) != api::node::taints(new))
-        {
+        let taints = |node| no_execute(node).collect::<Vec<_>>();
+        if change.old.map(taints).unwrap_or_default() != taints(new) {
             let on_node = |p: &&Arc<Pod>| api::pod::node_name(p) == Some(&change.key.name);
             pods.list()
                 .iter()
@@ -49,7 +52,10 @@ pub fn start(context: &Context) -> Result<Running, StartError> {
     });
     Ok(super::spawn(
         context,
-        TaintEviction(context.caches.clone()),
+        TaintEviction {
+            caches: context.caches.clone(),
+            enduring: Mutex::default(),
+        },
         queue,
     ))
 }
@@ -58,11 +64,22 @@ impl Controller for TaintEviction {
     const NAME: &'static str = "taint-eviction-controller";
 
     async fn plan(&self, key: &Key, now: Timestamp) -> Result<Vec<Action>, Error> {
-        let Some(pod) = self.0.pods.get(key) else {
+        let pod = self.caches.pods.get(key);
+        let node = pod.as_deref().and_then(api::pod::node_name);
+        let node = node.and_then(|name| self.caches.nodes.get(&Key::new("", name)));
+        let mut enduring = self.enduring.lock().unwrap_or_else(PoisonError::into_inner);
+        let (Some(pod), Some(node)) = (pod, node) else {
+            enduring.remove(key);
             return Ok(Vec::new());
         };
-        let node = api::pod::node_name(&pod).and_then(|n| self.0.nodes.get(&Key::new("", n)));
-        Ok(node.map(|node| reconcile(&pod, &node, now)).unwrap_or_default())
+        let uid = &pod.metadata.uid;
+        let known = enduring.remove(key).filter(|(of, _)| of == uid);
+        let since = known.as_ref().map_or(now, |(_, since)| *since);
+        let stay = stay(&pod, &node);
+        if matches!(stay, Stay::Seconds(_)) && !api::pod::is_terminating(&pod) {
+            enduring.insert(key.clone(), (uid.clone(), since));
+        }
+        Ok(reconcile(&pod, &stay, since, known.is_some(), now))
     }
 }
 
@@ -70,60 +87,67 @@ fn no_execute(node: &Node) -> impl Iterator<Item = &Taint> {
     api::node::taints(node).iter().filter(|t| t.effect == NO_EXECUTE)
 }
 
-fn reconcile(pod: &Pod, node: &Node, now: Timestamp) -> Vec<Action> {
+/// How long a pod may stay.
+#[derive(Debug, PartialEq, Eq)]
+enum Stay {
+    ForEver,
+    /// Since it was first seen with the taints.
+    Seconds(i64),
+    No,
+}
+
+fn stay(pod: &Pod, node: &Node) -> Stay {
+    let tolerations = pod.spec.as_ref().and_then(|s| s.tolerations.as_deref());
+    let mut shortest = None;
+    for taint in no_execute(node) {
+        let mut matching = tolerations
+            .unwrap_or_default()
+            .iter()
+            .filter(|t| tolerates(t, taint))
+            .peekable();
+        if matching.peek().is_none() {
+            return Stay::No;
+        }
+        shortest = matching
+            .filter_map(|t| t.toleration_seconds)
+            .chain(shortest)
+            .min();
+    }
+    shortest.map_or(Stay::ForEver, |seconds| Stay::Seconds(seconds.max(0)))
+}
+
+/// `was_to_leave`: somebody has been told that it goes.
+fn reconcile(pod: &Pod, stay: &Stay, since: Timestamp, was_to_leave: bool, now: Timestamp) -> Vec<Action> {
     if api::pod::is_terminating(pod) {
         return Vec::new();
     }
-    match leaves_at(pod, node, now) {
-        None => Vec::new(),
-        Some(due) if due > now => {
-            let left = Duration::try_from(due.duration_since(now)).unwrap_or_default();
-            vec![Action::Requeue(left)]
-        }
-        Some(_) => {
-            let key = Key::of(&pod.metadata);
-            let condition = PodCondition::new(
-                "DisruptionTarget",
-                "True",
-                "DeletionByTaintManager",
-                "Taint manager: deleting due to NoExecute taint",
-                &Time(now),
-            );
-            vec![
-                Action::event(
-                    pod,
-                    NORMAL,
-                    "TaintManagerEviction",
-                    format!("Marking for deletion Pod {key}"),
-                ),
-                Action::strategic_status(pod, json!({"conditions": [condition]})),
-                Action::delete(pod),
-            ]
-        }
+    let told = |what: &str| {
+        let message = format!("{what} deletion of Pod {}", Key::of(&pod.metadata));
+        Action::event(pod, NORMAL, "TaintManagerEviction", message)
+    };
+    let due = match stay {
+        Stay::ForEver if was_to_leave => return vec![told("Cancelling")],
+        Stay::ForEver => return Vec::new(),
+        Stay::Seconds(seconds) => since.saturating_add(SignedDuration::from_secs(*seconds)),
+        Stay::No => Ok(now),
+    };
+    let due = due.unwrap_or(Timestamp::MAX);
+    if due > now {
+        let left = Duration::try_from(due.duration_since(now)).unwrap_or_default();
+        return vec![Action::Requeue(left)];
     }
-}
-
-/// When the pod must go: `None` for never.
-fn leaves_at(pod: &Pod, node: &Node, now: Timestamp) -> Option<Timestamp> {
-    let tolerations = pod
-        .spec
-        .as_ref()
-        .and_then(|s| s.tolerations.as_deref())
-        .unwrap_or_default();
-    no_execute(node)
-        .filter_map(|taint| {
-            let since = taint.time_added.as_ref().map_or(now, |t| t.0);
-            let mut matching = tolerations.iter().filter(|t| tolerates(t, taint)).peekable();
-            if matching.peek().is_none() {
-                return Some(now);
-            }
-            let shortest = matching.filter_map(|t| t.toleration_seconds).min()?;
-            Some(
-                Timestamp::from_second(since.as_second().saturating_add(shortest.max(0)))
-                    .unwrap_or(Timestamp::MAX),
-            )
-        })
-        .min()
+    let condition = PodCondition::new(
+        "DisruptionTarget",
+        "True",
+        "DeletionByTaintManager",
+        "Taint manager: deleting due to NoExecute taint",
+        &Time(now),
+    );
+    vec![
+        told("Marking for"),
+        Action::strategic_status(pod, json!({"conditions": [condition]})),
+        Action::delete(pod),
+    ]
 }
 
 #[cfg(test)]
@@ -131,44 +155,74 @@ mod tests {
     use super::*;
     use serde_json::{Value, from_value};
 
-    fn run(tolerations: Value, taints: Value) -> Vec<Action> {
-        let pod: Pod = from_value(
+    const NOW: &str = "2026-01-01T00:01:00Z";
+
+    fn pod(tolerations: &Value) -> Pod {
+        from_value(
             json!({"metadata": {"name": "p", "namespace": "n"}, "spec": {"containers": [], "tolerations": tolerations}}),
         )
-        .unwrap();
-        let node: Node = from_value(json!({"metadata": {"name": "n"}, "spec": {"taints": taints}})).unwrap();
-        reconcile(&pod, &node, "2026-01-01T00:01:00Z".parse().unwrap())
+        .unwrap()
     }
 
-    fn unreachable() -> Value {
-        json!([{"key": "node.kubernetes.io/unreachable", "effect": "NoExecute", "timeAdded": "2026-01-01T00:00:00Z"}])
-    }
-
-    fn tolerates_for(seconds: Value) -> Value {
-        json!([{"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute",
-            "tolerationSeconds": seconds}])
+    fn tolerating(key: &str, seconds: Value) -> Value {
+        json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": seconds})
     }
 
     #[test]
-    fn untainted_or_tolerated_for_ever_stays() {
-        assert_eq!(run(json!([]), json!([])), []);
-        assert_eq!(run(json!([]), json!([{"key": "k", "effect": "NoSchedule"}])), []);
-        assert_eq!(run(tolerates_for(Value::Null), unreachable()), []);
+    fn the_shortest_toleration_counts() {
+        let cases = [
+            (json!([]), json!([]), Stay::ForEver),
+            (
+                json!([]),
+                json!([{"key": "a", "effect": "NoSchedule"}]),
+                Stay::ForEver,
+            ),
+            (json!([]), json!([{"key": "a", "effect": "NoExecute"}]), Stay::No),
+            (
+                json!([tolerating("a", json!(300)), tolerating("b", json!(60))]),
+                json!([{"key": "a", "effect": "NoExecute"}, {"key": "b", "effect": "NoExecute"}]),
+                Stay::Seconds(60),
+            ),
+            (
+                json!([tolerating("a", Value::Null)]),
+                json!([{"key": "a", "effect": "NoExecute"}]),
+                Stay::ForEver,
+            ),
+            (
+                json!([tolerating("a", json!(300))]),
+                json!([{"key": "a", "effect": "NoExecute"}, {"key": "b", "effect": "NoExecute"}]),
+                Stay::No,
+            ),
+        ];
+        for (tolerations, taints, expected) in cases {
+            let node: Node =
+                from_value(json!({"metadata": {"name": "n"}, "spec": {"taints": taints}})).unwrap();
+            assert_eq!(
+                stay(&pod(&tolerations), &node),
+                expected,
+                "{tolerations} {taints}"
+            );
+        }
     }
 
     #[test]
-    fn a_limited_toleration_counts_from_the_taint() {
+    fn a_limited_toleration_counts_from_when_the_pod_was_seen_with_the_taint() {
+        let run = |stay, since: &str, was_to_leave| {
+            let (since, now) = (since.parse().unwrap(), NOW.parse().unwrap());
+            reconcile(&pod(&json!([])), &stay, since, was_to_leave, now)
+        };
+        let minute_ago = "2026-01-01T00:00:00Z";
         assert_eq!(
-            run(tolerates_for(json!(300)), unreachable()),
+            run(Stay::Seconds(300), minute_ago, true),
             [Action::Requeue(Duration::from_secs(240))]
         );
-        assert!(matches!(
-            run(tolerates_for(json!(60)), unreachable()).last(),
-            Some(Action::Delete { .. })
-        ));
-        assert!(matches!(
-            run(json!([]), unreachable()).last(),
-            Some(Action::Delete { .. })
-        ));
+        for gone in [
+            run(Stay::Seconds(60), minute_ago, true),
+            run(Stay::No, NOW, false),
+        ] {
+            assert!(matches!(gone.last(), Some(Action::Delete { .. })));
+        }
+        assert_eq!(run(Stay::ForEver, NOW, false), []);
+        assert_eq!(run(Stay::ForEver, NOW, true).len(), 1);
     }
 }
