@@ -20,10 +20,21 @@ const BINARY: &str = "usr/bin/busybox";
 /// Name of the part in the manifest.
 const PART: &str = "image:busybox";
 /// Our own add-ons, each one static executable, and their parts' names in the manifest.
-const OWN: [(&str, &str); 2] = [
-    ("cluster-dns", "image:cluster-dns"),
-    ("metrics-server", "image:metrics-server"),
-];
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+pub const CLUSTER_DNS: Own = Own {
+    name: "cluster-dns",
+    part: "image:cluster-dns",
+};
+pub const METRICS_SERVER: Own = Own {
+    name: "metrics-server",
+    part: "image:metrics-server",
+};
+
+/// An add-on that is ours: `ironlet.local/NAME`, of one program.
+pub struct Own {
+    pub name: &'static str,
+    part: &'static str,
+}
 
 #[derive(Debug, thiserror::Error)]
 pub enum AddonError {
@@ -71,23 +82,31 @@ pub fn busybox(packages: &Packages) -> Result<(Vec<u8>, String), AddonError> {
     Ok((archive, package.version.clone()))
 }
 
-/// Adds our own add-ons, `ironlet.local/NAME`, to the images of the root file system.
-pub fn add_own(tree: &mut Tree, binaries: &Path, versions: &mut Versions) -> Result<(), AddonError> {
-    let version = env!("CARGO_PKG_VERSION");
-    for (name, part) in OWN {
+impl Own {
+    /// The OCI archive; `binaries` is where the program is.
+    pub fn archive(&self, binaries: &Path) -> Result<Vec<u8>, AddonError> {
+        let Self { name, part } = self;
         let mut files = Tree::default();
         files.file(name, 0o755, rootfs::own(binaries, name)?, part)?;
         for (directory, mode) in [("dev", 0o755), ("etc", 0o755), ("proc", 0o555), ("sys", 0o555)] {
             files.directory(directory, mode, part)?;
         }
         let spec = ImageSpec {
-            names: &[format!("ironlet.local/{name}:{version}")],
+            names: &[format!("ironlet.local/{name}:{VERSION}")],
             entrypoint: &[&format!("/{name}")],
             command: &[],
             environment: &[],
         };
-        let archive = pack(part, &spec, &files)?;
-        versions.set(part, version);
+        pack(part, &spec, &files)
+    }
+}
+
+/// Adds our own add-ons to the images of the root file system.
+pub fn add_own(tree: &mut Tree, binaries: &Path, versions: &mut Versions) -> Result<(), AddonError> {
+    for addon in [&CLUSTER_DNS, &METRICS_SERVER] {
+        let Own { name, part } = addon;
+        let archive = addon.archive(binaries)?;
+        versions.set(part, VERSION);
         tree.file(&format!("{IMAGES}/{name}.tar"), 0o644, archive, part)?;
     }
     Ok(())

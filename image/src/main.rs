@@ -89,6 +89,9 @@ struct ArchiveArguments {
     /// Container image
     #[arg(long, value_enum)]
     name: Addon,
+    /// Directory of our own programs, for those that are ours
+    #[arg(long, required_if_eq_any = [("name", "cluster-dns"), ("name", "metrics-server")])]
+    binaries: Option<PathBuf>,
     /// File to write
     #[arg(long)]
     out: PathBuf,
@@ -97,6 +100,8 @@ struct ArchiveArguments {
 #[derive(Clone, Copy, ValueEnum)]
 enum Addon {
     Busybox,
+    ClusterDns,
+    MetricsServer,
 }
 
 fn role(text: &str) -> Result<Role, String> {
@@ -178,12 +183,20 @@ fn fetch(arguments: &FetchArguments) -> anyhow::Result<()> {
 }
 
 fn archive(arguments: &ArchiveArguments) -> anyhow::Result<()> {
-    let (archive, version) = match arguments.name {
-        Addon::Busybox => addons::busybox(&packages()?)?,
+    let binaries = arguments.binaries.as_deref().unwrap_or(Path::new(""));
+    let own =
+        |addon: &addons::Own| anyhow::Ok((addon.name, addon.archive(binaries)?, addons::VERSION.to_owned()));
+    let (name, archive, version) = match arguments.name {
+        Addon::Busybox => {
+            let (archive, version) = addons::busybox(&packages()?)?;
+            ("busybox", archive, version)
+        }
+        Addon::ClusterDns => own(&addons::CLUSTER_DNS)?,
+        Addon::MetricsServer => own(&addons::METRICS_SERVER)?,
     };
     create_parent(&arguments.out)?;
     fs::write(&arguments.out, archive).with_context(|| format!("--out {}", arguments.out.display()))?;
-    println!("busybox {version} -> {}", arguments.out.display());
+    println!("{name} {version} -> {}", arguments.out.display());
     Ok(())
 }
 
