@@ -132,7 +132,11 @@ class Cluster:
     def kubectl(self, *args, stdin=None, ok=True):
         """Its standard output; with `ok=False` both outputs, whatever it ended with."""
         done = subprocess.run(
-            ["kubectl", "--kubeconfig", self.kubeconfig, *args], input=stdin, capture_output=True, text=True, timeout=120
+            ["kubectl", "--kubeconfig", self.kubeconfig, *args],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=120,
         )
         if not ok:
             return done.stdout + done.stderr
@@ -240,7 +244,11 @@ def container(name, *command, **fields):
 def pod(name, *command, labels=None, annotations=None, **spec):
     """Fields of the container go into `container={...}`, all others into the pod's spec."""
     fields = spec.pop("container", {})
-    body = {"restartPolicy": "Never", "terminationGracePeriodSeconds": 1, "containers": [container("c", *command, **fields)]}
+    body = {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": 1,
+        "containers": [container("c", *command, **fields)],
+    }
     meta = {"name": name, "labels": labels or {}, "annotations": annotations or {}}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": {**body, **spec}}
 

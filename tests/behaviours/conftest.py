@@ -14,7 +14,9 @@ NAMES = set((pathlib.Path(__file__).parent / "names.txt").read_text().splitlines
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "conformance(*names): names of upstream's conformance tests that this one proves")
+    config.addinivalue_line(
+        "markers", "conformance(*names): names of upstream's conformance tests that this one proves"
+    )
     config.addinivalue_line("markers", "cgroups: needs nodes with the controllers of cgroup v2, as booted machines are")
 
 

@@ -11,7 +11,11 @@ TWO_MINUTES = 150
 
 
 def cron_job(name, script, **spec):
-    pod = {"restartPolicy": "OnFailure", "terminationGracePeriodSeconds": 0, "containers": [container("c", "sh", "-c", script)]}
+    pod = {
+        "restartPolicy": "OnFailure",
+        "terminationGracePeriodSeconds": 0,
+        "containers": [container("c", "sh", "-c", script)],
+    }
     template = {"spec": {"template": {"spec": pod}}}
     body = {"schedule": EVERY_MINUTE, "concurrencyPolicy": "Allow", **spec, "jobTemplate": template}
     return {"apiVersion": "batch/v1", "kind": "CronJob", "metadata": {"name": name}, "spec": body}

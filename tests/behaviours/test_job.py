@@ -71,7 +71,9 @@ def test_an_exit_code_fails_the_job_at_once(ns):
     ended(ns, "early", "Failed", "PodFailurePolicy")
 
 
-@conformance("[sig-apps] Job should allow to use a pod failure policy to ignore failure matching on DisruptionTarget condition")
+@conformance(
+    "[sig-apps] Job should allow to use a pod failure policy to ignore failure matching on DisruptionTarget condition"
+)
 def test_evicted_pods_do_not_count(ns):
     rule = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
     hold = "while [ ! -e /tmp/go ]; do sleep 0.1; done"

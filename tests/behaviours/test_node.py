@@ -107,7 +107,9 @@ VARIABLES = [
 )
 @pytest.mark.parametrize(("resource", "kind", "data"), [row[:3] for row in VARIABLES])
 def test_keys_become_variables(ns, resource, kind, data):
-    ns.cluster.create(ns.at("v1", resource), {"metadata": {"name": "source"}, data: {"data-1": "value-1", "data_2": "2"}})
+    ns.cluster.create(
+        ns.at("v1", resource), {"metadata": {"name": "source"}, data: {"data-1": "value-1", "data_2": "2"}}
+    )
     one = {"name": "ONE", "valueFrom": {kind + "KeyRef": {"name": "source", "key": "data-1"}}}
     prefixes = ["", "p_", "p-", "p.", "3", "#x_", "$"]
     sources = [{**({"prefix": prefix} if prefix else {}), kind + "Ref": {"name": "source"}} for prefix in prefixes]
@@ -125,7 +127,7 @@ def test_keys_become_variables(ns, resource, kind, data):
 @pytest.mark.parametrize(
     "fields",
     [
-        {"command": ["sh", "-c", "echo \"$BOTH\""]},
+        {"command": ["sh", "-c", 'echo "$BOTH"']},
         {"command": ["echo", "$(FOO);;$(BAR)"]},
         {"command": ["echo"], "args": ["$(FOO);;$(BAR)"]},
     ],
@@ -186,7 +188,8 @@ CONTEXT = "should support {}.RunAsUser And {}.RunAsGroup [LinuxOnly]"
 @conformance(
     SECURITY + CONTEXT.format(*["pod.Spec.SecurityContext"] * 2),
     SECURITY + CONTEXT.format(*["container.SecurityContext"] * 2),
-    SECURITY + "When creating a container with runAsUser should run the container with uid 65534 [LinuxOnly] [NodeConformance]",
+    SECURITY
+    + "When creating a container with runAsUser should run the container with uid 65534 [LinuxOnly] [NodeConformance]",
 )
 @pytest.mark.parametrize(
     ("of_pod", "own", "expected"),
@@ -204,7 +207,8 @@ def test_users_and_groups(ns, of_pod, own, expected):
 
 
 @conformance(
-    SECURITY + "When creating a pod with privileged should run the container as unprivileged when false [LinuxOnly] [NodeConformance]",
+    SECURITY
+    + "When creating a pod with privileged should run the container as unprivileged when false [LinuxOnly] [NodeConformance]",
     SECURITY
     + "When creating a pod with readOnlyRootFilesystem should run the container with writable rootfs when readOnlyRootFilesystem=false [NodeConformance]",
     SECURITY
@@ -329,7 +333,11 @@ def test_a_containers_last_words(ns, script, fields, phase, expected):
 )
 @pytest.mark.parametrize(
     ("policy", "phase", "restarts", "state"),
-    [("Always", "Running", 2, "running"), ("OnFailure", "Succeeded", 1, "terminated"), ("Never", "Failed", 0, "terminated")],
+    [
+        ("Always", "Running", 2, "running"),
+        ("OnFailure", "Succeeded", 1, "terminated"),
+        ("Never", "Failed", 0, "terminated"),
+    ],
 )
 def test_containers_that_exit_under_each_policy(ns, policy, phase, restarts, state):
     """The first run fails, the second succeeds, the third goes on."""
@@ -365,7 +373,9 @@ def registry_files(content):
     return {"manifests/1": manifest, **{f"blobs/{digest(data)}": data for data in (config, layer)}}
 
 
-@conformance("[sig-node] ImageVolume should succeed with pod and pull policy of Always [LinuxOnly] [MinimumKubeletVersion:1.35]")
+@conformance(
+    "[sig-node] ImageVolume should succeed with pod and pull policy of Always [LinuxOnly] [MinimumKubeletVersion:1.35]"
+)
 def test_an_image_is_a_volume(ns):
     """The image comes from a registry on the node's loopback, which needs no TLS."""
     files = registry_files(b"kitten.jpg")
@@ -427,7 +437,9 @@ def test_leases_are_kept(ns):
     assert ns.cluster.get(one)["spec"] == made["spec"]
     changed = ns.cluster.update(one, lambda found: found["spec"].update(leaseDurationSeconds=60, leaseTransitions=1))
     assert changed["spec"] == {**made["spec"], "leaseDurationSeconds": 60, "leaseTransitions": 1}
-    assert ns.cluster.patch(one, {"spec": {"holderIdentity": "other"}}, "strategic")["spec"]["holderIdentity"] == "other"
+    assert (
+        ns.cluster.patch(one, {"spec": {"holderIdentity": "other"}}, "strategic")["spec"]["holderIdentity"] == "other"
+    )
     for name in ("lease2", "lease3"):
         ns.cluster.create(path, {"metadata": {"name": name, "labels": {"many": "yes"}}, "spec": spec})
     assert len(ns.cluster.items(path)) == 3

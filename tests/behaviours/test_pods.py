@@ -105,7 +105,9 @@ def test_a_running_pods_labels_change(ns):
     ns.run("labelled", *FOREVER)
     ns.pod_is("labelled", "Running")
     ns.cluster.update(ns.pods("labelled"), lambda found: found["metadata"].update(labels={"time": "now"}))
-    assert [found["metadata"]["name"] for found in ns.cluster.items(ns.pods(), labelSelector="time=now")] == ["labelled"]
+    assert [found["metadata"]["name"] for found in ns.cluster.items(ns.pods(), labelSelector="time=now")] == [
+        "labelled"
+    ]
     ns.pod_is("labelled", "Running")
 
 
@@ -195,7 +197,9 @@ def test_a_pods_status_is_patched(ns):
     assert found["phase"] == "Running"
 
 
-@conformance("[sig-node] Pods Extended Pods Set QOS Class should be set on Pods with matching resource requests and limits for memory and cpu")
+@conformance(
+    "[sig-node] Pods Extended Pods Set QOS Class should be set on Pods with matching resource requests and limits for memory and cpu"
+)
 @pytest.mark.parametrize(
     ("requests", "limits", "expected"),
     [

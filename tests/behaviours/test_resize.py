@@ -106,7 +106,10 @@ def test_guaranteed_pods_change_and_change_back(ns, change):
 BURSTABLE = "[sig-node] Pod InPlace Resize Container burstable pods - extended "
 
 
-@conformance(BURSTABLE + "6 containers - various operations performed (including adding limits and requests) [MinimumKubeletVersion:1.34]")
+@conformance(
+    BURSTABLE
+    + "6 containers - various operations performed (including adding limits and requests) [MinimumKubeletVersion:1.34]"
+)
 def test_burstable_pods_gain_requests_and_limits(ns):
     start(
         ns,

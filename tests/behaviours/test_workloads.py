@@ -13,11 +13,19 @@ WHEN = "2026-01-01T00:00:00Z"
 
 def workload(kind, name, replicas=1, **spec):
     labels = {"app": name}
-    template = {"metadata": {"labels": labels}, "spec": {"terminationGracePeriodSeconds": 0, "containers": [container("c", "sleep", "1000000")]}}
+    template = {
+        "metadata": {"labels": labels},
+        "spec": {"terminationGracePeriodSeconds": 0, "containers": [container("c", "sleep", "1000000")]},
+    }
     body = {"selector": {"matchLabels": labels}, "template": template, **spec}
     if kind != "DaemonSet":
         body["replicas"] = replicas
-    return {"apiVersion": APPS, "kind": kind, "metadata": {"name": name, "labels": {**labels, "e2e": name}}, "spec": body}
+    return {
+        "apiVersion": APPS,
+        "kind": kind,
+        "metadata": {"name": name, "labels": {**labels, "e2e": name}},
+        "spec": body,
+    }
 
 
 STATUS = [
@@ -29,7 +37,9 @@ STATUS = [
             "[sig-apps] StatefulSet Basic StatefulSet functionality [StatefulSetBasic] should validate Statefulset Status endpoints"
         ),
     ),
-    pytest.param("DaemonSet", marks=conformance("[sig-apps] Daemon set [Serial] should verify changes to a daemon set status")),
+    pytest.param(
+        "DaemonSet", marks=conformance("[sig-apps] Daemon set [Serial] should verify changes to a daemon set status")
+    ),
 ]
 
 
@@ -65,8 +75,12 @@ def test_status_is_replaced_and_patched_by_itself(ns, kind):
 
 
 SCALE = [
-    pytest.param("Deployment", marks=conformance("[sig-apps] Deployment Deployment should have a working scale subresource")),
-    pytest.param("ReplicaSet", marks=conformance("[sig-apps] ReplicaSet Replicaset should have a working scale subresource")),
+    pytest.param(
+        "Deployment", marks=conformance("[sig-apps] Deployment Deployment should have a working scale subresource")
+    ),
+    pytest.param(
+        "ReplicaSet", marks=conformance("[sig-apps] ReplicaSet Replicaset should have a working scale subresource")
+    ),
     pytest.param(
         "StatefulSet",
         marks=conformance(
@@ -120,14 +134,19 @@ def test_a_replication_controller_s_scale(ns):
 
 
 COLLECTIONS = [
-    pytest.param("ReplicaSet", marks=conformance("[sig-apps] ReplicaSet should list and delete a collection of ReplicaSets")),
+    pytest.param(
+        "ReplicaSet", marks=conformance("[sig-apps] ReplicaSet should list and delete a collection of ReplicaSets")
+    ),
     pytest.param(
         "StatefulSet",
         marks=conformance(
             "[sig-apps] StatefulSet Basic StatefulSet functionality [StatefulSetBasic] should list, patch and delete a collection of StatefulSets"
         ),
     ),
-    pytest.param("DaemonSet", marks=conformance("[sig-apps] Daemon set [Serial] should list and delete a collection of DaemonSets")),
+    pytest.param(
+        "DaemonSet",
+        marks=conformance("[sig-apps] Daemon set [Serial] should list and delete a collection of DaemonSets"),
+    ),
 ]
 
 
@@ -138,7 +157,10 @@ def test_collections_are_listed_patched_and_deleted(ns, kind):
     cluster.create(ns.at(APPS, plural(kind)), workload(kind, name))
     everywhere = f"/apis/{APPS}/{plural(kind)}"
     assert [found["metadata"]["name"] for found in cluster.items(everywhere, labelSelector=f"e2e={name}")] == [name]
-    patch = {"metadata": {"labels": {"patched": "true"}}, "spec": {"template": {"spec": {"terminationGracePeriodSeconds": 10}}}}
+    patch = {
+        "metadata": {"labels": {"patched": "true"}},
+        "spec": {"template": {"spec": {"terminationGracePeriodSeconds": 10}}},
+    }
     patched = cluster.patch(ns.at(APPS, plural(kind), name), patch, "strategic")
     assert patched["metadata"]["labels"]["patched"] == "true"
     assert patched["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == 10
@@ -161,7 +183,9 @@ def test_a_replica_set_is_patched_and_scaled(ns):
         assert cluster.patch(path + "/scale", {"spec": {"replicas": 3}})["spec"]["replicas"] == 3
         watch.until("MODIFIED", lambda found: found["status"].get("readyReplicas") == 3)
         template = {"metadata": {"labels": {"patched": "true"}}, "spec": {"terminationGracePeriodSeconds": 1}}
-        cluster.patch(path, {"metadata": {"labels": {"test-rs": "patched"}}, "spec": {"template": template}}, "strategic")
+        cluster.patch(
+            path, {"metadata": {"labels": {"test-rs": "patched"}}, "spec": {"template": template}}, "strategic"
+        )
         found = watch.until("MODIFIED", lambda found: found["metadata"]["labels"].get("test-rs") == "patched")
         assert found["spec"]["template"]["metadata"]["labels"] == {"app": "rs", "patched": "true"}
 
@@ -182,7 +206,15 @@ def test_revisions_of_a_daemon_set(ns):
     path = f"{revisions}/{first['metadata']['name']}"
     label = {"metadata": {"labels": {"patched": "true"}}}
     assert cluster.patch(path, label, "strategic")["metadata"]["labels"]["patched"] == "true"
-    second = {**first, "metadata": {"name": "made-by-hand", "labels": first["metadata"]["labels"], "ownerReferences": first["metadata"]["ownerReferences"]}, "revision": 2}
+    second = {
+        **first,
+        "metadata": {
+            "name": "made-by-hand",
+            "labels": first["metadata"]["labels"],
+            "ownerReferences": first["metadata"]["ownerReferences"],
+        },
+        "revision": 2,
+    }
     cluster.create(revisions, second)
     cluster.delete(path)
 

@@ -146,7 +146,7 @@ fn autoscaler_to_v1(mut autoscaler: Value) -> Value {
                 && metric["resource"][value]["averageUtilization"].is_i64()
         };
         let (cpu, others): (Vec<Value>, Vec<Value>) = metrics.into_iter().partition(is_cpu);
-        let Some(object) = autoscaler[part].as_object_mut() else {
+        let Some(object) = autoscaler.get_mut(part).and_then(Value::as_object_mut) else {
             continue;
         };
         if let Some(metric) = cpu.first() {

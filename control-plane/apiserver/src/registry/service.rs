@@ -284,7 +284,7 @@ pub fn wants_health_check_port(service: &Value) -> bool {
 }
 
 fn release_node_ports(service: &mut Value) {
-    if let Some(ports) = service["spec"]["ports"].as_array_mut() {
+    if let Some(ports) = service.pointer_mut("/spec/ports").and_then(Value::as_array_mut) {
         for port in ports.iter_mut().filter_map(Value::as_object_mut) {
             port.remove("nodePort");
         }
@@ -469,6 +469,10 @@ mod tests {
         let old = service.clone();
         allocator().assign(&mut service, Some(&old)).unwrap();
         assert!(service["spec"]["ports"][2].get("nodePort").is_none());
+        let mut alias = json!({"spec": {"type": "ExternalName", "externalName": "a.b"}});
+        let before = alias.clone();
+        allocator().assign(&mut alias, Some(&old)).unwrap();
+        assert_eq!(alias, before);
         assert!(
             refused(json!({"type": "NodePort", "ports": [{"port": 1, "nodePort": 80}]}))
                 .contains("30000-30010")
