@@ -1,5 +1,6 @@
 """The cluster under test, spoken to as it speaks: paths, JSON objects, `Status` errors, watch frames."""
 
+import atexit
 import base64
 import json
 import os
@@ -64,6 +65,7 @@ class Cluster:
         file = tempfile.NamedTemporaryFile(delete=False)
         file.write(base64.b64decode(data))
         file.close()
+        atexit.register(os.unlink, file.name)
         return file.name
 
     def as_bearer(self, token):

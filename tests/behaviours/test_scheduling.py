@@ -234,14 +234,14 @@ def test_taints_are_endured_as_long_as_tolerated(cluster, ns, pretended):
 
 @conformance(TAINTS + "Single Pod [Serial] removing taint cancels eviction [Disruptive]")
 def test_a_taint_that_goes_evicts_nobody(cluster, ns, pretended):
-    tolerating(ns, "saved", pretended, 3)
+    tolerating(ns, "saved", pretended, 12)
     taint(cluster, pretended, EVIL)
     tolerating(ns, "first", pretended, 1)
     evicted(ns, "first")
     taint(cluster, pretended)
     # Another taint, endured as long from now on, tells when the first would have been too long.
     other = {**EVIL, "value": "other"}
-    toleration = {"key": EVIL["key"], "value": "other", "effect": "NoExecute", "tolerationSeconds": 4}
+    toleration = {"key": EVIL["key"], "value": "other", "effect": "NoExecute", "tolerationSeconds": 13}
     ns.run("clock", *FOREVER, nodeName=pretended, tolerations=[toleration])
     cluster.patch(
         ns.pods("saved"),
