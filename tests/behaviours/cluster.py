@@ -267,7 +267,7 @@ def eventually(what, probe, limit=SOON):
     while True:
         try:
             return probe()
-        except (AssertionError, Refused, KeyError) as error:
+        except (AssertionError, Refused, LookupError, ValueError) as error:
             if time.monotonic() > end:
                 raise AssertionError(f"{what}: not within {limit} s: {error!r}") from error
         time.sleep(0.1)

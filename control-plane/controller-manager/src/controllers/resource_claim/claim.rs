@@ -122,11 +122,14 @@ mod tests {
         reconcile(claim, &pods.into_iter().map(named).collect(), owner)
     }
 
-    fn bodies(plan: &[Action]) -> Vec<&Value> {
-        let body = |action| match action {
-            &Action::Patch { ref patch, .. } => patch,
+    fn body(action: &Action) -> &Value {
+        match action {
+            Action::Patch { patch, .. } => patch,
             other => panic!("{other:?}"),
-        };
+        }
+    }
+
+    fn bodies(plan: &[Action]) -> Vec<&Value> {
         plan.iter().map(body).collect()
     }
 
