@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 
+import pytest
 import requests
 import yaml
 
@@ -267,7 +268,7 @@ def eventually(what, probe, limit=SOON):
     while True:
         try:
             return probe()
-        except (AssertionError, Refused, LookupError, ValueError) as error:
+        except (AssertionError, Refused, LookupError, ValueError, pytest.fail.Exception) as error:
             if time.monotonic() > end:
                 raise AssertionError(f"{what}: not within {limit} s: {error!r}") from error
         time.sleep(0.1)

@@ -439,10 +439,11 @@ def holds(found, wanted):
 def additions(found, change, path=""):
     """The change as a JSON patch (RFC 6902)."""
     for key, value in change.items():
+        pointer = f"{path}/{key.replace('~', '~0').replace('/', '~1')}"
         if isinstance(value, dict) and found.get(key):
-            yield from additions(found[key], value, f"{path}/{key}")
+            yield from additions(found[key], value, pointer)
         else:
-            yield {"op": "add", "path": f"{path}/{key}", "value": value}
+            yield {"op": "add", "path": pointer, "value": value}
 
 
 def patch_body(kind, found, change):

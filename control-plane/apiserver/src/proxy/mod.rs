@@ -1,5 +1,6 @@
 //! Requests that end at a kubelet, a pod or a service: resolved to a target, then carried byte by byte.
 
+mod belief;
 pub(crate) mod dial;
 mod log_socket;
 mod pod;
