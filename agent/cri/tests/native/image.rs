@@ -47,7 +47,7 @@ pub fn entry(
 /// Two layers: the second hides a file of the first.
 pub fn layers() -> [Vec<u8>; 2] {
     use tar::EntryType::{Directory, Regular, Symlink};
-    let busybox = std::fs::read("/bin/busybox").expect("/bin/busybox (busybox-static)");
+    let busybox = std::fs::read(crate::packages::BUSYBOX.path()).expect("busybox");
     let mut base = tar::Builder::new(Vec::new());
     for folder in ["bin", "etc", "tmp", "home"] {
         entry(&mut base, Directory, folder, "", 0o1777, b"");

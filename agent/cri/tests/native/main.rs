@@ -6,6 +6,7 @@ mod cases;
 mod faults;
 mod image;
 mod node;
+mod packages;
 mod registry;
 mod spdy_client;
 mod stream_client;
@@ -33,7 +34,6 @@ fn outside(args: &[String]) -> ExitCode {
         eprintln!("native: these tests need root: run them with sudo, as tests/run does");
         return ExitCode::FAILURE;
     }
-    registry::provide();
     let exe = std::env::current_exe().expect("own path");
     let status = Command::new("unshare")
         .args([
@@ -48,7 +48,7 @@ fn outside(args: &[String]) -> ExitCode {
         .arg(exe)
         .arg("inside")
         .args(args)
-        .envs(registry::environment())
+        .envs([packages::REGISTRY, packages::BUSYBOX].map(|package| package.provide()))
         .status()
         .expect("unshare (util-linux)");
     if status.success() {

@@ -2,46 +2,14 @@
 //! client of the distribution API.
 
 use crate::image::{Image, manifest_type, named};
+use crate::packages;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-const PROGRAM: &str = "CRI_TEST_REGISTRY";
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// Finds or fetches the program and hands it on; call before the network is left behind.
-pub fn provide() {
-    let installed = PathBuf::from("/usr/bin/docker-registry");
-    let home = std::env::var("HOME").unwrap_or_else(|_| "/root".into());
-    let cache = Path::new(&home).join(".cache/ironlet/tests/docker-registry");
-    let cached = cache.join("usr/bin/docker-registry");
-    let program = if installed.exists() { installed } else { cached };
-    if !program.exists() {
-        std::fs::create_dir_all(&cache).expect("cache");
-        let script =
-            "apt-get download docker-registry && dpkg -x docker-registry_*.deb . && rm docker-registry_*.deb";
-        let got = Command::new("sh")
-            .args(["-c", script])
-            .current_dir(&cache)
-            .stdout(Stdio::null())
-            .status();
-        assert!(
-            got.expect("sh").success(),
-            "docker-registry: neither installed nor to be had with apt-get"
-        );
-    }
-
-    PROGRAM_PATH.set(program).expect("called once");
-}
-
-static PROGRAM_PATH: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();
-
-/// What the process inside has to be told.
-pub fn environment() -> Option<(&'static str, PathBuf)> {
-    PROGRAM_PATH.get().map(|path| (PROGRAM, path.clone()))
-}
 
 pub struct Registry {
     server: Child,
@@ -70,7 +38,7 @@ impl Registry {
         );
         let path = folder.join(format!("registry-{}.yml", address.replace(':', "-")));
         std::fs::write(&path, config).expect("configuration");
-        let server = Command::new(std::env::var(PROGRAM).expect("provided"))
+        let server = Command::new(packages::REGISTRY.path())
             .arg("serve")
             .arg(&path)
             .stdout(Stdio::null())

@@ -309,7 +309,8 @@ async fn download(session: &Session, blob: &Descriptor, path: &Path) -> Result<(
         path: path.into(),
         source,
     };
-    let mut file = tokio::fs::File::create(path).await.map_err(at)?;
+    // Made here and not by another thread, which would go on after a pull is given up and its slot is gone.
+    let mut file = tokio::fs::File::from_std(std::fs::File::create(path).map_err(at)?);
     let mut hash = Sha256::new();
     let (mut received, mut attempt) = (0u64, 0);
     loop {

@@ -186,7 +186,7 @@ pub async fn rights_are_what_was_asked(node: &mut Node) {
 
     // Programs that change who runs them, unless that is forbidden.
     let program = node.folder.join("su");
-    std::fs::copy("/bin/busybox", &program).unwrap();
+    std::fs::copy(crate::packages::BUSYBOX.path(), &program).unwrap();
     host("chmod", &["4755", program.to_str().unwrap()]);
     for (name, no_new_privs) in [("may", false), ("may-not", true)] {
         let id = sleeper(node, &sandbox, name, |config| {
