@@ -58,6 +58,9 @@ pub struct Access {
     /// How tokens may be signed
     #[arg(long, value_name = "ALG,…", value_delimiter = ',', default_value = "RS256")]
     pub oidc_signing_algs: Vec<String>,
+    /// Lines of TOKEN,USER,UID,"GROUP,…": bearer tokens that are accepted
+    #[arg(long, value_name = "FILE")]
+    pub token_auth_file: Option<PathBuf>,
     /// A kubeconfig that says where bearer tokens are asked about
     #[arg(long, value_name = "FILE")]
     pub authentication_token_webhook_config_file: Option<PathBuf>,
@@ -124,6 +127,7 @@ impl Access {
             authentication_config: self.authentication_config.clone(),
             oidc,
             anonymous: self.anonymous_auth.unwrap_or(true),
+            token_auth_file: self.token_auth_file.clone(),
             token_webhook: token_webhook.map(|config_file| TokenWebhook {
                 config_file,
                 cache_ttl: self.authentication_token_webhook_cache_ttl,

@@ -242,6 +242,7 @@ async fn server_config(
         companions: companions.to_vec(),
         audit: flags.serving.audit.options(),
         access: flags.serving.access.options(),
+        admission: flags.serving.admission(),
         shutdown_delay: flags.serving.shutdown_delay_duration,
     })
 }

@@ -217,6 +217,7 @@ pub async fn apiserver(flags: flags::ApiServer) -> anyhow::Result<()> {
         companions: Vec::new(),
         audit: flags.serving.audit.options(),
         access: flags.serving.access.options(),
+        admission: flags.serving.admission(),
         shutdown_delay: flags.serving.shutdown_delay_duration,
     };
     let server = apiserver::run(config).await?;

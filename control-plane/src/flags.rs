@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use apiserver::AdmissionOptions;
 use clap::{Args, ValueEnum};
 
 use crate::access::Access;
@@ -54,6 +55,12 @@ pub struct Serving {
     /// How long to go on serving when told to stop, while /readyz says so
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = duration)]
     pub shutdown_delay_duration: Duration,
+    /// Admission plug-ins to run; those that are built in all do
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
+    pub enable_admission_plugins: Vec<String>,
+    /// Admission plug-ins not to run
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
+    pub disable_admission_plugins: Vec<String>,
     #[command(flatten)]
     pub audit: Audit,
     #[command(flatten)]
@@ -61,6 +68,13 @@ pub struct Serving {
 }
 
 impl Serving {
+    pub fn admission(&self) -> AdmissionOptions {
+        AdmissionOptions {
+            enable: self.enable_admission_plugins.clone(),
+            disable: self.disable_admission_plugins.clone(),
+        }
+    }
+
     /// The address to tell others; a wildcard is nobody's address.
     pub fn advertised(&self) -> anyhow::Result<IpAddr> {
         match self.advertise_address {

@@ -346,3 +346,35 @@ def test_one_file_of_a_volume_is_mounted(ns, source, path, expected):
     mounts = [{"name": "volume", "mountPath": path, "subPath": "file"}]
     volumes = [{"name": "volume", **source}]
     assert ns.says("cat", path, container={"volumeMounts": mounts}, volumes=volumes) == expected
+
+
+def test_a_local_volume_may_be_a_link(ns):
+    folder = f"/tmp/{ns.name}"
+    host = {"volumes": [{"name": "volume", "hostPath": {"path": "/tmp"}}]}
+
+    def on_host(name, script, **spec):
+        ns.run(name, containers=[mounted("sh", "-c", script)], **host, **spec)
+        return ns.pod_is(name, "Succeeded")["spec"]["nodeName"]
+
+    node = on_host("makes", f"mkdir -p /etc/volume/{ns.name}/real && ln -s real /etc/volume/{ns.name}/link")
+    chosen = {"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}
+    size, modes = {"storage": "1Mi"}, ["ReadWriteOnce"]
+    volume = {
+        "capacity": size,
+        "accessModes": modes,
+        "storageClassName": "",
+        "local": {"path": f"{folder}/link"},
+        "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [chosen]}]}},
+        "claimRef": {"namespace": ns.name, "name": "linked"},
+    }
+    ns.cluster.create(at("v1", "persistentvolumes"), {"metadata": {"name": ns.name}, "spec": volume})
+    claim = {"accessModes": modes, "storageClassName": "", "resources": {"requests": size}}
+    ns.cluster.create(ns.at("v1", "persistentvolumeclaims"), {"metadata": {"name": "linked"}, "spec": claim})
+    source = {"persistentVolumeClaim": {"claimName": "linked"}}
+    security = {"fsGroup": 1234, "runAsUser": 1000}
+    said = read(ns, source, f"echo kept > /etc/volume/file && {STAT} /etc/volume/file", securityContext=security)
+    assert said == "644 1000 1234\n"
+    ns.cluster.delete(at("v1", "persistentvolumes", name=ns.name))
+    left = f"cd /etc/volume && cat {ns.name}/real/file && rm -r {ns.name}"
+    on_host("looks", left, nodeName=node)
+    assert ns.log("looks") == "kept\n"

@@ -90,6 +90,8 @@ def main():
         ("uploads", 0o755),
         ("agnhost-2", "agnhost"),
         ("usr/local/bin/iperf", "/usr/bin/iperf"),
+        ("usr/local/bin/busybox", TOOLS / "busybox", 0o755),
+        *((f"usr/local/bin/{applet}", "busybox") for applet in ("wget", "netstat")),
     )
     pages = SOURCES / "nautilus/html"
     nautilus = layer(*((name, pages / name, 0o644) for name in ("data.json", "nautilus.jpg")))

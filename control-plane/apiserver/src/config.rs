@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::RunError;
 use crate::access::AccessOptions;
+use crate::admission::AdmissionOptions;
 use crate::audit::AuditOptions;
 use crate::server::trust::Trust;
 
@@ -83,6 +84,7 @@ pub struct Config {
     pub companions: Vec<Companion>,
     pub audit: AuditOptions,
     pub access: AccessOptions,
+    pub admission: AdmissionOptions,
     /// How long requests are still accepted once the server is to stop, while `/readyz` says that it leaves.
     pub shutdown_delay: Duration,
 }

@@ -42,6 +42,7 @@ use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use access::AccessOptions;
+pub use admission::AdmissionOptions;
 pub use audit::AuditOptions;
 pub use auth::FrontProxyHeaders;
 pub use config::{Companion, Config, FrontProxy, Handle, KeyPair, ServiceAccountKeys};
@@ -109,9 +110,16 @@ pub async fn run(mut config: Config) -> Result<Handle, RunError> {
     let authentication = config.access.authentication(&issuer).map_err(access)?;
     config.access.authorization(&authorizer).map_err(access)?;
     let store = config.store.clone();
+    let admission =
+        admission::chain(&config.admission, authorizer.clone(), store.clone()).map_err(|message| {
+            RunError::Config {
+                field: "admission",
+                message,
+            }
+        })?;
     let server = Arc::new(ApiServer {
         registry: Registry::new(Catalog::builtin(), store.clone(), shutdown.clone()),
-        admission: admission::chain(authorizer.clone(), store.clone()),
+        admission,
         authenticator: Authenticator::new(verifier, issuer.clone()).with(authentication.tokens),
         anonymous: authentication.anonymous,
         authorizer,

@@ -424,3 +424,23 @@ async fn a_configuration_orders_authorizers() {
     assert!(!asked.lock().unwrap().iter().any(|spec| spec["user"] == "eve"));
     server.handle.shutdown().await;
 }
+
+#[tokio::test]
+async fn a_file_may_hold_tokens() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("tokens.csv");
+    std::fs::write(&path, "secret,jane,77,\"dev,ops\"\n").unwrap();
+    let options = AccessOptions {
+        token_auth_file: Some(path),
+        ..AccessOptions::default()
+    };
+    let server = start(directory.path(), options).await;
+    let (code, user) = who(&bearer(&server, "secret")).await;
+    assert_eq!(code, 201);
+    assert_eq!(
+        user,
+        json!({"username": "jane", "uid": "77", "groups": ["dev", "ops", "system:authenticated"]})
+    );
+    assert_eq!(who(&bearer(&server, "other")).await.0, 401);
+    server.handle.shutdown().await;
+}

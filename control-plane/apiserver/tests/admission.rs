@@ -598,3 +598,17 @@ async fn policies_tell_what_their_expressions_confuse() {
     }
     server.handle.shutdown().await;
 }
+
+#[tokio::test]
+async fn plug_ins_are_turned_off_by_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Server::start_with(directory.path(), |config| {
+        config.admission.disable = vec!["ServiceAccount".into()];
+    })
+    .await;
+    let pod = json!({"metadata": {"name": "alone"}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+    let (code, pod) = server.admin().post(PODS, pod).await;
+    assert_eq!(code, 201, "{pod}");
+    assert!(pod["spec"]["serviceAccountName"].is_null(), "{pod}");
+    server.handle.shutdown().await;
+}

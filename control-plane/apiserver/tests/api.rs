@@ -636,13 +636,20 @@ async fn clients_can_learn_the_api() {
     let (server, _directory) = server().await;
     let admin = server.admin();
     assert_eq!(admin.text("/readyz").await.1, "ok");
-    assert!(
-        admin
-            .text("/readyz?verbose")
-            .await
-            .1
-            .ends_with("readyz check passed\n")
-    );
+    for endpoint in ["healthz", "livez", "readyz"] {
+        let (_, checks) = admin.text(&format!("/{endpoint}?verbose")).await;
+        for check in [
+            "ping",
+            "poststarthook/crd-informer-synced",
+            "autoregister-completion",
+        ] {
+            assert!(checks.contains(&format!("[+]{check} ok\n")), "{checks}");
+        }
+        assert!(
+            checks.ends_with(&format!("{endpoint} check passed\n")),
+            "{checks}"
+        );
+    }
     let (_, groups) = admin.get("/apis").await;
     assert!(
         groups["groups"]

@@ -27,7 +27,7 @@ impl Package {
     pub fn provide(&self) -> (&'static str, PathBuf) {
         let home = std::env::var("HOME").unwrap_or_else(|_| "/root".into());
         let cache = Path::new(&home).join(".cache/ironlet/tests").join(self.name);
-        let found = self.find(Path::new("/")).or_else(|| self.find(&cache));
+        let found = self.installed().or_else(|| self.find(&cache));
         let path = found.unwrap_or_else(|| {
             self.fetch(&cache);
             self.find(&cache).expect("the program is in the package")
@@ -37,6 +37,13 @@ impl Package {
 
     pub fn path(&self) -> PathBuf {
         std::env::var_os(self.variable).expect("provided").into()
+    }
+
+    /// Only if this very package is: another one's program of the same name may be built otherwise (a dynamic busybox).
+    fn installed(&self) -> Option<PathBuf> {
+        let files = format!("/var/lib/dpkg/info/{}.list", self.name);
+        let root = Path::new(&files).exists().then_some(Path::new("/"))?;
+        self.find(root)
     }
 
     fn find(&self, root: &Path) -> Option<PathBuf> {

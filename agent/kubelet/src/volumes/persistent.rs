@@ -114,8 +114,10 @@ async fn mount(
         let path = Path::new(&source.path);
         let directory = Path::new(api::metal::VOLUMES);
         local::prepare(volume_name, persistent, path, context.pod_dir, directory)?;
-        let metadata =
-            std::fs::metadata(path).map_err(|_| refused(format!("path {:?} does not exist", source.path)))?;
+        let missing = |_| refused(format!("path {:?} does not exist", source.path));
+        // The path may be a link; what is owned, mounted and shown is what it leads to.
+        let path = &std::fs::canonicalize(path).map_err(missing)?;
+        let metadata = std::fs::metadata(path).map_err(missing)?;
         if !block && metadata.file_type().is_block_device() {
             let target = context.pod_dir.join(local::IN_USE).join(volume_name);
             device::mount(path, source.fs_type.as_deref(), &target).await?;
@@ -138,7 +140,10 @@ async fn mount(
         if let Some(group) = fs_group(pod).filter(|_| metadata.is_dir()) {
             directories::own(path, group, fs_group_policy(pod), read_only)?;
         }
-        return Ok(at(&source.path, read_only));
+        return Ok(Ready {
+            path: path.clone(),
+            read_only,
+        });
     }
     if let Some(source) = &spec.nfs {
         return nfs(volume_name, source, &options, read_only, context).await;

@@ -6,6 +6,7 @@ mod authorization;
 mod fetch;
 mod jwt;
 mod keys;
+mod token_file;
 mod token_webhook;
 
 use std::path::{Path, PathBuf};
@@ -97,6 +98,7 @@ pub struct AccessOptions {
     pub authentication_config: Option<PathBuf>,
     pub oidc: Option<OidcOptions>,
     pub anonymous: bool,
+    pub token_auth_file: Option<PathBuf>,
     pub token_webhook: Option<TokenWebhook>,
     /// `--authorization-config`; it goes instead of `modes`.
     pub authorization_config: Option<PathBuf>,
@@ -118,6 +120,7 @@ impl Default for AccessOptions {
             authentication_config: None,
             oidc: None,
             anonymous: true,
+            token_auth_file: None,
             token_webhook: None,
             authorization_config: None,
             modes: vec![Mode::Node, Mode::Rbac],
@@ -152,6 +155,12 @@ impl AccessOptions {
         };
         if self.authentication_config.is_none() && !self.anonymous {
             made.anonymous = Anonymous::Nobody;
+        }
+        if let Some(path) = &self.token_auth_file {
+            let named = |why: String| format!("--token-auth-file {}: {why}", path.display());
+            let file = std::fs::File::open(path).map_err(|error| named(error.to_string()))?;
+            let tokens = token_file::TokenFile::new(file, issuer).map_err(named)?;
+            made.tokens.insert(0, Arc::new(tokens));
         }
         if let Some(webhook) = &self.token_webhook {
             let path = webhook.config_file.display();

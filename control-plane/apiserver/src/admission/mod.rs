@@ -26,15 +26,47 @@ use auth::Authorizer;
 use serde_json::Value;
 use store::Store;
 
-use crate::pipeline::{AdmissionContext, Chain};
+use crate::pipeline::{Admission, AdmissionContext, Chain};
 use crate::status::{ApiError, qualified};
 
 pub use dynamic::Conditions;
 pub use priority::system_priority_classes;
 
+/// `--enable-admission-plugins` and `--disable-admission-plugins`: upstream's names.
+#[derive(Debug, Clone, Default)]
+pub struct AdmissionOptions {
+    pub enable: Vec<String>,
+    pub disable: Vec<String>,
+}
+
+/// The plug-ins that the options leave; the error names the flag.
+pub fn chain(
+    options: &AdmissionOptions,
+    authorizer: Arc<Authorizer>,
+    store: Arc<dyn Store>,
+) -> Result<Chain, String> {
+    let mut plugins = all(authorizer, store);
+    for (flag, names) in [("enable", &options.enable), ("disable", &options.disable)] {
+        let is_known = |name: &&String| {
+            name.as_str() != rbac_escalation::NAME
+                && plugins.iter().any(|plugin| plugin.name() == name.as_str())
+        };
+        if let Some(unknown) = names.iter().find(|name| !is_known(name)) {
+            return Err(format!("{flag}-admission-plugins plugin {unknown:?} is unknown"));
+        }
+    }
+    if let Some(both) = options.enable.iter().find(|name| options.disable.contains(name)) {
+        return Err(format!(
+            "{both:?} is in both enable-admission-plugins and disable-admission-plugins"
+        ));
+    }
+    plugins.retain(|plugin| !options.disable.iter().any(|name| name == plugin.name()));
+    Ok(Chain(plugins))
+}
+
 /// Plug-ins that ask the authorizer or write to the store get them here.
-pub fn chain(authorizer: Arc<Authorizer>, store: Arc<dyn Store>) -> Chain {
-    Chain(vec![
+fn all(authorizer: Arc<Authorizer>, store: Arc<dyn Store>) -> Vec<Box<dyn Admission>> {
+    vec![
         Box::new(namespace_lifecycle::NamespaceLifecycle),
         Box::new(limit_ranger::LimitRanger),
         Box::new(service_account::ServiceAccount),
@@ -66,7 +98,7 @@ pub fn chain(authorizer: Arc<Authorizer>, store: Arc<dyn Store>) -> Chain {
         Box::new(webhooks::ValidatingAdmissionWebhook::new(authorizer)),
         // Last, so that only what is otherwise fine is charged.
         Box::new(resource_quota::ResourceQuota { store }),
-    ])
+    ]
 }
 
 /// Upstream's `admission.NewForbidden`: an object that has no name yet goes by its `generateName`.
@@ -126,3 +158,46 @@ fn is_mirror_pod(pod: &Value) -> bool {
 
 #[cfg(test)]
 mod testing;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plug_ins_are_chosen_by_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let store: Arc<dyn Store> = store::EmbeddedStore::open(directory.path()).unwrap();
+        let names = |list: &[&str]| list.iter().map(|name| (*name).to_owned()).collect();
+        let choose = |enable: &[&str], disable: &[&str]| {
+            let options = AdmissionOptions {
+                enable: names(enable),
+                disable: names(disable),
+            };
+            chain(&options, Arc::default(), store.clone())
+                .map(|chain| chain.0.iter().map(|plugin| plugin.name()).collect::<Vec<_>>())
+        };
+        let all = choose(&["NodeRestriction"], &[]).unwrap();
+        let fewer = choose(&[], &["Priority"]).unwrap();
+        assert_eq!(fewer.len() + 1, all.len());
+        assert!(!fewer.contains(&"Priority"));
+        for (enable, disable, expected) in [
+            (
+                &["Priorty"][..],
+                &[][..],
+                "enable-admission-plugins plugin \"Priorty\" is unknown",
+            ),
+            (
+                &[],
+                &[rbac_escalation::NAME],
+                "disable-admission-plugins plugin \"RBACEscalation\" is unknown",
+            ),
+            (
+                &["Priority"],
+                &["Priority"],
+                "\"Priority\" is in both enable-admission-plugins and disable-admission-plugins",
+            ),
+        ] {
+            assert_eq!(choose(enable, disable).unwrap_err(), expected);
+        }
+    }
+}

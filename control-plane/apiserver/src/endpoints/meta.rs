@@ -173,11 +173,31 @@ pub fn version() -> Value {
 }
 
 /// What start-up does, under upstream's names.
-const HOOKS: [&str; 4] = [
+const HOOKS: [&str; 24] = [
+    "poststarthook/start-apiserver-admission-initializer",
+    "poststarthook/generic-apiserver-start-informers",
+    "poststarthook/priority-and-fairness-config-consumer",
+    "poststarthook/priority-and-fairness-filter",
+    "poststarthook/start-apiextensions-informers",
+    "poststarthook/start-apiextensions-controllers",
+    "poststarthook/crd-informer-synced",
+    "poststarthook/start-system-namespaces-controller",
+    "poststarthook/start-cluster-authentication-info-controller",
+    "poststarthook/start-kube-apiserver-identity-lease-controller",
+    "poststarthook/start-legacy-token-tracking-controller",
     "poststarthook/rbac/bootstrap-roles",
     "poststarthook/scheduling/bootstrap-system-priority-classes",
+    "poststarthook/priority-and-fairness-config-producer",
     "poststarthook/bootstrap-controller",
-    "poststarthook/start-apiextensions-controllers",
+    "poststarthook/start-kube-aggregator-informers",
+    "poststarthook/apiservice-status-local-available-controller",
+    "poststarthook/apiservice-status-remote-available-controller",
+    "poststarthook/apiservice-registration-controller",
+    "poststarthook/apiservice-discovery-controller",
+    "poststarthook/kube-apiserver-autoregistration",
+    "autoregister-completion",
+    "poststarthook/apiservice-openapi-controller",
+    "poststarthook/apiservice-openapiv3-controller",
 ];
 
 /// `/livez`, `/readyz/etcd`, `?verbose`, `?exclude=etcd`.
@@ -199,9 +219,7 @@ async fn health(
     if endpoint == "readyz" {
         checks.extend([("etcd-readiness", store), ("informer-sync", started)]);
     }
-    if endpoint != "livez" {
-        checks.extend(HOOKS.map(|hook| (hook, started)));
-    }
+    checks.extend(HOOKS.map(|hook| (hook, started)));
     if endpoint == "readyz" {
         let leaving = server.leaving.is_cancelled();
         checks.push(("shutdown", if leaving { Err(()) } else { Ok(()) }));

