@@ -239,6 +239,7 @@ async fn server_config(
         cluster_domain: flags.cluster.cluster_domain.clone(),
         openapi_descriptions: flags.serving.openapi_descriptions.clone(),
         event_ttl_seconds: i64::try_from(flags.serving.event_ttl.as_secs()).unwrap_or(i64::MAX),
+        compaction_interval: flags.store.etcd_compaction_interval,
         companions: companions.to_vec(),
         audit: flags.serving.audit.options(),
         access: flags.serving.access.options(),

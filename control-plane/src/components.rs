@@ -214,6 +214,7 @@ pub async fn apiserver(flags: flags::ApiServer) -> anyhow::Result<()> {
         cluster_domain: flags.cluster.cluster_domain.clone(),
         openapi_descriptions: flags.serving.openapi_descriptions.clone(),
         event_ttl_seconds: i64::try_from(flags.serving.event_ttl.as_secs()).unwrap_or(i64::MAX),
+        compaction_interval: flags.store.etcd_compaction_interval,
         companions: Vec::new(),
         audit: flags.serving.audit.options(),
         access: flags.serving.access.options(),

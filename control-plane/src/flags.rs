@@ -115,6 +115,9 @@ pub struct Store {
     /// Its key
     #[arg(long, value_name = "FILE", requires = "etcd_certfile")]
     pub etcd_keyfile: Option<PathBuf>,
+    /// How often the history of objects before the last time is forgotten; 0s: never
+    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = duration)]
+    pub etcd_compaction_interval: Duration,
     /// EncryptionConfiguration: which kinds are encrypted in the store, and with which keys
     #[arg(long, value_name = "FILE")]
     pub encryption_provider_config: Option<PathBuf>,

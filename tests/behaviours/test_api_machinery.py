@@ -117,19 +117,30 @@ def test_every_group_version_lists_its_resources(cluster):
         preferred = group["preferredVersion"]["groupVersion"]
         assert preferred in [version["groupVersion"] for version in group["versions"]]
         for version in group["versions"]:
-            found = cluster.get("/apis/" + version["groupVersion"])
-            assert found["groupVersion"] == version["groupVersion"] and found["resources"]
+
+            def lists(version=version["groupVersion"]):
+                found = cluster.get("/apis/" + version)
+                assert found["groupVersion"] == version and found["resources"]
+
+            # The metrics API comes with its pod.
+            eventually(f"the resources of {version['groupVersion']}", lists, 240)
 
 
 CHUNKS = "[sig-api-machinery] Servers with support for API chunking "
 
 
-@conformance(CHUNKS + "should return chunks of results for list calls")
-def test_lists_come_in_chunks(ns):
+def templates(ns, count):
+    """Makes so many PodTemplates: their names, and the path to list."""
     path = ns.at("v1", "podtemplates")
-    names = [f"template-{index:03}" for index in range(40)]
+    names = [f"template-{index:03}" for index in range(count)]
     for name in names:
         ns.cluster.create(path, {"metadata": {"name": name}, "template": {"spec": {"containers": [container("c")]}}})
+    return names, path
+
+
+@conformance(CHUNKS + "should return chunks of results for list calls")
+def test_lists_come_in_chunks(ns):
+    names, path = templates(ns, 40)
     seen, token, version = [], "", None
     while True:
         chunk = ns.cluster.get(path, limit=17, **({"continue": token} if token else {}))
@@ -143,6 +154,34 @@ def test_lists_come_in_chunks(ns):
         assert chunk["metadata"]["remainingItemCount"] == len(names) - len(seen)
     assert seen == names
     assert [each["metadata"]["name"] for each in ns.cluster.items(path)] == names
+
+
+@conformance(
+    CHUNKS
+    + "should support continue listing from the last key if the original version has been compacted away, though the list is inconsistent [Slow]"
+)
+def test_lists_go_on_after_their_version_is_gone(ns, refused):
+    names, path = templates(ns, 9)
+    first = ns.cluster.get(path, limit=4)
+    token = first["metadata"]["continue"]
+    assert [each["metadata"]["name"] for each in first["items"]] == names[:4]
+    ns.cluster.delete(ns.at("v1", "podtemplates", names[5]))
+
+    def compacted():
+        with refused(410, "Expired") as expired:
+            assert [each["metadata"]["name"] for each in ns.cluster.items(path, **{"continue": token})] == names[4:]
+        return expired.error
+
+    # The API server forgets twice within ten minutes where nobody told it otherwise.
+    error = eventually("the version is compacted away", compacted, 660)
+    assert "inconsistent" in error.message
+    rest = ns.cluster.get(path, limit=3, **{"continue": error.status["metadata"]["continue"]})
+    assert rest["metadata"]["resourceVersion"] != first["metadata"]["resourceVersion"]
+    assert [each["metadata"]["name"] for each in rest["items"]] == [names[4], *names[6:8]]
+    assert rest["metadata"]["remainingItemCount"] == 1
+    last = ns.cluster.get(path, limit=3, **{"continue": rest["metadata"]["continue"]})
+    assert last["metadata"]["resourceVersion"] == rest["metadata"]["resourceVersion"]
+    assert [each["metadata"]["name"] for each in last["items"]] == names[8:]
 
 
 FIELDS = "[sig-api-machinery] FieldValidation "

@@ -108,29 +108,117 @@ def test_scale_changes_the_replicas_only(ns, kind):
     assert cluster.get(path)["spec"]["replicas"] == 4
 
 
+def old_workload(name, replicas=1):
+    """A ReplicationController: the same but for its selector."""
+    made = workload("ReplicaSet", name, replicas)
+    made["spec"]["selector"] = made["spec"]["selector"]["matchLabels"]
+    return {**made, "apiVersion": "v1", "kind": "ReplicationController"}
+
+
+def ready(cluster, path, count):
+    def reached():
+        found = cluster.get(path)
+        assert found["status"].get("readyReplicas", 0) == count
+        return found
+
+    return eventually(f"{count} of {path} are ready", reached)
+
+
 @conformance("[sig-apps] ReplicationController should get and update a ReplicationController scale")
 def test_a_replication_controller_s_scale(ns):
     cluster = ns.cluster
-    template = workload("ReplicaSet", "old")["spec"]["template"]
-    spec = {"replicas": 1, "selector": {"app": "old"}, "template": template}
-    made = {"apiVersion": "v1", "kind": "ReplicationController", "metadata": {"name": "old"}, "spec": spec}
-    cluster.create(ns.at("v1", "replicationcontrollers"), made)
+    cluster.create(ns.at("v1", "replicationcontrollers"), old_workload("old"))
     path = ns.at("v1", "replicationcontrollers", "old")
-
-    def ready(count):
-        def reached():
-            assert cluster.get(path)["status"].get("readyReplicas", 0) == count
-
-        eventually(f"{count} are ready", reached)
-
-    ready(1)
+    ready(cluster, path, 1)
 
     def two(found):
         found["spec"]["replicas"] = 2
 
     assert cluster.get(path + "/scale")["spec"]["replicas"] == 1
     cluster.update(path + "/scale", two)
-    ready(2)
+    ready(cluster, path, 2)
+
+
+LIVES = [
+    pytest.param(
+        APPS,
+        "deployments",
+        lambda name: workload("Deployment", name),
+        marks=conformance("[sig-apps] Deployment should run the lifecycle of a Deployment"),
+    ),
+    pytest.param(
+        "v1",
+        "replicationcontrollers",
+        old_workload,
+        marks=conformance("[sig-apps] ReplicationController should test the lifecycle of a ReplicationController"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("api", "resource", "body"), LIVES)
+def test_a_workload_s_life_as_its_watchers_see_it(ns, api, resource, body):
+    cluster = ns.cluster
+    name = f"life-{ns.name}"
+    path, labelled = ns.at(api, resource, name), {"labelSelector": f"e2e={name}"}
+    with cluster.watch(ns.at(api, resource), **labelled) as watch:
+        cluster.create(ns.at(api, resource), body(name))
+        watch.until("ADDED")
+        watch.until("MODIFIED", lambda found: found["status"].get("readyReplicas") == 1)
+        grace = {"spec": {"template": {"spec": {"terminationGracePeriodSeconds": 1}}}}
+        cluster.patch(path, {"metadata": {"labels": {"patched": "true"}}, **grace}, "strategic")
+        watch.until("MODIFIED", lambda found: found["metadata"]["labels"].get("patched") == "true")
+        cluster.patch(path + "/scale", {"spec": {"replicas": 2}})
+        watch.until("MODIFIED", lambda found: found["status"].get("readyReplicas") == 2)
+
+        def relabel(found):
+            found["metadata"]["labels"]["updated"] = "true"
+
+        cluster.update(path, relabel)
+        watch.until("MODIFIED", lambda found: found["metadata"]["labels"].get("updated") == "true")
+        assert cluster.get(path + "/status")["status"]["readyReplicas"] == 2
+        told = {**NEVER, "lastTransitionTime": WHEN}
+        cluster.patch(path + "/status", {"status": {"conditions": [told]}})
+        watch.until("MODIFIED", lambda found: condition(found, "StatusUpdate") == "True")
+        everywhere = path.replace(f"/namespaces/{ns.name}", "").rsplit("/", 1)[0]
+        assert [found["metadata"]["name"] for found in cluster.items(everywhere, **labelled)] == [name]
+        cluster.delete(ns.at(api, resource), {"propagationPolicy": "Background"}, **labelled)
+        watch.until("DELETED")
+
+
+SERVING = [
+    pytest.param(
+        APPS,
+        "replicasets",
+        lambda name: workload("ReplicaSet", name, 2),
+        marks=conformance("[sig-apps] ReplicaSet should serve a basic image on each replica with a public image"),
+    ),
+    pytest.param(
+        "v1",
+        "replicationcontrollers",
+        lambda name: old_workload(name, 2),
+        marks=conformance(
+            "[sig-apps] ReplicationController should serve a basic image on each replica with a public image"
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize(("api", "resource", "body"), SERVING)
+def test_each_replica_serves(ns, api, resource, body):
+    cluster = ns.cluster
+    made = body("web")
+    serve = "mkdir /www && hostname > /www/index.html && exec httpd -f -p 8080 -h /www"
+    made["spec"]["template"]["spec"]["containers"] = [container("c", "sh", "-c", serve)]
+    cluster.create(ns.at(api, resource), made)
+    ready(cluster, ns.at(api, resource, "web"), 2)
+    replicas = [found["metadata"]["name"] for found in cluster.items(ns.pods())]
+    assert len(replicas) == 2
+    for name in replicas:
+
+        def answers(name=name):
+            assert cluster.get(ns.pods(f"{name}:8080", "proxy") + "/") == name + "\n"
+
+        eventually(f"{name} says who it is", answers)
 
 
 COLLECTIONS = [

@@ -80,6 +80,8 @@ pub struct Config {
     /// The compressed prose of OpenAPI; documents carry no descriptions without it.
     pub openapi_descriptions: Option<PathBuf>,
     pub event_ttl_seconds: i64,
+    /// How often history is forgotten; zero: never by us.
+    pub compaction_interval: Duration,
     /// Who else runs in this process, for `componentstatuses`.
     pub companions: Vec<Companion>,
     pub audit: AuditOptions,

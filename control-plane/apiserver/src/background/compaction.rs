@@ -1,14 +1,14 @@
-//! Forgets history older than five to ten minutes, as upstream's compactor does.
-
-use std::time::Duration;
+//! Forgets history older than one or two of `--etcd-compaction-interval`, as upstream's compactor does.
 
 use store::StoreError;
 
 use crate::state::ApiServer;
 
-const INTERVAL: Duration = Duration::from_secs(300);
-
 pub async fn keep(server: &ApiServer) {
+    let interval = server.config.compaction_interval;
+    if interval.is_zero() {
+        return;
+    }
     let mut previous = None;
     loop {
         let now = server.store.revision().await;
@@ -24,6 +24,6 @@ pub async fn keep(server: &ApiServer) {
             _ => {}
         }
         previous = now.ok().or(previous);
-        tokio::time::sleep(INTERVAL).await;
+        tokio::time::sleep(interval).await;
     }
 }

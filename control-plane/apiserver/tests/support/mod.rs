@@ -79,6 +79,7 @@ impl Server {
             cluster_domain: "cluster.local".into(),
             openapi_descriptions: None,
             event_ttl_seconds: 3600,
+            compaction_interval: Duration::from_secs(300),
             companions: Vec::new(),
             audit: apiserver::AuditOptions::default(),
             access: apiserver::AccessOptions::default(),
