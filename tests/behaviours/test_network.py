@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from cluster import at, container, eventually
+from cluster import at, condition, container, eventually
 
 conformance = pytest.mark.conformance
 FOREVER = ("sleep", "3600")
@@ -339,7 +339,7 @@ def test_host_ports_differ_by_address_and_protocol(cluster, ns):
     for name, ip, protocol, command in [
         ("one", "127.0.0.1", "TCP", web(8080)),
         ("two", own, "TCP", web(8080)),
-        ("three", own, "UDP", FOREVER),
+        ("three", own, "UDP", ("sh", "-c", "while :; do nc -u -l -p 8080 -e hostname; done")),
     ]:
         ports = [{"containerPort": 8080, "hostPort": 54323, "hostIP": ip, "protocol": protocol}]
         ns.run(name, *command, container={"ports": ports}, **place)
@@ -350,8 +350,12 @@ def test_host_ports_differ_by_address_and_protocol(cluster, ns):
     def asked(host):
         return ns.exec("host", "wget", "-q", "-T", "2", "-O", "-", f"http://{host}:54323/").strip()
 
+    def asked_over_udp():
+        return ns.exec("host", "sh", "-c", f"echo who | nc -u -w 2 {own} 54323").strip()
+
     says(lambda: asked("127.0.0.1"), "one")
     says(lambda: asked(own), "two")
+    says(asked_over_udp, "three")
 
 
 @conformance(
@@ -403,6 +407,21 @@ def test_the_api_server_is_a_proxy(cluster, ns, refused):
         assert moved.status_code == 301 and moved.headers["Location"].endswith(path + "/")
     with refused(503, "ServiceUnavailable"):
         cluster.get(ns.at("v1", "services", "web:none", "proxy") + "/")
+
+
+@conformance(PROXY + "should proxy through a service and a pod")
+def test_the_api_server_is_a_proxy_to_servers_with_certificates(cluster):
+    def running():
+        found = cluster.items(at("v1", "pods", "kube-system"), labelSelector="k8s-app=metrics-server")
+        return next(one["metadata"]["name"] for one in found if condition(one, "Ready") == "True")
+
+    pod = eventually("a server with a certificate is ready", running, 240)
+    paths = [at("v1", "pods", "kube-system", f"https:{pod}:10250", "proxy")]
+    paths += [
+        at("v1", "services", "kube-system", f"https:metrics-server:{port}", "proxy") for port in ("https", "443", "")
+    ]
+    for path in paths:
+        assert cluster.get(path + "/readyz") == "ok"
 
 
 @conformance("[sig-network] Service endpoints latency should not be very high")

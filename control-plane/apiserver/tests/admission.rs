@@ -6,6 +6,7 @@ mod support;
 #[path = "support/webhook.rs"]
 mod webhook;
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -610,5 +611,100 @@ async fn plug_ins_are_turned_off_by_name() {
     let (code, pod) = server.admin().post(PODS, pod).await;
     assert_eq!(code, 201, "{pod}");
     assert!(pod["spec"]["serviceAccountName"].is_null(), "{pod}");
+    server.handle.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_sub_resources_are_asked_is_admitted_as_created() {
+    let (server, _directory) = server().await;
+    let admin = server.admin();
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let log = seen.clone();
+    let webhook = Webhook::start(move |_, question| {
+        let request = &question["request"];
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let resource = text(&request["resource"]["resource"]);
+        let kind = &request["object"]["kind"];
+        assert_eq!(kind, &request["kind"]["kind"], "{request}");
+        log.lock().unwrap().push(format!(
+            "{} {resource}/{} {}",
+            text(&request["operation"]),
+            text(&request["subResource"]),
+            text(kind)
+        ));
+        let marks = json!([{"op": "add", "path": "/metadata/annotations", "value": {"seen": "yes"}}]);
+        let answer = match text(kind).as_str() {
+            "ConfigMap" => json!({"allowed": false}),
+            "Binding" => patch(marks),
+            _ => json!({"allowed": true}),
+        };
+        Some(review(question, answer))
+    })
+    .await;
+    let mut all = hook(
+        "all.example.com",
+        webhook.by_url("/"),
+        &["CREATE", "UPDATE", "DELETE"],
+        "",
+        "*/*",
+    );
+    all["rules"][0]["resources"] = json!(["*/*", "configmaps"]);
+    let account = json!({"metadata": {"name": "a"}});
+    let (code, account) = admin
+        .post("/api/v1/namespaces/default/serviceaccounts", account)
+        .await;
+    assert_eq!(code, 201, "{account}");
+    let pod = json!({"metadata": {"name": "p"},
+        "spec": {"serviceAccountName": "a", "containers": [{"name": "c", "image": "i"}]}});
+    let (code, pod) = admin.post(PODS, pod).await;
+    assert_eq!(code, 201, "{pod}");
+    let labels = json!({"topology.kubernetes.io/zone": "z"});
+    let node = json!({"metadata": {"name": "n", "labels": labels}});
+    assert_eq!(admin.post("/api/v1/nodes", node).await.0, 201);
+    let configuration = configuration("all", json!([all]));
+    register(&admin, MUTATING, configuration, config_map("marker", json!({}))).await;
+    seen.lock().unwrap().clear();
+
+    let binding = json!({"metadata": {"name": "p"}, "target": {"kind": "Node", "name": "n"}});
+    let (code, status) = admin.post(&format!("{PODS}/p/binding"), binding).await;
+    assert_eq!(code, 201, "{status}");
+    let (_, bound) = admin.get(&format!("{PODS}/p")).await;
+    assert_eq!(bound["spec"]["nodeName"], "n");
+    assert_eq!(bound["metadata"]["annotations"], json!({"seen": "yes"}));
+    assert_eq!(
+        bound["metadata"]["labels"],
+        json!({"topology.kubernetes.io/zone": "z"})
+    );
+
+    // A node may have tokens for its pods, and no other.
+    let kubelet = server.client("system:node:n", &["system:nodes"]);
+    let tokens = "/api/v1/namespaces/default/serviceaccounts/a/token";
+    let token =
+        |spec: Value| json!({"kind": "TokenRequest", "apiVersion": "authentication.k8s.io/v1", "spec": spec});
+    let bound_to = json!({"kind": "Pod", "apiVersion": "v1", "name": "p", "uid": bound["metadata"]["uid"]});
+    eventually("the authorizer has seen the pod", async || {
+        let asked = token(json!({"audiences": [], "boundObjectRef": bound_to}));
+        kubelet.post(tokens, asked).await.0 == 201
+    })
+    .await;
+    let (code, status) = kubelet.post(tokens, token(json!({"audiences": []}))).await;
+    assert_eq!(code, 403, "{status}");
+    let why = status["message"].as_str().unwrap();
+    assert!(why.ends_with("node requested token not bound to a pod"), "{why}");
+
+    let eviction = json!({"metadata": {"name": "p"}, "deleteOptions": {"gracePeriodSeconds": 0}});
+    let (code, status) = admin.post(&format!("{PODS}/p/eviction"), eviction).await;
+    assert_eq!(code, 201, "{status}");
+    let mut seen = seen.lock().unwrap().clone();
+    seen.dedup();
+    assert_eq!(
+        seen,
+        [
+            "CREATE pods/binding Binding",
+            "CREATE serviceaccounts/token TokenRequest",
+            "CREATE pods/eviction Eviction",
+        ],
+        "and neither the update of the pod nor its deletion"
+    );
     server.handle.shutdown().await;
 }

@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use auth::{Attributes, Authorizer, UserInfo};
 use schema::cel::{self, Bindings, Question, Verdict};
-use schema::{GroupVersionKind, Resource};
+use schema::{Kind, Resource};
 use serde_json::{Value, json};
 
 use super::{matching, text};
@@ -77,22 +77,23 @@ impl<'a> Request<'a> {
         )
     }
 
-    fn kind(&self, resource: &Resource) -> GroupVersionKind {
+    fn kind<'r>(&self, resource: &'r Resource) -> &'r Kind {
         let subresource = resource.subresource(&self.context.info.subresource);
-        subresource
-            .map_or(&resource.kind, |subresource| &subresource.kind)
-            .gvk
-            .clone()
+        subresource.map_or(&resource.kind, |subresource| &subresource.kind)
     }
 
-    /// A stored object in the version `resource` serves. What a stream asks for has one version only.
+    /// A stored object in the version `resource` serves. What a stream or a sub-resource of another kind asks for has
+    /// one version only.
     pub fn shown(&self, resource: &Resource, stored: Option<&Value>) -> Result<Value, ApiError> {
         Ok(match stored {
             None => Value::Null,
             Some(stored) if self.context.operation == Operation::Connect => stored.clone(),
             Some(stored) => {
-                let gvk = &resource.kind.gvk;
-                let mut shown = conversion::to_served(resource, stored.clone())?;
+                let gvk = &self.kind(resource).gvk;
+                let mut shown = match *gvk == resource.kind.gvk {
+                    true => conversion::to_served(resource, stored.clone())?,
+                    false => stored.clone(),
+                };
                 shown["apiVersion"] = json!(gvk.api_version());
                 shown["kind"] = json!(gvk.kind);
                 shown
@@ -112,9 +113,13 @@ impl<'a> Request<'a> {
             return Ok(false);
         }
         let mut patched = patched;
-        schema::fields::check(&resource.kind, &mut patched).map_err(ApiError::internal)?;
-        schema::defaults::apply(&resource.kind, &mut patched);
-        *object = conversion::to_stored(resource, patched)?;
+        let kind = self.kind(resource);
+        schema::fields::check(kind, &mut patched).map_err(ApiError::internal)?;
+        schema::defaults::apply(kind, &mut patched);
+        *object = match kind.gvk == resource.kind.gvk {
+            true => conversion::to_stored(resource, patched)?,
+            false => patched,
+        };
         Ok(true)
     }
 
@@ -122,7 +127,7 @@ impl<'a> Request<'a> {
     pub fn describe(&self, matched: &Resource) -> Value {
         let info = self.context.info;
         let kind = |resource: &Resource| {
-            let gvk = self.kind(resource);
+            let gvk = &self.kind(resource).gvk;
             json!({"group": gvk.group, "version": gvk.version, "kind": gvk.kind})
         };
         let place = |resource: &Resource| json!({"group": resource.group, "version": resource.version, "resource": resource.plural});

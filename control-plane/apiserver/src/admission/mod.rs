@@ -11,6 +11,7 @@ mod matching;
 mod namespace_lifecycle;
 mod node_restriction;
 mod pod_security;
+mod pod_topology_labels;
 mod policies;
 mod priority;
 mod rbac_escalation;
@@ -89,6 +90,7 @@ fn all(authorizer: Arc<Authorizer>, store: Arc<dyn Store>) -> Vec<Box<dyn Admiss
         }),
         Box::new(certificates::CertificateSubjectRestriction),
         Box::new(default_class::INGRESS),
+        Box::new(pod_topology_labels::PodTopologyLabels),
         Box::new(rbac_escalation::RbacEscalation {
             authorizer: authorizer.clone(),
         }),

@@ -92,6 +92,7 @@ pub(crate) fn own_request(
         query: String::new(),
         wanted: Wanted::default(),
         body: bytes::Bytes::new(),
+        is_admitted: false,
     })
 }
 

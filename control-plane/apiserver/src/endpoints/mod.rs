@@ -56,6 +56,8 @@ pub struct ResourceRequest {
     pub query: String,
     pub wanted: Wanted,
     pub body: Bytes,
+    /// Made here to carry out another request, which passed admission as what it was (a binding, an eviction).
+    pub is_admitted: bool,
 }
 
 impl ResourceRequest {
@@ -199,6 +201,7 @@ async fn answer(
         query,
         wanted,
         body,
+        is_admitted: false,
     };
     dispatch(server, request).await
 }

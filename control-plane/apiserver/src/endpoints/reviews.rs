@@ -4,7 +4,7 @@ use auth::ReviewProblem;
 use http::{Response, StatusCode};
 use schema::Resource;
 
-use super::{ResourceRequest, body, respond};
+use super::{ResourceRequest, body, respond, subresources};
 use crate::connect::Body;
 use crate::negotiate::{ACCEPTED, View};
 use crate::options::WriteOptions;
@@ -24,12 +24,20 @@ pub async fn answer(server: &ApiServer, request: &ResourceRequest) -> Result<Res
     }
     let options = WriteOptions::parse(&request.query, "CreateOptions")?;
     let catalog = server.registry.catalog();
-    let (review, warnings) = body::decode(
+    let (mut review, warnings) = body::decode(
         &catalog,
         request,
         &request.resource.kind,
         options.field_validation,
     )?;
+    subresources::admit(
+        server,
+        request,
+        &request.resource.kind,
+        options.dry_run,
+        &mut review,
+    )
+    .await?;
     let (authorizer, user) = (&server.authorizer, &request.user);
     let answered = match request.resource.plural.as_str() {
         "selfsubjectaccessreviews" => auth::self_subject_access_review(authorizer, user, review),

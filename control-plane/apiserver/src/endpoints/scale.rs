@@ -92,6 +92,7 @@ fn on_workload(request: &ResourceRequest) -> ResourceRequest {
         query: request.query.clone(),
         wanted: request.wanted,
         body: bytes::Bytes::new(),
+        is_admitted: false,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use auth::TokenRequestError;
 use http::{Response, StatusCode};
+use schema::Kind;
 use serde_json::{Value, json};
 
 use super::delete::delete_object;
@@ -10,7 +11,7 @@ use super::{ResourceRequest, body, respond};
 use crate::connect::Body;
 use crate::object::{self, text};
 use crate::options::WriteOptions;
-use crate::pipeline::ObjectReader;
+use crate::pipeline::{AdmissionContext, ObjectReader, Operation};
 use crate::registry::deletion::DeleteOptions;
 use crate::selectors::LabelSelector;
 use crate::state::ApiServer;
@@ -20,22 +21,50 @@ fn success() -> Value {
     json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201})
 }
 
-/// The kind that a sub-resource reads, decoded from the body.
-fn decode(server: &ApiServer, request: &ResourceRequest, options: &WriteOptions) -> Result<Value, ApiError> {
+/// What the sub-resource is asked to do, as the body says and admission leaves it.
+async fn asked(
+    server: &ApiServer,
+    request: &ResourceRequest,
+    options: &WriteOptions,
+) -> Result<Value, ApiError> {
     let kind = match request.resource.subresource(&request.info.subresource) {
         Some(subresource) => &subresource.kind,
         None => &request.resource.kind,
     };
-    Ok(body::decode(
+    let (mut object, _) = body::decode(
         &server.registry.catalog(),
         request,
         kind,
         options.field_validation,
-    )?
-    .0)
+    )?;
+    admit(server, request, kind, options.dry_run, &mut object).await?;
+    Ok(object)
 }
 
-/// The request as if it had been made on the pod itself.
+/// Admission of the creation of what is not stored.
+pub async fn admit(
+    server: &ApiServer,
+    request: &ResourceRequest,
+    kind: &Kind,
+    dry_run: bool,
+    object: &mut Value,
+) -> Result<(), ApiError> {
+    let context = AdmissionContext {
+        operation: Operation::Create,
+        info: &request.info,
+        kind: &kind.gvk.kind,
+        user: &request.user,
+        old: None,
+        dry_run,
+        query: &request.query,
+        reader: server,
+        reinvocation: std::sync::Mutex::default(),
+    };
+    server.admission.mutate(&context, object).await?;
+    server.admission.validate(&context, Some(object)).await
+}
+
+/// A write of the pod that carries out the request.
 fn on_pod(
     server: &ApiServer,
     request: &ResourceRequest,
@@ -60,13 +89,14 @@ fn on_pod(
         query: String::new(),
         wanted: request.wanted,
         body: bytes::Bytes::new(),
+        is_admitted: true,
     })
 }
 
 /// Puts a pod on a node.
 pub async fn bind(server: &ApiServer, request: &ResourceRequest) -> Result<Response<Body>, ApiError> {
     let options = WriteOptions::parse(&request.query, "CreateOptions")?;
-    let binding = decode(server, request, &options)?;
+    let binding = asked(server, request, &options).await?;
     let node = text(&binding, "/target/name").to_owned();
     let name = if request.info.subresource.is_empty() {
         object::name(&binding)
@@ -131,6 +161,14 @@ fn assign(pod: &Value, binding: &Value, node: &str) -> Result<Value, ApiError> {
             pod["metadata"]["annotations"][key] = value.clone();
         }
     }
+    if let Some(labels) = binding["metadata"]["labels"].as_object() {
+        for (key, value) in labels {
+            let label = &mut pod["metadata"]["labels"][key];
+            if label.is_null() {
+                *label = value.clone();
+            }
+        }
+    }
     object::field(&mut pod, "spec").insert("nodeName".into(), json!(node));
     let now = object::time(jiff::Timestamp::now());
     let generation = pod["metadata"]["generation"].clone();
@@ -149,7 +187,7 @@ fn assign(pod: &Value, binding: &Value, node: &str) -> Result<Value, ApiError> {
 /// Deletes a pod if its disruption budgets allow it.
 pub async fn evict(server: &ApiServer, request: &ResourceRequest) -> Result<Response<Body>, ApiError> {
     let write = WriteOptions::parse(&request.query, "CreateOptions")?;
-    let eviction = decode(server, request, &write)?;
+    let eviction = asked(server, request, &write).await?;
     let (namespace, name) = (&request.info.namespace, &request.info.name);
     let mut options = DeleteOptions::parse(&eviction["deleteOptions"], "")?;
     options.dry_run |= write.dry_run;
@@ -332,7 +370,7 @@ async fn spend_budget(
 /// Mints a token for a service account.
 pub async fn token(server: &ApiServer, request: &ResourceRequest) -> Result<Response<Body>, ApiError> {
     let options = WriteOptions::parse(&request.query, "CreateOptions")?;
-    let token_request = decode(server, request, &options)?;
+    let token_request = asked(server, request, &options).await?;
     let (namespace, name) = (&request.info.namespace, &request.info.name);
     let account = server
         .read("", "serviceaccounts", namespace, name)

@@ -133,8 +133,10 @@ async fn try_update(
     schema::defaults::apply(kind, &mut object);
     track.record(intent, kind, Some(&old), &mut object);
     let context = intent.context(server, Operation::Update, Some(&old));
-    server.admission.mutate(&context, &mut object).await?;
-    schema::defaults::apply(kind, &mut object);
+    if !intent.request.is_admitted {
+        server.admission.mutate(&context, &mut object).await?;
+        schema::defaults::apply(kind, &mut object);
+    }
     // Some sub-resources are ways to change the desired state (resize, scale, ephemeralcontainers); a binding is not.
     if !matches!(info.subresource.as_str(), "status" | "binding") {
         let counts = strategy::counts_generations(resource);
@@ -165,7 +167,9 @@ async fn try_update(
     if info.subresource.is_empty() {
         warnings::add_all(schema::advice::of_update(&stored, &object, &old));
     }
-    server.admission.validate(&context, Some(&object)).await?;
+    if !intent.request.is_admitted {
+        server.admission.validate(&context, Some(&object)).await?;
+    }
     let finished = deletion::is_complete(&object);
     let value = object::encode(&object);
     if !finished && !is_moved && !kv.stale && value == object::encode(&old) {
